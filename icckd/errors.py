@@ -1,0 +1,21 @@
+"""The errors that this package raises beyond Python's own ValueError and TypeError."""
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend cannot run here; the message says why and what would make it available."""
+
+
+class UserError(ValueError):
+    """A setting or an input file is wrong. The command line prints it as one line and exits with 2."""
+
+
+class TrainingDiverged(RuntimeError):
+    """Too many steps in a row had a non-finite loss. The command line exits with 3."""
+
+
+class Interrupted(RuntimeError):
+    """A signal asked the run to stop; a checkpoint was saved first. The command line exits with 128 + signal."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(f"stopped by signal {signal_number} after saving a checkpoint; --resume continues")
+        self.signal_number = signal_number

@@ -1,0 +1,37 @@
+import json
+import math
+import os
+
+import pytest
+
+from icckd.files import json_line, write_json, write_text, write_whole
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old")
+
+    def fail_midway(temporary):
+        temporary.write_text("half")
+        raise RuntimeError("power loss")
+
+    with pytest.raises(RuntimeError):
+        write_whole(target, fail_midway)
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_write_text_creates_folders_and_replaces(tmp_path):
+    target = tmp_path / "a" / "b.txt"
+    write_text(target, "λ")
+    write_text(target, "μ")
+    assert target.read_text(encoding="utf-8") == "μ"
+
+
+def test_json_has_null_for_numbers_that_json_lacks(tmp_path):
+    value = {"a": math.nan, "b": [1.5, math.inf], "c": {"d": (-math.inf, 2)}}
+    write_json(tmp_path / "x.json", value)
+    expected = {"a": None, "b": [1.5, None], "c": {"d": [None, 2]}}
+    assert json.loads((tmp_path / "x.json").read_text()) == expected
+    assert json.loads(json_line(value)) == expected
+    assert "\n" not in json_line(value)

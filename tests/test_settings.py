@@ -1,0 +1,38 @@
+from dataclasses import replace
+
+import pytest
+
+from icckd.errors import UserError
+from icckd.settings import DataSettings, Settings, StudentSettings, TeacherLossSettings, TeacherSettings, check
+
+
+def test_defaults_are_valid():
+    check(Settings())
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (Settings(seed=-1), "seed"),
+        (Settings(checkpoint_every=-1), "checkpoint_every"),
+        (Settings(data=DataSettings(validation=1.0)), "data.validation"),
+        (Settings(data=DataSettings(image_size=4)), "data.image_size"),
+        (Settings(teacher=TeacherSettings(epochs=0)), "teacher.epochs"),
+        (Settings(teacher=TeacherSettings(memory=-1)), "teacher.memory"),
+        (Settings(teacher=TeacherSettings(batch_size=1)), "teacher.batch_size"),
+        (Settings(teacher=TeacherSettings(milestones=[0.5, 1.0])), "teacher.milestones"),
+        (Settings(teacher=TeacherSettings(learning_rate=float("nan"))), "teacher.learning_rate"),
+        (Settings(teacher=TeacherSettings(loss=TeacherLossSettings(weight=-0.1))), "teacher.loss.weight"),
+        (Settings(teacher=TeacherSettings(loss=TeacherLossSettings(margin=float("nan")))), "teacher.loss.margin"),
+        (Settings(teacher=TeacherSettings(loss=TeacherLossSettings(temperature=0))), "teacher.loss.temperature"),
+        (Settings(student=StudentSettings(warmup_epochs=99)), "student.warmup_epochs"),
+        (Settings(student=StudentSettings(momentum=1.0)), "student.momentum"),
+    ],
+)
+def test_a_value_out_of_range_is_named(settings, name):
+    with pytest.raises(UserError, match=rf"^{name} is .*; it should be "):
+        check(settings)
+
+
+def test_a_short_training_needs_a_shorter_warmup():
+    check(replace(Settings(), teacher=TeacherSettings(epochs=1, warmup_epochs=0.5)))
