@@ -1,0 +1,79 @@
+// The intra-class loss of one class (whole_class_kernel.cpp) or of one block of a class (class_blocks_kernel.cpp).
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/class_layout.h"
+#include "cpu/dispatch.h"
+#include "cpu/element.h"
+
+namespace icckd {
+
+// A matrix of `element`s whose rows are contiguous.
+struct Rows {
+  const void* data = nullptr;
+  Element element = Element::float32;
+  int64_t stride = 0;
+};
+
+struct IntraClassProblem {
+  Rows anchor, positive, memory;
+  int64_t dim;
+  const float* weight;  // of every row's loss
+  float scale;          // κ = 1 / temperature
+  bool normalize;
+  const ClassLayout* layout;
+
+  // Whether κ can be every anchor's shift: similarities are at most 1, and exp(−2κ) does not underflow.
+  bool constant_shift() const { return normalize && scale <= 40; }
+};
+
+// What is wanted; null where something is not. Rows without a loss or a gradient are not written by log-sum-exp functions.
+struct IntraClassResults {
+  float* rows;       // weight · loss
+  float* lse;        // log-sum-exp
+  void* d_anchor;    // contiguous, of the anchor's element
+  void* d_positive;  // contiguous, of the anchor's element
+  bool d_scale;      // whether Sums::d_scale is wanted
+
+  bool any_gradient_of_rows() const { return d_anchor != nullptr || d_positive != nullptr; }
+};
+
+// What a work unit adds to the results.
+struct Sums {
+  double loss = 0, d_scale = 0;
+};
+
+// What a block's log-sum-exp leaves for the gradients of the whole class: for the anchor at a position of the layout,
+// exp(κ z·z' − shift) · weight is the share of the negative z' in its gradient, and −push that of its positive.
+struct AnchorStates {
+  float* shift;
+  float* weight;
+  float* push;
+};
+
+constexpr int64_t block_rows = 128;  // rows of the blocks into which large classes are cut
+
+struct Block {
+  int64_t class_index, begin, end;  // positions in the class
+};
+
+// clang-format off
+ICCKD_DECLARE_KERNELS(
+  // Floats of scratch that the functions below need.
+  int64_t whole_class_scratch(int64_t anchors, int64_t candidates, int64_t dim);
+  int64_t block_scratch(int64_t dim);
+
+  // Everything about one class, if constant_shift() holds. Every similarity is computed once and kept.
+  Sums whole_class(const IntraClassProblem&, const IntraClassResults&, int64_t class_index, float* scratch);
+
+  // The losses of a block of a class's anchors, then, when all of these are done, the gradients of a block of its rows.
+  Sums log_sum_exp_block(const IntraClassProblem&, const IntraClassResults&, AnchorStates, Block, float* scratch);
+  void gradient_block(const IntraClassProblem&, const IntraClassResults&, AnchorStates, Block, float* scratch);
+
+  // Zero gradients for rows that take no part: order[0 … count).
+  void zero_gradients(const IntraClassProblem&, const IntraClassResults&, const int64_t* order, int64_t count);
+)
+// clang-format on
+
+}  // namespace icckd

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/dispatch.h"
+#include "cpu/element.h"
+
+namespace icckd {
+
+// Row i, class c: element i · row_stride + c · class_stride.
+struct Logits {
+  Element element;
+  const void* data;
+  int64_t row_stride, class_stride;
+};
+
+struct KdKlJob {
+  Logits student, teacher;
+  int64_t classes;
+  float temperature;
+  bool standardize;
+  const float* grad_rows;  // (N,), the upstream gradient of each row's loss; read for d_student only
+  float* rows;             // (N,)
+  void* d_student;         // (N, classes), contiguous, of the student's type; null: not wanted
+};
+
+ICCKD_DECLARE_KERNELS(
+    // Computes rows [begin, end), with three rows of scratch, each `scratch_length` long.
+    void kd_kl(const KdKlJob& job, int64_t begin, int64_t end, float* scratch, int64_t scratch_length);)
+
+}  // namespace icckd

@@ -1,0 +1,50 @@
+// The operators of icckd._C: their schemas, and the Python module whose import registers them.
+//
+// docs/architecture.md says what each computes. Implementations register themselves: csrc/cpu/*.cpp.
+
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(icckd_native, m) {
+  m.def("cpu_capability() -> str");
+
+  m.def(
+      "intra_class_rows(Tensor anchor, Tensor positive, Tensor labels, Tensor weight, Tensor? memory, "
+      "Tensor? memory_labels, Tensor temperature, bool normalize, int? num_classes) -> (Tensor rows, Tensor lse)");
+  m.def(
+      "intra_class_rows_backward(Tensor grad_rows, Tensor lse, Tensor anchor, Tensor positive, Tensor labels, "
+      "Tensor weight, Tensor? memory, Tensor? memory_labels, Tensor temperature, bool normalize, int? num_classes, "
+      "bool need_anchor, bool need_positive, bool need_temperature) "
+      "-> (Tensor d_anchor, Tensor d_positive, Tensor d_temperature)");
+  m.def(
+      "intra_class_sum(Tensor anchor, Tensor positive, Tensor labels, Tensor weight, Tensor? memory, "
+      "Tensor? memory_labels, Tensor temperature, bool normalize, int? num_classes, "
+      "bool need_anchor, bool need_positive, bool need_temperature) "
+      "-> (Tensor loss, Tensor d_anchor, Tensor d_positive, Tensor d_temperature)");
+
+  m.def(
+      "cross_entropy_margin_rows(Tensor logits, Tensor labels, float label_smoothing, str space, int ignore_index) "
+      "-> (Tensor rows, Tensor margin, Tensor lse)");
+  m.def(
+      "cross_entropy_margin_rows_backward(Tensor grad_rows, Tensor lse, Tensor logits, Tensor labels, "
+      "float label_smoothing, int ignore_index) -> Tensor d_logits");
+  m.def(
+      "cross_entropy_margin_sum(Tensor logits, Tensor labels, Tensor weight, float label_smoothing, str space, "
+      "int ignore_index) -> (Tensor loss, Tensor margin, Tensor d_logits)");
+
+  m.def("kd_kl_rows(Tensor student, Tensor teacher, float temperature, bool standardize) -> Tensor rows");
+  m.def(
+      "kd_kl_rows_backward(Tensor grad_rows, Tensor student, Tensor teacher, float temperature, bool standardize) "
+      "-> Tensor d_student");
+  m.def(
+      "kd_kl_sum(Tensor student, Tensor teacher, float temperature, bool standardize, float scale) "
+      "-> (Tensor loss, Tensor d_student)");
+  m.def("rkd_distance(Tensor student, Tensor teacher, bool need_grad) -> (Tensor loss, Tensor d_student)");
+  m.def("rkd_angle(Tensor student, Tensor teacher, bool need_grad) -> (Tensor loss, Tensor d_student)");
+}
+
+static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+
+PyMODINIT_FUNC PyInit__C() {
+  return PyModule_Create(&definition);
+}

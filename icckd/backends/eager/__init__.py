@@ -1,0 +1,33 @@
+"""The reference backend: class-sorted and chunked PyTorch, on any device, float16 to float64."""
+
+from icckd.backends.eager.cross_entropy import (
+    cross_entropy_margin_rows,
+    cross_entropy_margin_rows_backward,
+    cross_entropy_margin_sum,
+)
+from icckd.backends.eager.distillation import (
+    kd_kl_rows,
+    kd_kl_rows_backward,
+    kd_kl_sum,
+    rkd_angle,
+    rkd_distance,
+)
+from icckd.backends.eager.intra_class import (
+    intra_class_rows,
+    intra_class_rows_backward,
+    intra_class_sum,
+)
+
+__all__ = [
+    "cross_entropy_margin_rows",
+    "cross_entropy_margin_rows_backward",
+    "cross_entropy_margin_sum",
+    "intra_class_rows",
+    "intra_class_rows_backward",
+    "intra_class_sum",
+    "kd_kl_rows",
+    "kd_kl_rows_backward",
+    "kd_kl_sum",
+    "rkd_angle",
+    "rkd_distance",
+]

@@ -1,0 +1,17 @@
+"""The public functions. Each states its mathematics, checks its arguments and leaves the work to a backend.
+
+`icckd.reference` defines the same functions in plain PyTorch.
+"""
+
+from icckd.functional.cross_entropy import classification_margin, cross_entropy_with_margin
+from icckd.functional.distillation import kd_kl, rkd_angle, rkd_distance
+from icckd.functional.intra_class import intra_class_contrastive
+
+__all__ = [
+    "classification_margin",
+    "cross_entropy_with_margin",
+    "intra_class_contrastive",
+    "kd_kl",
+    "rkd_angle",
+    "rkd_distance",
+]

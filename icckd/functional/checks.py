@@ -1,0 +1,126 @@
+"""Argument checks of the public functions: each names the argument, what it was and what it should be.
+
+Checks of shapes, dtypes and devices cost nothing and run always. Checks of values run only where `readable` says that
+reading them neither synchronises with a GPU nor breaks a graph that is being compiled.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def readable(x: Tensor) -> bool:
+    """Whether the values of `x` may be looked at."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def is_tensor(name: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}; it should be a torch.Tensor")
+
+
+def float_matrix(name: str, x: Tensor, rows: int | None = None, columns: int | None = None) -> None:
+    """`x` should be a two-dimensional float tensor, with so many rows and columns where they are given."""
+    is_tensor(name, x)
+    if x.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name} has dtype {x.dtype}; it should be {_choices(FLOAT_DTYPES)}")
+    if x.dim() != 2 or (rows is not None and x.shape[0] != rows) or (columns is not None and x.shape[1] != columns):
+        wanted = f"({'N' if rows is None else rows}, {'D' if columns is None else columns})"
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it should be {wanted}")
+
+
+def integer_vector(name: str, x: Tensor, size: int) -> None:
+    """`x` should be a one-dimensional integer tensor of `size` elements."""
+    is_tensor(name, x)
+    if x.dtype not in INTEGER_DTYPES:
+        raise TypeError(f"{name} has dtype {x.dtype}; it should be an integer type such as torch.int64")
+    vector(name, x, size)
+
+
+def vector(name: str, x: Tensor, size: int) -> None:
+    """`x` should be one-dimensional, of `size` elements."""
+    is_tensor(name, x)
+    if x.dim() != 1 or x.shape[0] != size:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it should be ({size},)")
+
+
+def same_device(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    if x.device != other.device:
+        raise ValueError(f"{name} is on {x.device}; it should be on {other.device}, as {other_name} is")
+
+
+def same_dtype(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    if x.dtype != other.dtype:
+        raise TypeError(f"{name} has dtype {x.dtype}; it should be {other.dtype}, as {other_name} is")
+
+
+def one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; it should be {_choices([repr(choice) for choice in choices])}")
+
+
+def is_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{name} is {value!r}; it should be a number")
+
+
+def positive_number(name: str, value: float) -> None:
+    """`value` should be a finite number above 0."""
+    is_number(name, value)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} is {value}; it should be a finite number above 0")
+
+
+def positive_integer(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} is {value!r}; it should be an integer")
+    if value < 1:
+        raise ValueError(f"{name} is {value}; it should be 1 or more")
+
+
+def number_within(name: str, value: float, lowest: float, highest: float) -> None:
+    """`value` should be a number in [lowest, highest]."""
+    is_number(name, value)
+    if not lowest <= value <= highest:
+        raise ValueError(f"{name} is {value}; it should be in [{lowest}, {highest}]")
+
+
+def labels_below(name: str, labels: Tensor, num_classes: int) -> None:
+    """Every label should be below `num_classes`; looked at only where it may be."""
+    if readable(labels) and labels.numel() and bool((labels >= num_classes).any()):
+        raise ValueError(f"{name} reach {int(labels.max())}; they should be below num_classes = {num_classes}")
+
+
+def weights(name: str, x: Tensor, size: int) -> None:
+    """`x` should hold `size` booleans, or numbers that are finite and not negative."""
+    vector(name, x, size)
+    if x.dtype == torch.bool:
+        return
+    if x.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name} has dtype {x.dtype}; it should be torch.bool or a float type")
+    if readable(x) and not bool(((x >= 0) & x.isfinite()).all()):
+        raise ValueError(f"{name} holds a negative or non-finite value; its weights should be finite and 0 or more")
+
+
+def temperature(name: str, value: float | Tensor, device: torch.device | None = None) -> None:
+    """`value` should be a number above 0, or a 0-dim float tensor (on `device`) that holds one."""
+    if not isinstance(value, Tensor):
+        positive_number(name, value)
+        return
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name} has dtype {value.dtype}; it should be a float type")
+    if value.dim() != 0:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; it should be a float or a 0-dim tensor")
+    if device is not None and value.device != device:
+        raise ValueError(f"{name} is on {value.device}; it should be on {device}, as the other tensors are")
+    if readable(value):
+        positive_number(name, value.item())
+
+
+def _choices(options: Sequence[object]) -> str:
+    *most, last = map(str, options)
+    return f"{', '.join(most)} or {last}" if most else last

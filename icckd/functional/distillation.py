@@ -1,0 +1,116 @@
+"""What a student is taught by: softened predictions, and relations between the rows of a batch."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from icckd import backends
+from icckd.functional import checks
+from icckd.ops import distillation as ops
+
+_REDUCTIONS = ("batchmean", "sum", "none")
+
+
+def kd_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float = 4.0,
+    standardize: bool = False,
+    reduction: str = "batchmean",
+    backend: str = "auto",
+) -> Tensor:
+    """Knowledge distillation (Hinton et al. 2015, arXiv 1503.02531): the divergence of softened predictions.
+
+    With q = softmax(teacher/T) and p = softmax(student/T), row by row,
+
+        ℓ_i = T² KL(q_i ‖ p_i) = T² Σ_c q_i[c] (log q_i[c] − log p_i[c]), where a class with q_i[c] = 0 adds 0
+        "none": ℓ_i (N,)    "sum": Σ ℓ_i    "batchmean": Σ ℓ_i / N (0 for N = 0)
+
+    Args:
+        student_logits: (N, C) float, C ≥ 1.
+        teacher_logits: (N, C) float, of any float dtype; it gets no gradient.
+        temperature: T > 0.
+        standardize: First replace each row x by (x − mean)/(std + 1e-7), std unbiased (0 for C = 1), with the gradient
+            through both: logit standardisation, Sun et al. 2024 (arXiv 2403.01427).
+        reduction: "batchmean", "sum" or "none".
+        backend: Who computes: "auto", "reference", "cpu", "cuda" or "triton".
+
+    Returns:
+        (N,) or a scalar, float32 (float64 where an input is).
+
+    Raises:
+        TypeError, ValueError: An argument has a wrong type, shape, device or value.
+        BackendUnavailable: The backend asked for cannot run here.
+    """
+    checks.float_matrix("student_logits", student_logits)
+    rows, classes = student_logits.shape
+    checks.float_matrix("teacher_logits", teacher_logits, rows, classes)
+    if classes == 0:
+        raise ValueError(f"student_logits has shape {tuple(student_logits.shape)}; it should have at least one class")
+    checks.same_device("teacher_logits", teacher_logits, "student_logits", student_logits)
+    checks.positive_number("temperature", temperature)
+    checks.one_of("reduction", reduction, _REDUCTIONS)
+    student, teacher = student_logits, teacher_logits.detach()
+    backend = _select(backend, student, teacher)
+    # A float16 gradient of a mean could underflow before the loss scale is applied: it is computed in backward, scaled.
+    wants_gradient = student.requires_grad and torch.is_grad_enabled()
+    scale = 1 / max(rows, 1) if reduction == "batchmean" else 1.0
+    if reduction == "none" or not wants_gradient or student.dtype == torch.float16:
+        losses = ops.kd_kl_rows(student, teacher, temperature, standardize, backend)
+        return losses if reduction == "none" else scale * losses.sum()
+    loss, _ = ops.kd_kl_sum(student, teacher, temperature, standardize, scale, backend)
+    return loss
+
+
+def rkd_distance(student: Tensor, teacher: Tensor, *, backend: str = "auto") -> Tensor:
+    """Distance-wise relational distillation (Park et al. 2019, arXiv 1904.05068).
+
+    With d_ij the Euclidean distance between rows i and j and μ the mean of the non-zero d_ij, for each network,
+
+        loss = 1/N² Σ_ij smooth-L1(d_ij/μ of the student − d_ij/μ of the teacher), β = 1
+
+    The gradient flows through μ too; a zero distance has none. Memory: O(N·D + N²).
+
+    Args:
+        student: (N, Ds) float features.
+        teacher: (N, Dt) float features, of any float dtype and width; they get no gradient.
+        backend: Who computes: "auto", "reference", "cpu", "cuda" or "triton".
+
+    Returns:
+        A scalar, float32 (float64 where an input is); 0 for N < 2.
+
+    Raises:
+        TypeError, ValueError: An argument has a wrong type, shape or device.
+        BackendUnavailable: The backend asked for cannot run here.
+    """
+    return _relational(ops.rkd_distance, student, teacher, backend)
+
+
+def rkd_angle(student: Tensor, teacher: Tensor, *, backend: str = "auto") -> Tensor:
+    """Angle-wise relational distillation (Park et al. 2019, arXiv 1904.05068).
+
+    With u_ij the unit vector from row j to row i (0 between equal rows), for each network,
+
+        loss = 1/N³ Σ_ijk smooth-L1(u_ij·u_kj of the student − u_ij·u_kj of the teacher), β = 1
+
+    Memory: O(N·D + N²).
+
+    Args, Returns, Raises: As for `rkd_distance`.
+    """
+    return _relational(ops.rkd_angle, student, teacher, backend)
+
+
+def _relational(operator: Callable, student: Tensor, teacher: Tensor, backend: str) -> Tensor:
+    checks.float_matrix("student", student)
+    checks.float_matrix("teacher", teacher, rows=student.shape[0])
+    checks.same_device("teacher", teacher, "student", student)
+    backend = _select(backend, student, teacher)
+    need_grad = student.requires_grad and torch.is_grad_enabled()
+    loss, _ = operator(student, teacher.detach(), need_grad, backend)
+    return loss
+
+
+def _select(backend: str, student: Tensor, teacher: Tensor) -> str:
+    return backends.select(backend, student.device, torch.promote_types(student.dtype, teacher.dtype))

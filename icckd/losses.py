@@ -1,0 +1,165 @@
+"""Loss modules: the functions of `icckd.functional` with their settings."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from icckd.functional import checks, cross_entropy_with_margin, intra_class_contrastive
+from icckd.memory import ClassMemory
+
+_IGNORED_LABEL = -100
+
+
+class IntraClassContrastiveLoss(nn.Module):
+    """`icckd.functional.intra_class_contrastive` as a module; its documentation says what the arguments mean."""
+
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.1,
+        normalize: bool = True,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ):
+        super().__init__()
+        checks.temperature("temperature", temperature)
+        checks.one_of("reduction", reduction, ("mean", "sum", "none"))
+        self.temperature, self.normalize, self.reduction, self.backend = temperature, normalize, reduction, backend
+
+    def forward(
+        self,
+        anchor: Tensor,
+        positive: Tensor,
+        labels: Tensor,
+        gate: Tensor | None = None,
+        memory: ClassMemory | None = None,
+    ) -> Tensor:
+        """The loss of anchor and positive (N, D) with labels (N,), a gate (N,) and further negatives."""
+        memory_rows, memory_labels = _tensors(memory)
+        return intra_class_contrastive(
+            anchor,
+            positive,
+            labels,
+            gate=gate,
+            memory=memory_rows,
+            memory_labels=memory_labels,
+            temperature=self.temperature,
+            normalize=self.normalize,
+            reduction=self.reduction,
+            num_classes=None if memory is None else memory.num_classes,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={self.temperature}, normalize={self.normalize}, "
+            f"reduction={self.reduction!r}, backend={self.backend!r}"
+        )
+
+
+class TeacherLossOutput(NamedTuple):
+    """What `TeacherLoss` returns: 0-dim tensors. Only `total` is meant to be differentiated."""
+
+    total: Tensor
+    cross_entropy: Tensor
+    intra_class: Tensor
+    active_fraction: Tensor
+    mean_margin: Tensor
+
+
+class TeacherLoss(nn.Module):
+    """Cross-entropy + weight · intra-class contrastive loss over the samples that are safely classified.
+
+    The teacher's loss of arXiv 2509.22053: samples whose classification margin exceeds `margin` are the anchors.
+
+    Args:
+        weight: λ ≥ 0. With 0 the intra-class loss is not computed and reported as 0.
+        margin: δ, in the units of margin_space.
+        margin_space: "probability" or "logit".
+        temperature: τ > 0 of the intra-class loss.
+        label_smoothing: Of the cross-entropy, in [0, 1].
+        backend: Who computes: "auto", "reference", "cpu", "cuda" or "triton".
+
+    Raises:
+        TypeError, ValueError: A setting has a wrong type or value.
+    """
+
+    def __init__(
+        self,
+        weight: float = 0.02,
+        margin: float = 0.2,
+        margin_space: str = "probability",
+        temperature: float = 0.1,
+        label_smoothing: float = 0.0,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        checks.number_within("weight", weight, 0, float("inf"))
+        checks.is_number("margin", margin)
+        checks.one_of("margin_space", margin_space, ("probability", "logit"))
+        checks.temperature("temperature", temperature)
+        checks.number_within("label_smoothing", label_smoothing, 0, 1)
+        self.weight, self.margin, self.margin_space = weight, margin, margin_space
+        self.temperature, self.label_smoothing, self.backend = temperature, label_smoothing, backend
+
+    def forward(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        features: Tensor,
+        positive_features: Tensor,
+        memory: ClassMemory | None = None,
+    ) -> TeacherLossOutput:
+        """The loss and what it is made of.
+
+        Args:
+            logits: (N, C) float, of the first view.
+            labels: (N,) integers in [0, C), or −100 for rows to ignore.
+            features: (N, D) float, of the first view.
+            positive_features: (N, D), of the second view. Unread with weight 0.
+            memory: Further negatives; it is only read.
+
+        Returns:
+            total, cross_entropy and intra_class as above; active_fraction, the share of labelled rows that are anchors;
+            and mean_margin, the labelled rows' mean margin. The last two are 0 where no row is labelled, and have no
+            gradient.
+        """
+        cross_entropy, margin = cross_entropy_with_margin(
+            logits,
+            labels,
+            space=self.margin_space,
+            label_smoothing=self.label_smoothing,
+            ignore_index=_IGNORED_LABEL,
+            backend=self.backend,
+        )
+        gate = margin > self.margin
+        if self.weight > 0:
+            memory_rows, memory_labels = _tensors(memory)
+            intra_class = intra_class_contrastive(
+                features,
+                positive_features,
+                labels,
+                gate=gate,
+                memory=memory_rows,
+                memory_labels=memory_labels,
+                temperature=self.temperature,
+                num_classes=logits.shape[1],
+                backend=self.backend,
+            )
+            total = cross_entropy + self.weight * intra_class
+        else:
+            intra_class, total = torch.zeros_like(cross_entropy.detach()), cross_entropy
+        labelled = labels != _IGNORED_LABEL
+        count = labelled.sum().clamp(min=1)
+        mean_margin = torch.where(labelled, margin, 0).sum() / count
+        return TeacherLossOutput(total, cross_entropy, intra_class, gate.sum() / count, mean_margin)
+
+    def extra_repr(self) -> str:
+        return (
+            f"weight={self.weight}, margin={self.margin}, margin_space={self.margin_space!r}, "
+            f"temperature={self.temperature}, label_smoothing={self.label_smoothing}, backend={self.backend!r}"
+        )
+
+
+def _tensors(memory: ClassMemory | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if memory is None else memory.tensors()

@@ -1,0 +1,100 @@
+"""A cache of earlier embeddings: further negatives where one batch holds too few rows of a class."""
+
+import torch
+from torch import Tensor, nn
+
+from icckd.functional import checks
+
+
+class ClassMemory(nn.Module):
+    """The `capacity` most recent embeddings of every class, oldest overwritten first.
+
+    That there is a cache of earlier samples of the class is arXiv 2509.22053's; that it holds the most recent ones,
+    class by class, is this project's choice. Everything is in the state dict. Nothing here synchronises with a GPU
+    but `len()`.
+    Under DistributedDataParallel every rank has a memory of its own: use broadcast_buffers=False, or keep it out of the
+    wrapped module.
+
+    Args:
+        num_classes: C; rows are labelled 0 … C − 1.
+        capacity: Embeddings kept per class.
+        dim: D, numbers per embedding.
+        dtype: Float dtype that embeddings are kept in.
+
+    Raises:
+        TypeError, ValueError: A size is not a positive integer, or dtype no float dtype.
+    """
+
+    slots: Tensor
+    pushed: Tensor
+
+    def __init__(self, num_classes: int, capacity: int, dim: int, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        for name, value in (("num_classes", num_classes), ("capacity", capacity), ("dim", dim)):
+            checks.positive_integer(name, value)
+        if dtype not in checks.FLOAT_DTYPES:
+            raise TypeError(f"dtype is {dtype}; it should be a float dtype such as torch.float32")
+        self.num_classes, self.capacity, self.dim = num_classes, capacity, dim
+        # Class c owns slots [c · capacity, (c + 1) · capacity). The last slot takes what a push does not keep.
+        self.register_buffer("slots", torch.zeros(num_classes * capacity + 1, dim, dtype=dtype))
+        self.register_buffer("pushed", torch.zeros(num_classes, dtype=torch.int64))
+
+    @torch.no_grad()
+    def push(self, features: Tensor, labels: Tensor) -> None:
+        """Store rows, in order, as the newest of their classes.
+
+        Args:
+            features: (N, D) float.
+            labels: (N,) integers; rows with a negative label are skipped.
+
+        Raises:
+            TypeError, ValueError: A wrong type, shape, device or label. A label of C or more is noticed on the CPU
+                only; a GPU skips the row.
+        """
+        checks.float_matrix("features", features, columns=self.dim)
+        checks.integer_vector("labels", labels, features.shape[0])
+        checks.same_device("features", features, "the memory", self.slots)
+        checks.same_device("labels", labels, "the memory", self.slots)
+        checks.labels_below("labels", labels, self.num_classes)
+        if features.shape[0] == 0:
+            return
+        labels, order = labels.long().sort(stable=True)
+        valid = (labels >= 0) & (labels < self.num_classes)
+        classes = torch.where(valid, labels, 0)
+        first = torch.searchsorted(labels, labels)
+        end = torch.searchsorted(labels, labels, right=True)
+        place = torch.arange(len(labels), device=labels.device)
+        kept = valid & (end - place <= self.capacity)
+        slot = classes * self.capacity + (self.pushed[classes] + place - first) % self.capacity
+        slot = torch.where(kept, slot, len(self.slots) - 1)
+        self.slots.index_copy_(0, slot, features[order].to(self.slots.dtype))
+        self.slots[-1].zero_()
+        self.pushed.index_add_(0, classes, valid.long())
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """The embeddings (C · capacity, D) and their labels (C · capacity,), −1 where a slot is empty.
+
+        The embeddings are no copy: a later push changes them.
+        """
+        classes = torch.arange(self.num_classes, device=self.pushed.device)
+        labels = torch.where(self._filled(), classes[:, None], -1)
+        return self.slots[:-1], labels.flatten()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.slots.zero_()
+        self.pushed.zero_()
+
+    def __len__(self) -> int:
+        """The number of filled slots. Synchronises with a GPU."""
+        return int(self._filled().sum())
+
+    def __bool__(self) -> bool:
+        """True: an empty memory is a memory."""
+        return True
+
+    def _filled(self) -> Tensor:
+        return torch.arange(self.capacity, device=self.pushed.device) < self.pushed[:, None]
+
+    def extra_repr(self) -> str:
+        return f"num_classes={self.num_classes}, capacity={self.capacity}, dim={self.dim}, dtype={self.slots.dtype}"

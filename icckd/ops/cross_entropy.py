@@ -1,0 +1,122 @@
+"""The operators of cross-entropy with margin: what they promise to the compiler and to autograd.
+
+Which of them runs when, and what they return, is in docs/architecture.md.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from icckd import backends
+from icckd.ops.saved_gradient import refuse_second_derivative, scaled_once
+
+
+@torch.library.custom_op("icckd::cross_entropy_margin_rows", mutates_args=())
+def cross_entropy_margin_rows(
+    logits: Tensor, labels: Tensor, label_smoothing: float, space: str, ignore_index: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of every row (0 where ignored), margin (−inf where ignored), log-sum-exp less the row's maximum."""
+    _check_labels(labels, logits.shape[1], ignore_index)
+    return backends.module(backend).cross_entropy_margin_rows(logits, labels, label_smoothing, space, ignore_index)
+
+
+@torch.library.custom_op("icckd::cross_entropy_margin_rows_backward", mutates_args=())
+def cross_entropy_margin_rows_backward(
+    grad_rows: Tensor,
+    lse: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    label_smoothing: float,
+    ignore_index: int,
+    backend: str,
+) -> Tensor:
+    """The gradient of Σ grad_rows · rows with respect to the logits."""
+    return backends.module(backend).cross_entropy_margin_rows_backward(
+        grad_rows, lse, logits, labels, label_smoothing, ignore_index
+    )
+
+
+@torch.library.custom_op("icckd::cross_entropy_margin_sum", mutates_args=())
+def cross_entropy_margin_sum(
+    logits: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    label_smoothing: float,
+    space: str,
+    ignore_index: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Σ weight · rows, the margins, and the sum's gradient with respect to the logits."""
+    _check_labels(labels, logits.shape[1], ignore_index)
+    return backends.module(backend).cross_entropy_margin_sum(
+        logits, labels, weight, label_smoothing, space, ignore_index
+    )
+
+
+@cross_entropy_margin_rows.register_fake
+def _(logits: Tensor, labels: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    rows = logits.new_empty(labels.shape, dtype=_loss_dtype(logits))
+    return rows, torch.empty_like(rows, dtype=torch.float32), torch.empty_like(rows)
+
+
+@cross_entropy_margin_rows_backward.register_fake
+def _(grad_rows: Tensor, lse: Tensor, logits: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+@cross_entropy_margin_sum.register_fake
+def _(logits: Tensor, labels: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        logits.new_empty((), dtype=_loss_dtype(logits)),
+        logits.new_empty(labels.shape, dtype=torch.float32),
+        torch.empty_like(logits, memory_format=torch.contiguous_format),
+    )
+
+
+def _save_rows(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, labels, ctx.label_smoothing, _, ctx.ignore_index, ctx.backend = inputs
+    _, margin, lse = output
+    ctx.mark_non_differentiable(margin, lse)
+    ctx.save_for_backward(lse, logits, labels)
+
+
+def _rows_backward(ctx: Any, grad_rows: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+    d_logits = cross_entropy_margin_rows_backward(
+        grad_rows, *ctx.saved_tensors, ctx.label_smoothing, ctx.ignore_index, ctx.backend
+    )
+    return d_logits, None, None, None, None, None
+
+
+def _save_sum(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    loss, margin, d_logits = output
+    ctx.mark_non_differentiable(margin, d_logits)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(loss, d_logits)
+
+
+def _sum_backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    loss, d_logits = ctx.saved_tensors
+    return scaled_once(d_logits, grad_loss, loss), None, None, None, None, None, None
+
+
+cross_entropy_margin_rows.register_autograd(_rows_backward, setup_context=_save_rows)
+cross_entropy_margin_rows_backward.register_autograd(refuse_second_derivative)
+cross_entropy_margin_sum.register_autograd(_sum_backward, setup_context=_save_sum)
+
+
+def _check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
+    """Raise ValueError for a label that names no class; not on a GPU, where looking would synchronise."""
+    if labels.device.type != "cpu" or labels.numel() == 0:
+        return
+    valid = labels[labels != ignore_index]
+    if valid.numel() and not 0 <= (lowest := int(valid.min())) <= (highest := int(valid.max())) < classes:
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(
+            f"labels holds {wrong}; each should be in [0, {classes}), the classes of logits, "
+            f"or ignore_index = {ignore_index}"
+        )
+
+
+def _loss_dtype(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)

@@ -1,0 +1,102 @@
+"""The operators of the distillation losses: what they promise to the compiler and to autograd.
+
+Which of them runs when, and what they return, is in docs/architecture.md. No gradient flows to a teacher.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from icckd import backends
+from icckd.ops.saved_gradient import refuse_second_derivative, scaled_once
+
+
+@torch.library.custom_op("icckd::kd_kl_rows", mutates_args=())
+def kd_kl_rows(student: Tensor, teacher: Tensor, temperature: float, standardize: bool, backend: str) -> Tensor:
+    """T² KL(teacher ‖ student) of every row."""
+    return backends.module(backend).kd_kl_rows(student, teacher, temperature, standardize)
+
+
+@torch.library.custom_op("icckd::kd_kl_rows_backward", mutates_args=())
+def kd_kl_rows_backward(
+    grad_rows: Tensor, student: Tensor, teacher: Tensor, temperature: float, standardize: bool, backend: str
+) -> Tensor:
+    """The gradient of Σ grad_rows · rows with respect to the student's logits."""
+    return backends.module(backend).kd_kl_rows_backward(grad_rows, student, teacher, temperature, standardize)
+
+
+@torch.library.custom_op("icckd::kd_kl_sum", mutates_args=())
+def kd_kl_sum(
+    student: Tensor, teacher: Tensor, temperature: float, standardize: bool, scale: float, backend: str
+) -> tuple[Tensor, Tensor]:
+    """scale · Σ rows, and its gradient with respect to the student's logits."""
+    return backends.module(backend).kd_kl_sum(student, teacher, temperature, standardize, scale)
+
+
+@torch.library.custom_op("icckd::rkd_distance", mutates_args=())
+def rkd_distance(student: Tensor, teacher: Tensor, need_grad: bool, backend: str) -> tuple[Tensor, Tensor]:
+    """The distance-wise relational loss, and its gradient with respect to the student in the loss's dtype."""
+    return backends.module(backend).rkd_distance(student, teacher, need_grad)
+
+
+@torch.library.custom_op("icckd::rkd_angle", mutates_args=())
+def rkd_angle(student: Tensor, teacher: Tensor, need_grad: bool, backend: str) -> tuple[Tensor, Tensor]:
+    """The angle-wise relational loss, and its gradient with respect to the student in the loss's dtype."""
+    return backends.module(backend).rkd_angle(student, teacher, need_grad)
+
+
+@kd_kl_rows.register_fake
+def _(student: Tensor, teacher: Tensor, *_: object) -> Tensor:
+    return student.new_empty(student.shape[0], dtype=_loss_dtype(student, teacher))
+
+
+@kd_kl_rows_backward.register_fake
+def _(grad_rows: Tensor, student: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(student, memory_format=torch.contiguous_format)
+
+
+@kd_kl_sum.register_fake
+def _(student: Tensor, teacher: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    loss = student.new_empty((), dtype=_loss_dtype(student, teacher))
+    return loss, torch.empty_like(student, memory_format=torch.contiguous_format)
+
+
+@rkd_distance.register_fake
+@rkd_angle.register_fake
+def _relational_fake(student: Tensor, teacher: Tensor, need_grad: bool, backend: str) -> tuple[Tensor, Tensor]:
+    loss = student.new_empty((), dtype=_loss_dtype(student, teacher))
+    return loss, loss.new_empty(student.shape if need_grad else 0)
+
+
+def _save_rows(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    student, teacher, *ctx.settings = inputs
+    ctx.save_for_backward(student, teacher)
+
+
+def _rows_backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
+    return kd_kl_rows_backward(grad_rows, *ctx.saved_tensors, *ctx.settings), None, None, None, None
+
+
+def _save_gradient(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    ctx.others = len(inputs) - 1
+    ctx.dtype = inputs[0].dtype
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output)
+
+
+def _scaled_gradient(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    loss, d_student = ctx.saved_tensors
+    d_student = scaled_once(d_student, grad_loss, loss)
+    return None if d_student is None else d_student.to(ctx.dtype), *[None] * ctx.others
+
+
+kd_kl_rows.register_autograd(_rows_backward, setup_context=_save_rows)
+kd_kl_rows_backward.register_autograd(refuse_second_derivative)
+for operator in (kd_kl_sum, rkd_distance, rkd_angle):
+    operator.register_autograd(_scaled_gradient, setup_context=_save_gradient)
+
+
+def _loss_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)

@@ -1,0 +1,204 @@
+"""The operators of the intra-class contrastive loss: what they promise to the compiler and to autograd.
+
+Which of them runs when, and what they return, is in docs/architecture.md.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from icckd import backends
+from icckd.ops.saved_gradient import refuse_second_derivative, scaled_once
+
+
+@torch.library.custom_op("icckd::intra_class_rows", mutates_args=())
+def intra_class_rows(
+    anchor: Tensor,
+    positive: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    memory: Tensor | None,
+    memory_labels: Tensor | None,
+    temperature: Tensor,
+    normalize: bool,
+    num_classes: int | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """The weighted loss of every row, and its log-sum-exp: 0 in both where the weight is 0."""
+    return backends.module(backend).intra_class_rows(
+        anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes
+    )
+
+
+@torch.library.custom_op("icckd::intra_class_rows_backward", mutates_args=())
+def intra_class_rows_backward(
+    grad_rows: Tensor,
+    lse: Tensor,
+    anchor: Tensor,
+    positive: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    memory: Tensor | None,
+    memory_labels: Tensor | None,
+    temperature: Tensor,
+    normalize: bool,
+    num_classes: int | None,
+    need_anchor: bool,
+    need_positive: bool,
+    need_temperature: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of Σ grad_rows · rows with respect to anchor, positive and temperature; empty if not needed."""
+    return backends.module(backend).intra_class_rows_backward(
+        grad_rows,
+        lse,
+        anchor,
+        positive,
+        labels,
+        weight,
+        memory,
+        memory_labels,
+        temperature,
+        normalize,
+        num_classes,
+        need_anchor,
+        need_positive,
+        need_temperature,
+    )
+
+
+@torch.library.custom_op("icckd::intra_class_sum", mutates_args=())
+def intra_class_sum(
+    anchor: Tensor,
+    positive: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    memory: Tensor | None,
+    memory_labels: Tensor | None,
+    temperature: Tensor,
+    normalize: bool,
+    num_classes: int | None,
+    need_anchor: bool,
+    need_positive: bool,
+    need_temperature: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The weighted sum of the losses and its gradients with respect to anchor, positive and temperature."""
+    return backends.module(backend).intra_class_sum(
+        anchor,
+        positive,
+        labels,
+        weight,
+        memory,
+        memory_labels,
+        temperature,
+        normalize,
+        num_classes,
+        need_anchor,
+        need_positive,
+        need_temperature,
+    )
+
+
+@intra_class_rows.register_fake
+def _(anchor: Tensor, positive: Tensor, labels: Tensor, weight: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return weight.new_empty(labels.shape), weight.new_empty(labels.shape)
+
+
+@intra_class_rows_backward.register_fake
+def _(
+    grad_rows: Tensor,
+    lse: Tensor,
+    anchor: Tensor,
+    positive: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    memory: Tensor | None,
+    memory_labels: Tensor | None,
+    temperature: Tensor,
+    normalize: bool,
+    num_classes: int | None,
+    need_anchor: bool,
+    need_positive: bool,
+    need_temperature: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_gradients(anchor, positive, temperature, need_anchor, need_positive, need_temperature)
+
+
+@intra_class_sum.register_fake
+def _(
+    anchor: Tensor,
+    positive: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    memory: Tensor | None,
+    memory_labels: Tensor | None,
+    temperature: Tensor,
+    normalize: bool,
+    num_classes: int | None,
+    need_anchor: bool,
+    need_positive: bool,
+    need_temperature: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gradients = _empty_gradients(anchor, positive, temperature, need_anchor, need_positive, need_temperature)
+    return weight.new_empty(()), *gradients
+
+
+def _empty_gradients(
+    anchor: Tensor,
+    positive: Tensor,
+    temperature: Tensor,
+    need_anchor: bool,
+    need_positive: bool,
+    need_temperature: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        anchor.new_empty(anchor.shape if need_anchor else (0,)),
+        positive.new_empty(positive.shape if need_positive else (0,)),
+        temperature.new_empty(() if need_temperature else (0,)),
+    )
+
+
+def _save_rows(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.normalize, ctx.num_classes, ctx.backend = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], *tensors)
+
+
+def _rows_backward(ctx: Any, grad_rows: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = intra_class_rows_backward(
+        grad_rows, *ctx.saved_tensors, ctx.normalize, ctx.num_classes, *_needs(ctx), ctx.backend
+    )
+    return _to_inputs(ctx, gradients)
+
+
+def _save_sum(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output)
+
+
+def _sum_backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    loss, *gradients = ctx.saved_tensors
+    return _to_inputs(ctx, [scaled_once(gradient, grad_loss, loss) for gradient in gradients])
+
+
+def _needs(ctx: Any) -> tuple[bool, bool, bool]:
+    """Whether anchor, positive and temperature need a gradient."""
+    return ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[6]
+
+
+def _to_inputs(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """The gradients of anchor, positive and temperature in the places of these arguments."""
+    inputs: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
+    for place, gradient, needed in zip((0, 1, 6), gradients, _needs(ctx), strict=True):
+        inputs[place] = gradient if needed else None
+    return tuple(inputs)
+
+
+intra_class_rows.register_autograd(_rows_backward, setup_context=_save_rows)
+intra_class_rows_backward.register_autograd(refuse_second_derivative)
+intra_class_sum.register_autograd(_sum_backward, setup_context=_save_sum)

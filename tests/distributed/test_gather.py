@@ -1,0 +1,178 @@
+"""`group`: ranks with their own rows against all rows in one process."""
+
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from icckd import reference
+from icckd.functional import intra_class_contrastive
+
+WORLD = 3
+
+
+def rows(counts, dtype=torch.float64, seed=0):
+    """Anchors, positives, labels and gates of every rank."""
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(counts)
+    anchor, positive = (torch.randn(total, 4, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
+    labels = torch.randint(-1, 3, (total,), generator=generator)
+    gate = torch.rand(total, generator=generator, dtype=torch.float64).float() * (torch.arange(total) % 3 > 0)
+    return [x.split(counts) for x in (anchor, positive, labels, gate)]
+
+
+def concatenated(parts, **options):
+    """The loss of all ranks' rows in one process, and its gradients, split by rank."""
+    counts = [len(x) for x in parts[0]]
+    anchor, positive, labels, gate = (torch.cat(x) for x in parts)
+    anchor, positive = anchor.double().requires_grad_(), positive.double().requires_grad_()
+    temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    loss = reference.intra_class_contrastive(anchor, positive, labels, gate=gate, temperature=temperature, **options)
+    loss.sum().backward()
+    return loss.detach(), anchor.grad.split(counts), positive.grad.split(counts), temperature.grad
+
+
+def mean_over_ranks(x):
+    x = x.detach().clone()
+    dist.all_reduce(x)
+    return x / WORLD
+
+
+def check_ranks_are_one_batch(rank, counts, dtype=torch.float64, tolerance=1e-12, silent_rank=None):
+    parts = rows(counts, dtype)
+    if silent_rank is not None:
+        parts[3] = [gate * (r != silent_rank) for r, gate in enumerate(parts[3])]
+    anchor, positive, labels, gate = (x[rank].clone() for x in parts)
+    # An empty batch, say, comes from no network: its rows need no gradient, but those of other ranks do.
+    anchor.requires_grad_(len(anchor) > 0)
+    positive.requires_grad_(len(positive) > 0)
+    close = {"rtol": tolerance, "atol": tolerance, "check_dtype": False}
+    for reduction in ("mean", "sum", "none"):
+        anchor.grad = positive.grad = None
+        temperature = torch.tensor(0.3, dtype=torch.promote_types(dtype, torch.float32), requires_grad=True)
+        loss = intra_class_contrastive(
+            anchor,
+            positive,
+            labels,
+            gate=gate,
+            temperature=temperature,
+            reduction=reduction,
+            group=dist.group.WORLD,
+            backend="reference",
+        )
+        loss.sum().backward()
+        expected, d_anchor, d_positive, d_temperature = concatenated(parts, reduction=reduction)
+        if reduction == "none":
+            torch.testing.assert_close(loss, expected.split(counts)[rank], **close)
+        elif reduction == "sum":
+            torch.testing.assert_close(WORLD * mean_over_ranks(loss), expected, **close)
+        else:
+            torch.testing.assert_close(mean_over_ranks(loss), expected, **close)
+        # Averaging over ranks, as DistributedDataParallel does, divides by their number.
+        ranks = WORLD if reduction == "mean" else 1
+        torch.testing.assert_close(temperature.grad.new_tensor(WORLD / ranks) * mean_over_ranks(temperature.grad),
+                                   d_temperature, **close)  # fmt: skip
+        if len(anchor):
+            torch.testing.assert_close(anchor.grad / ranks, d_anchor[rank], **close)
+            torch.testing.assert_close(positive.grad / ranks, d_positive[rank], **close)
+
+
+def check_a_shared_network_gets_the_gradient_of_one_batch(rank):
+    counts = [5, 0, 9]
+    parts = rows(counts)
+    weight = torch.eye(4, dtype=torch.float64, requires_grad=True)
+    anchor, positive, labels, gate = (x[rank] for x in parts)
+    loss = intra_class_contrastive(anchor @ weight, positive @ weight, labels, gate=gate, group=dist.group.WORLD)
+    loss.backward()
+    anchor, positive, labels, gate = (torch.cat(x) for x in parts)
+    single = torch.eye(4, dtype=torch.float64, requires_grad=True)
+    reference.intra_class_contrastive(anchor @ single, positive @ single, labels, gate=gate).backward()
+    torch.testing.assert_close(mean_over_ranks(weight.grad), single.grad, rtol=1e-12, atol=1e-12)
+
+
+def check_each_rank_uses_its_own_memory(rank):
+    counts = [4, 6, 5]
+    parts = rows(counts)
+    memory = torch.full((2, 4), rank + 1.0, dtype=torch.float64)
+    memory[1, rank] = -1
+    memory_labels = torch.tensor([0, 2])
+    options = {"memory": memory, "memory_labels": memory_labels, "reduction": "none"}
+    anchor, positive, labels, gate = (x[rank] for x in parts)
+    loss = intra_class_contrastive(anchor, positive, labels, gate=gate, group=dist.group.WORLD, **options)
+    anchor, positive, labels, gate = (torch.cat(x) for x in parts)
+    expected = reference.intra_class_contrastive(anchor, positive, labels, gate=gate, **options)
+    torch.testing.assert_close(loss, expected.split(counts)[rank])
+
+
+def check_evaluation_without_gradient(rank):
+    parts = rows([3, 4, 5])
+    with torch.no_grad():
+        anchor, positive, labels, gate = (x[rank] for x in parts)
+        loss = intra_class_contrastive(anchor, positive, labels, gate=gate, group=dist.group.WORLD)
+    torch.testing.assert_close(mean_over_ranks(loss), concatenated_at_default_temperature(parts))
+
+
+def concatenated_at_default_temperature(parts):
+    anchor, positive, labels, gate = (torch.cat(x) for x in parts)
+    return reference.intra_class_contrastive(anchor, positive, labels, gate=gate)
+
+
+def check_ranks_that_disagree_all_get_an_error(rank):
+    x, labels = torch.ones(2, 4), torch.zeros(2, dtype=torch.long)
+    with torch.set_grad_enabled(rank == 0), pytest.raises(RuntimeError, match="gradients are enabled on some ranks"):
+        intra_class_contrastive(x, x, labels, group=dist.group.WORLD)
+    x = torch.ones(2, 4 + rank)
+    with pytest.raises(ValueError, match=r"anchor has \[4, 5, 6\] columns on the ranks of group"):
+        intra_class_contrastive(x, x, labels, group=dist.group.WORLD)
+
+
+def check_a_group_of_some_ranks(rank):
+    pair = dist.new_group([0, 2])
+    counts = [4, 3, 5]
+    parts = rows(counts)
+    anchor, positive, labels, gate = (x[rank] for x in parts)
+    if rank == 1:
+        with pytest.raises(ValueError, match="group does not contain this process"):
+            intra_class_contrastive(anchor, positive, labels, gate=gate, group=pair)
+        return
+    loss = intra_class_contrastive(anchor, positive, labels, gate=gate, group=pair, reduction="none")
+    anchor, positive, labels, gate = (torch.cat([x[0], x[2]]) for x in parts)
+    expected = reference.intra_class_contrastive(anchor, positive, labels, gate=gate, reduction="none")
+    torch.testing.assert_close(loss, expected.split([4, 5])[rank // 2])
+
+
+def every_check(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
+    try:
+        check_ranks_are_one_batch(rank, [4, 4, 4])
+        check_ranks_are_one_batch(rank, [7, 1, 12])
+        check_ranks_are_one_batch(rank, [5, 0, 9])
+        check_ranks_are_one_batch(rank, [0, 0, 0])
+        check_ranks_are_one_batch(rank, [6, 5, 8], silent_rank=2)
+        check_ranks_are_one_batch(rank, [7, 2, 12], torch.float32, 1e-5)
+        check_ranks_are_one_batch(rank, [7, 2, 12], torch.bfloat16, 2e-2)
+        check_ranks_are_one_batch(rank, [7, 2, 12], torch.float16, 5e-3)
+        check_a_shared_network_gets_the_gradient_of_one_batch(rank)
+        check_each_rank_uses_its_own_memory(rank)
+        check_evaluation_without_gradient(rank)
+        check_ranks_that_disagree_all_get_an_error(rank)
+        check_a_group_of_some_ranks(rank)
+    except BaseException:
+        Path(folder, f"failure-{rank}").write_text(traceback.format_exc())
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="PyTorch was built without gloo")
+def test_ranks_of_a_group(tmp_path):
+    # One start of processes for all checks: starting takes longer than checking.
+    try:
+        mp.spawn(every_check, args=(str(tmp_path),), nprocs=WORLD)
+    except Exception as error:
+        failures = "\n".join(path.read_text() for path in sorted(tmp_path.glob("failure-*")))
+        raise AssertionError(failures) from error
