@@ -1,0 +1,121 @@
+"""A network's predictions on test images, and what they measure: accuracy, distances, entropy, calibration."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from icckd.data import Batch
+
+CALIBRATION_BINS = 15
+
+
+class Predictions(NamedTuple):
+    """What a network says about N images: float32 features (N, F) and logits (N, C); int64 labels (N,). On the CPU."""
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+
+
+def predict(model: nn.Module, batches: Iterable[Batch]) -> Predictions:
+    """`model`'s predictions on the first view of every batch, in evaluation mode and in the order of `batches`.
+
+    `model(images)` returns (features, logits). Every submodule's training mode is restored afterwards. Raises
+    ValueError where there is no batch.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    try:
+        with torch.inference_mode():
+            for batch in batches:
+                features, logits = model(batch.views[0])
+                parts.append((features.float().cpu(), logits.float().cpu(), batch.labels.long().cpu()))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if not parts:
+        raise ValueError("batches is empty; it should hold at least one batch")
+    features, logits, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return Predictions(features, logits, labels)
+
+
+def measure(predictions: Predictions) -> dict[str, float | list[float]]:
+    """The measures of a network on N test images, computed in float64 in O(N·(F + C)).
+
+    With the features divided by their Euclidean norm (a zero feature stays zero):
+
+    - test_accuracy: the fraction of images whose largest logit is the true class's.
+    - intra_class_distance: over classes with two images or more, the mean of the class's mean cosine distance
+      1 − cos over pairs of distinct images (this project's choice); nan where there is no such class.
+    - inter_class_distance: the mean cosine distance over pairs of the classes' mean unit features (this project's
+      choice); nan where there are fewer than two classes.
+    - distance_ratio: intra / inter; nan for 0/0, where every feature is the same.
+    - soft_label_entropy: the mean entropy, in nats, of the softmax of the logits.
+    - expected_calibration_error: Σ_b (n_b / N) |accuracy_b − confidence_b| over 15 bins ((b−1)/15, b/15] of the
+      predicted class's probability (Guo et al., "On Calibration of Modern Neural Networks", 2017).
+    - per_class_accuracy: the accuracy of each class, in class order; nan for a class without images.
+
+    Raises ValueError where shapes disagree, there is no image, or a label is not in [0, C).
+    """
+    _check(predictions)
+    features, logits = predictions.features.double(), predictions.logits.double()
+    labels, classes = predictions.labels, predictions.logits.shape[1]
+    probabilities = logits.softmax(dim=1)
+    confidence, predicted = probabilities.max(dim=1)
+    correct = (predicted == labels).double()
+    count = torch.bincount(labels, minlength=classes)
+    intra, inter = _class_distances(features, labels, count)
+    return {
+        "test_accuracy": correct.mean().item(),
+        "intra_class_distance": intra.item(),
+        "inter_class_distance": inter.item(),
+        "distance_ratio": (intra / inter).item(),
+        "soft_label_entropy": torch.special.entr(probabilities).sum(dim=1).mean().item(),
+        "expected_calibration_error": _calibration_error(confidence, correct),
+        "per_class_accuracy": (_sum_by(correct, labels, classes) / count).tolist(),
+    }
+
+
+def _check(predictions: Predictions) -> None:
+    features, logits, labels = predictions
+    if labels.ndim != 1 or len(labels) == 0:
+        raise ValueError(f"labels has shape {tuple(labels.shape)}; it should be (N,) with N of 1 or more")
+    for name, tensor in (("features", features), ("logits", logits)):
+        if tensor.ndim != 2 or len(tensor) != len(labels):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it should be 2-D with {len(labels)} rows")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(
+            f"labels lie in [{int(labels.min())}, {int(labels.max())}]; they should lie in [0, {logits.shape[1]})"
+        )
+
+
+def _class_distances(features: Tensor, labels: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    unit = nn.functional.normalize(features, dim=1)
+    by_class = unit[labels.argsort(stable=True)].split(count.tolist())
+    within = [_mean_cosine_distance(rows) for rows in by_class if len(rows) >= 2]
+    means = torch.stack([rows.mean(dim=0) for rows in by_class if len(rows)])
+    return torch.stack(within).mean() if within else means.new_tensor(torch.nan), _mean_cosine_distance(means)
+
+
+def _mean_cosine_distance(rows: Tensor) -> Tensor:
+    """The mean of 1 − cos over pairs of distinct rows of (n, F), without the pairs; nan for n < 2.
+
+    For unit rows u with mean m it is Σ|u − m|² / (n − 1), which keeps its precision where the rows nearly agree, unlike
+    1 − (|Σu|² − n) / (n(n − 1)). A zero row, whose cosine with any other is 0, adds what its norm lacks.
+    """
+    unit = nn.functional.normalize(rows, dim=1)
+    spread = (unit - unit.mean(dim=0)).square().sum() / (len(rows) - 1)
+    return spread + (1 - unit.square().sum(dim=1).round()).mean()
+
+
+def _calibration_error(confidence: Tensor, correct: Tensor) -> float:
+    bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
+    gaps = _sum_by(correct - confidence, bins, CALIBRATION_BINS)
+    return (gaps.abs().sum() / len(bins)).item()
+
+
+def _sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:
+    return values.new_zeros(size).index_add_(0, index, values)

@@ -1,0 +1,155 @@
+"""Which curves the report shows, in which order, and what a reader should know about each."""
+
+from dataclasses import dataclass
+
+from icckd.report.figures import Curve
+from icckd.report.results import Results, number
+from icckd.report.wording import images
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves that share one pair of axes. `name` is unique among a report's charts."""
+
+    name: str
+    title: str
+    caption: str
+    curves: list[Curve]
+    percent: bool = False
+    logarithmic: bool = False
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """Charts that answer one question."""
+
+    heading: str
+    charts: list[Chart]
+
+
+def sections(results: Results) -> list[Section]:
+    """The sections for which this run has any values; charts without values are left out."""
+    every = [
+        Section("Learning curves", _learning(results)),
+        Section("Distances within and between classes", _distances(results)),
+        Section("Margin and intra-class loss", _anchors(results)),
+        Section("Soft labels over training", _soft_labels(results)),
+    ]
+    kept = [Section(section.heading, [chart for chart in section.charts if chart.curves]) for section in every]
+    return [section for section in kept if section.charts]
+
+
+def _learning(results: Results) -> list[Chart]:
+    weight = results.settings.get("teacher.loss.weight")
+    share = f" + {weight:g} · intra-class loss" if isinstance(weight, (int, float)) and weight > 0 else ""
+    return [
+        Chart(
+            "accuracy",
+            "Accuracy",
+            f"On the {images(results)}, after each epoch.",
+            _both(results, "test_accuracy"),
+            percent=True,
+        ),
+        Chart(
+            "teacher-loss",
+            "Teacher's training loss",
+            f"Total = cross-entropy{share}.",
+            _curves(results, "teacher", {"train_loss": "total", "train_cross_entropy": "cross-entropy"}),
+            logarithmic=True,
+        ),
+        Chart(
+            "student-loss",
+            "Student's training loss",
+            "Total = weighted sum of cross-entropy and distillation loss (KD).",
+            _curves(
+                results, "student", {"train_loss": "total", "train_cross_entropy": "cross-entropy", "train_kd": "KD"}
+            ),
+            logarithmic=True,
+        ),
+    ]
+
+
+def _distances(results: Results) -> list[Chart]:
+    measured = images(results)
+    return [
+        Chart(
+            "intra-class-distance",
+            "Intra-class distance",
+            f"Mean cosine distance of two {measured} of one class.",
+            _both(results, "intra_class_distance"),
+        ),
+        Chart(
+            "inter-class-distance",
+            "Inter-class distance",
+            "Mean cosine distance of two classes' mean features.",
+            _both(results, "inter_class_distance"),
+        ),
+        Chart(
+            "distance-ratio",
+            "Distance ratio",
+            "Intra-class / inter-class: the share of the spread between classes that is kept within them.",
+            _both(results, "distance_ratio"),
+        ),
+    ]
+
+
+def _anchors(results: Results) -> list[Chart]:
+    space = results.settings.get("teacher.loss.margin_space", "probability")
+    has_loss = results.settings.get("teacher.loss.weight") != 0
+    return [
+        Chart(
+            "active-fraction",
+            "Active anchors",
+            "Share of training images whose margin exceeds δ: the anchors of the intra-class loss.",
+            _curves(results, "teacher", {"train_active_fraction": "teacher"}),
+            percent=True,
+        ),
+        Chart(
+            "mean-margin",
+            "Mean margin",
+            f"True class's {space} minus the largest other's, over the training images.",
+            _curves(results, "teacher", {"train_mean_margin": "teacher"}),
+            threshold=number(results.settings.get("teacher.loss.margin")),
+        ),
+        Chart(
+            "intra-class-loss",
+            "Intra-class loss",
+            "Before its weight λ, mean over the active anchors. Lower: images stand out more within their class.",
+            _curves(results, "teacher", {"train_intra_class": "teacher"}) if has_loss else [],
+        ),
+    ]
+
+
+def _soft_labels(results: Results) -> list[Chart]:
+    return [
+        Chart(
+            "entropy",
+            "Soft-label entropy",
+            f"Mean over the {images(results)}, in nats.",
+            _both(results, "soft_label_entropy"),
+        ),
+        Chart(
+            "calibration",
+            "Expected calibration error",
+            "Gap between confidence and accuracy; 0 is best.",
+            _both(results, "expected_calibration_error"),
+            percent=True,
+        ),
+    ]
+
+
+def _both(results: Results, key: str) -> list[Curve]:
+    return [curve for stage in results.stages for curve in _curves(results, stage, {key: stage})]
+
+
+def _curves(results: Results, stage: str, labels: dict[str, str]) -> list[Curve]:
+    """A curve for every key of `labels` that has a value in any epoch; the later ones dashed and dotted."""
+    history = results.stages[stage].history if stage in results.stages else []
+    epochs = [record["epoch"] or 0.0 for record in history]
+    curves = []
+    for style, (key, label) in zip(("-", "--", ":"), labels.items(), strict=False):
+        values = [record.get(key) for record in history]
+        if any(value is not None for value in values):
+            curves.append(Curve(label, stage, epochs, values, style))
+    return curves

@@ -1,0 +1,76 @@
+"""Test images whose soft labels are worth looking at."""
+
+import torch
+from torch import Tensor
+
+from icckd.evaluation import Predictions
+
+_EPSILON = 1e-7  # Added to the deviation when logits are standardised, as in icckd.functional.kd_kl.
+
+
+def choose_examples(predictions: Predictions, images: Tensor, count: int = 12) -> dict[str, Tensor]:
+    """Up to `count` of the N test images, with what the network says about them, ready for safetensors.
+
+    The first half are typical: of every class in turn, the correctly classified image whose soft label has the
+    median entropy. The rest are the images whose second most probable class is most probable, one for each pair of
+    most probable and second class. Images with a non-finite logit are left out. The choice depends on nothing but
+    `predictions`.
+
+    `images` is uint8 (N, C, H, W). Returns "images" uint8 (K, C, H, W), "labels" int64 (K,), "logits" float32
+    (K, classes), and "indices" int64 (K,): where they stand among the N. Raises ValueError where `images` has another
+    shape or dtype.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(predictions.labels):
+        raise ValueError(
+            f"images is {images.dtype} of shape {tuple(images.shape)}; it should be torch.uint8 of shape (N, C, H, W) "
+            f"with N = {len(predictions.labels)}"
+        )
+    typical = _typical(predictions)[: (count + 1) // 2]
+    chosen = torch.tensor(_unlike(predictions, typical, count), dtype=torch.int64)
+    return {
+        "images": images[chosen].cpu().contiguous(),
+        "labels": predictions.labels[chosen],
+        "logits": predictions.logits[chosen],
+        "indices": chosen,
+    }
+
+
+def softened(logits: Tensor, temperature: float, standardize: bool = False) -> Tensor:
+    """softmax(logits / temperature) of every row of (N, C), in float64; the rows standardised first if wanted."""
+    logits = logits.double()
+    if standardize:
+        mean, deviation = logits.mean(dim=1, keepdim=True), logits.std(dim=1, keepdim=True)
+        logits = (logits - mean) / (deviation + _EPSILON)
+    return (logits / temperature).softmax(dim=1)
+
+
+def _typical(predictions: Predictions) -> list[int]:
+    """For each class that has one, its correctly classified image of median entropy."""
+    probabilities = softened(predictions.logits, 1.0)
+    entropy = torch.special.entr(probabilities).sum(dim=1)
+    right = entropy.isfinite() & (probabilities.argmax(dim=1) == predictions.labels)
+    typical = []
+    for label in range(predictions.logits.shape[1]):
+        rows = (right & (predictions.labels == label)).nonzero().flatten()
+        if len(rows):
+            by_entropy = rows[entropy[rows].argsort(stable=True)]
+            typical.append(int(by_entropy[(len(rows) - 1) // 2]))
+    return typical
+
+
+def _unlike(predictions: Predictions, typical: list[int], count: int) -> list[int]:
+    """`typical`, filled up to `count` with the images of largest second probability, one per pair of classes."""
+    chosen = list(typical)
+    if predictions.logits.shape[1] < 2:
+        return chosen
+    probability, best = softened(predictions.logits, 1.0).topk(2, dim=1)
+    second = torch.where(predictions.logits.isfinite().all(dim=1), probability[:, 1], -1.0)
+    seen: set[tuple[int, ...]] = set()
+    for row in second.argsort(descending=True, stable=True).tolist():
+        if len(chosen) >= count or second[row] < 0:
+            break
+        pair = tuple(best[row].tolist())
+        if pair not in seen and row not in typical:
+            seen.add(pair)
+            chosen.append(row)
+    return chosen

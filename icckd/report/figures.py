@@ -1,0 +1,118 @@
+"""The report's curves as SVG whose colours are the page's CSS variables, so that they follow light and dark mode."""
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
+
+# Matplotlib wants real colours: it is given these, and the SVG then gets the variables' names in their place.
+_COLOURS = {"--teacher": "#000001", "--student": "#000002", "--ink": "#000003", "--faint": "#000004"}
+_INK, _FAINT = _COLOURS["--ink"], _COLOURS["--faint"]
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "icckd",
+    "font.family": "DejaVu Sans",
+    "font.size": 10.5,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.6,
+}
+_INCHES = (4.0, 2.7)
+_LOG_FROM_RATIO = 20
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: a value per epoch (None leaves a gap), in the colour of "teacher" or "student"."""
+
+    label: str
+    stage: str
+    epochs: Sequence[float]
+    values: Sequence[float | None]
+    style: str = "-"
+
+
+def line_chart(
+    name: str,
+    curves: Sequence[Curve],
+    *,
+    percent: bool = False,
+    logarithmic: bool = False,
+    threshold: float | None = None,
+) -> str:
+    """`curves` over epochs as an <svg> element for a page that defines --teacher, --student, --ink and --faint.
+
+    `name` (letters, digits and hyphens) keeps the element's ids apart from other figures' on the page. `logarithmic` is
+    followed only where the values are positive and span enough to need it. `threshold` draws a line at
+    this δ. The same arguments give the same text.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=_INCHES, layout="constrained")
+        axes = figure.add_subplot()
+        for curve in curves:
+            axes.plot(
+                curve.epochs,
+                [math.nan if value is None else value for value in curve.values],
+                curve.style,
+                color=_COLOURS[f"--{curve.stage}"],
+                label=curve.label,
+                linewidth=1.8,
+                marker="o" if len(curve.epochs) <= 40 else None,
+                markersize=3,
+            )
+        if threshold is not None:
+            axes.axhline(threshold, color=_INK, linestyle=(0, (1, 2)), linewidth=1.2, label=f"δ = {threshold:g}")
+        if logarithmic and _spans_much(curves):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        if percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("epoch")
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=3,
+            frameon=False,
+            borderpad=0,
+            handlelength=1.7,
+            columnspacing=1.2,
+        )
+        return _svg(figure, name)
+
+
+def _spans_much(curves: Sequence[Curve]) -> bool:
+    values = [value for curve in curves for value in curve.values if value is not None]
+    return bool(values) and min(values) > 0 and max(values) > _LOG_FROM_RATIO * min(values)
+
+
+def _svg(figure: Figure, name: str) -> str:
+    buffer = io.StringIO()
+    figure.savefig(
+        buffer,
+        format="svg",
+        transparent=True,
+        metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+    )
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].strip()
+    text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"| (?:width|height)="[\d.]+pt"', "", text)
+    text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    for variable, colour in _COLOURS.items():
+        text = text.replace(colour, f"var({variable})")
+    return text

@@ -1,0 +1,104 @@
+"""report.md: the same numbers for a terminal."""
+
+from collections.abc import Sequence
+
+from icckd.report.charts import sections
+from icckd.report.figures import Curve
+from icckd.report.per_class import SHOWN_CLASSES, hardest_first
+from icckd.report.results import Results
+from icckd.report.wording import findings, formatted, measures, notes, percent, title
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_WIDTH = 30
+
+
+def markdown_page(results: Results) -> str:
+    """The page as text; the same results give the same text."""
+    parts = [f"# {_escaped(title(results))}"]
+    parts += [_escaped(sentence) for sentence in findings(results)]
+    parts += [_main_numbers(results), "\n".join(f"- {_escaped(note)}" for note in notes(results))]
+    parts += [_curves(results), _classes(results), _environment(results)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def sparkline(values: Sequence[float | None]) -> str:
+    """`values` as up to 30 block characters from their smallest to their largest; a space where there is none."""
+    if len(values) > _WIDTH:
+        values = [values[round(i * (len(values) - 1) / (_WIDTH - 1))] for i in range(_WIDTH)]
+    known = [value for value in values if value is not None]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    step = (high - low) / (len(_BLOCKS) - 1) or 1.0
+    return "".join(" " if value is None else _BLOCKS[round((value - low) / step)] for value in values)
+
+
+def _main_numbers(results: Results) -> str:
+    if not results.stages:
+        return ""
+    heads = ["", *(f"{name} ({stage.arch})" for name, stage in results.stages.items())]
+    rows = [
+        [
+            measure.label,
+            *(formatted(stage.measures.get(measure.key), measure.form) for stage in results.stages.values()),
+        ]
+        for measure in measures(results)
+    ]
+    return _table(heads, rows)
+
+
+def _curves(results: Results) -> str:
+    rows = [
+        _curve_row(chart.title, curve)
+        for section in sections(results)
+        for chart in section.charts
+        for curve in chart.curves
+    ]
+    if not rows:
+        return ""
+    return "## Over training\n\n" + _table(["", "curve", "first epoch → last", "first", "last"], rows, text_columns=3)
+
+
+def _curve_row(chart_title: str, curve: Curve) -> list[str]:
+    known = [value for value in curve.values if value is not None]
+    return [chart_title, curve.label, sparkline(curve.values), f"{known[0]:.4g}", f"{known[-1]:.4g}"]
+
+
+def _classes(results: Results) -> str:
+    rows = hardest_first(results)
+    if not rows:
+        return ""
+    shown = rows[:SHOWN_CLASSES]
+    heading = "Accuracy by class, hardest first"
+    if len(shown) < len(rows):
+        heading += f" ({len(shown)} of {len(rows)})"
+    cells = [[row.name, *(formatted(value, percent) for value in row.by_stage.values())] for row in shown]
+    return f"## {heading}\n\n" + _table(["class", *rows[0].by_stage], cells)
+
+
+def _environment(results: Results) -> str:
+    if not results.environment:
+        return ""
+    return "## Computed with\n\n" + "\n".join(
+        f"- {_escaped(name)}: {_escaped(value)}" for name, value in results.environment.items()
+    )
+
+
+def _table(heads: list[str], rows: list[list[str]], text_columns: int = 1) -> str:
+    """A Markdown table whose columns also line up as plain text; the columns after `text_columns` hold numbers."""
+    cells = [[_escaped(cell) for cell in row] for row in [heads, *rows]]
+    widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(heads))]
+    rule = ["-" * width if column < text_columns else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+    lines = []
+    for row in (cells[0], rule, *cells[1:]):
+        padded = [
+            cell.ljust(width) if column < text_columns else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(f"| {' | '.join(padded)} |")
+    return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    """`text` as Markdown shows it: no table cell, tag or code span can begin in it."""
+    for character, replacement in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`")):
+        text = text.replace(character, replacement)
+    return text

@@ -1,0 +1,104 @@
+"""The page's section on soft labels: real test images beside what the teacher says about them."""
+
+import base64
+import html
+import io
+
+from PIL import Image
+from torch import Tensor
+
+from icckd.report.examples import softened
+from icckd.report.results import Examples, Results, number
+from icckd.report.wording import images
+from icckd.settings import DistillationSettings
+
+_SHOWN_CLASSES = 4
+_SMALL_PIXELS = 48
+_LARGEST_PIXELS = 176
+
+
+def soft_label_section(results: Results) -> str:
+    """The section as HTML; a line that says so where the run has no examples."""
+    heading = "<h2>What the teacher's soft labels look like</h2>"
+    examples = results.examples
+    if examples is None or len(examples.labels) == 0:
+        return f'<section>{heading}\n<p class="quiet">This run holds no teacher/examples.safetensors.</p></section>'
+    cards = "\n".join(_card(results, examples, row) for row in range(len(examples.labels)))
+    how = f"softened at the distillation temperature T = {_temperature(results):g}"
+    if _standardized(results):
+        how += " after standardising the logits"
+    return f"""<section>{heading}
+<p>Probabilities that the teacher gives real {images(results)}: <span class="teacher">{how}</span>, as the student
+sees them in training, and as they are (T = 1). The first images are typical of their classes; the last are those whose
+second choice is strongest. The true class is in bold.</p>
+<div class="grid">
+{cards}
+</div></section>"""
+
+
+def _card(results: Results, examples: Examples, row: int) -> str:
+    label, place = int(examples.labels[row]), int(examples.indices[row])
+    name = html.escape(results.classes[label])
+    best = int(examples.logits[row].argmax())
+    mistake = "" if best == label else f"<br>taken for {html.escape(results.classes[best])}"
+    heads = "".join(f'<th scope="col">{head}</th>' for head in ("class", f"T = {_temperature(results):g}", "T = 1"))
+    return f"""<figure class="example"><figcaption><strong>{name}</strong> image {place}{mistake}</figcaption>
+{_image(examples.images[row], f"Image {place}, class {results.classes[label]}")}
+<table><thead><tr>{heads}</tr></thead>
+<tbody>{_probability_rows(results, examples.logits[row : row + 1], label)}</tbody></table></figure>"""
+
+
+def _probability_rows(results: Results, logits: Tensor, label: int) -> str:
+    """The most probable classes, the true one among them, and the sum of the others."""
+    soft = softened(logits, _temperature(results), _standardized(results))[0]
+    plain = softened(logits, 1.0)[0]
+    shown = logits[0].argsort(descending=True, stable=True).tolist()[:_SHOWN_CLASSES]
+    if label not in shown:
+        shown[-1] = label
+    rows = [
+        _bars(results.classes[index], float(soft[index]), float(plain[index]), is_true=index == label)
+        for index in shown
+    ]
+    rest = len(plain) - len(shown)
+    if rest:
+        name = "1 other" if rest == 1 else f"{rest} others"
+        rows.append(_bars(name, float(1 - soft[shown].sum()), float(1 - plain[shown].sum()), is_true=False))
+    return "".join(rows)
+
+
+def _bars(name: str, softened: float, plain: float, is_true: bool) -> str:
+    cells = "".join(
+        f'<td>{_probability(value)}<span class="bar{kind}" style="width:{100 * max(value, 0):.1f}%"></span></td>'
+        for value, kind in ((softened, " softened"), (plain, ""))
+    )
+    return f'<tr{" class=true" if is_true else ""}><th scope="row">{html.escape(name)}</th>{cells}</tr>'
+
+
+def _probability(value: float) -> str:
+    return f"{100 * value:.1f}%" if value >= 0.0005 else "&lt;0.1%"
+
+
+def _image(image: Tensor, description: str) -> str:
+    small = ' class="small"' if max(image.shape[1:]) <= _SMALL_PIXELS else ""
+    return f'<img{small} src="{_data_uri(image)}" alt="{html.escape(description)}">'
+
+
+def _data_uri(image: Tensor) -> str:
+    """uint8 (C, H, W) as a PNG; three channels are red, green and blue, any other number is averaged to grey."""
+    if len(image) == 3:
+        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    else:
+        picture = Image.fromarray(image.float().mean(dim=0).round().byte().numpy())
+    picture.thumbnail((_LARGEST_PIXELS, _LARGEST_PIXELS))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _temperature(results: Results) -> float:
+    value = number(results.settings.get("student.loss.temperature"))
+    return value if value is not None and value > 0 else DistillationSettings().temperature
+
+
+def _standardized(results: Results) -> bool:
+    return results.settings.get("student.loss.standardize") is True

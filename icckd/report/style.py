@@ -1,0 +1,82 @@
+"""The style sheet of report.html: light, dark, narrow, and on paper."""
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --page: #ffffff; --ink: #1d2330; --quiet: #586174; --faint: #dfe3ea; --panel: #f5f7fa;
+  --teacher: #0b66b5; --student: #c4510a;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #14171d; --ink: #e6e9ef; --quiet: #a3acbb; --faint: #333a46; --panel: #1d222b;
+    --teacher: #6cb6ff; --student: #ffa657;
+  }
+}
+* { box-sizing: border-box; stroke-linejoin: round; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 64rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
+h1 { font-size: 1.65rem; line-height: 1.2; margin: 0.5rem 0 0.25rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.5rem 0 0.25rem; }
+h3 { font-size: 1rem; margin: 0 0 0.25rem; }
+p { margin: 0.5rem 0; max-width: 46rem; text-wrap: pretty; }
+.quiet, .meaning, figcaption, caption { color: var(--quiet); }
+.notes { font-size: 0.9rem; padding-left: 1.2rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+caption { text-align: left; font-size: 0.9rem; padding-bottom: 0.25rem; }
+th, td { padding: 0.3rem 0.6rem; text-align: left; vertical-align: top; }
+th { font-weight: 600; }
+tbody tr { border-top: 1px solid var(--faint); }
+th:first-child, td:first-child { padding-left: 0; }
+.number { text-align: right; white-space: nowrap; }
+.main-numbers { margin: 1rem 0; width: 100%; max-width: 46rem; }
+.main-numbers th.number { min-width: 6.8rem; }
+.main-numbers td { font-size: 1.05rem; }
+.meaning { display: block; font-size: 0.85rem; font-weight: 400; white-space: normal; overflow-wrap: anywhere; }
+.teacher { color: var(--teacher); }
+.student { color: var(--student); }
+.grid { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); }
+figure { margin: 0; break-inside: avoid; }
+figure svg { display: block; width: 100%; height: auto; }
+figure svg text { font-family: inherit !important; }
+figcaption { font-size: 0.85rem; }
+.example { display: grid; grid-template-columns: auto 1fr; gap: 0.5rem 0.9rem; padding: 0.8rem;
+  align-content: start; background: var(--panel); border-radius: 0.5rem; }
+.example img { order: -1; width: 5rem; height: 5rem; object-fit: contain; background: #808080; }
+.example img.small { image-rendering: pixelated; }
+.example strong { display: block; font-size: 1rem; color: var(--ink); overflow-wrap: anywhere; }
+.example table { order: 1; grid-column: 1 / -1; width: 100%; table-layout: fixed; }
+.example table { font-size: 0.85rem; line-height: 1.3; }
+.example th, .example td { padding: 0.1rem 0.25rem; border: 0; }
+.example th:first-child { width: 44%; padding-left: 0; overflow-wrap: anywhere; font-weight: 400; }
+.example thead th { color: var(--quiet); font-weight: 400; }
+.example tr { border: 0; }
+.example td { white-space: nowrap; }
+.example tr.true th { font-weight: 700; }
+.bar { display: block; height: 0.3rem; min-width: 1px; margin-bottom: 0.3rem; background: var(--quiet); }
+.bar.softened { background: var(--teacher); }
+.classes { width: 100%; max-width: 46rem; font-size: 0.9rem; }
+.classes th:first-child { width: 28%; overflow-wrap: anywhere; font-weight: 400; }
+.classes td:nth-child(2) { width: 36%; }
+.track { position: relative; display: block; height: 1.2rem; margin: 0 0.5rem; min-width: 5rem;
+  background: linear-gradient(var(--faint), var(--faint)) center / 100% 1px no-repeat; }
+.dot { position: absolute; top: 0.25rem; width: 0.7rem; height: 0.7rem; margin-left: -0.35rem; }
+.dot.teacher { transform: scale(0.75); border-radius: 50%; background: var(--teacher); }
+.dot.student { border: 2px solid var(--student); transform: rotate(45deg); }
+.scale { display: flex; justify-content: space-between; margin: 0 0.5rem; font-weight: 400; }
+details { margin: 0.75rem 0; }
+summary { cursor: pointer; font-weight: 600; }
+.pairs { font-size: 0.9rem; overflow-wrap: anywhere; }
+.changed { font-weight: 600; }
+@media (max-width: 32rem) {
+  main { padding: 1rem 0.9rem 3rem; }
+  th, td { padding: 0.3rem; }
+  .number { font-size: 0.95rem; }
+  .main-numbers th:first-child { width: 50%; }
+}
+@media print {
+  :root { --page: #fff; --ink: #000; --quiet: #444; --faint: #ccc; --panel: #fff;
+    --teacher: #0b66b5; --student: #c4510a; }
+  body { font-size: 11px; }
+  .bar, .dot, .example img { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+}
+"""

@@ -1,0 +1,143 @@
+"""What both pages say, as plain text: title, main numbers, findings, notes."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from icckd.report.results import STAGES, Results
+
+UNKNOWN = "–"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A row of the main table: its name in summary.json or model.json, and how to read it."""
+
+    key: str
+    label: str
+    meaning: str
+    form: Callable[[float], str]
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def decimal(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def formatted(value: float | None, form: Callable[[float], str]) -> str:
+    return UNKNOWN if value is None else form(value)
+
+
+def title(results: Results) -> str:
+    archs = {name: stage.arch for name, stage in results.stages.items()}
+    data = results.settings.get("data.name", "unknown data")
+    if len(archs) == 2:
+        return f"{archs['student']} distilled from {archs['teacher']} on {data}"
+    return f"{''.join(archs.values()) or 'An empty run'} on {data}"
+
+
+def measures(results: Results) -> list[Measure]:
+    """The rows of the main table."""
+    classes = len(results.classes)
+    certain = "mean, in nats: 0 where every answer is certain"
+    if classes:
+        certain += f", {math.log(classes):.2f} where all {classes} classes are equally likely"
+    return [
+        Measure("test_accuracy", "Accuracy", f"of {images(results)}, after the last epoch", percent),
+        Measure("intra_class_distance", "Intra-class distance", "mean 1 − cosine of two images of a class", decimal),
+        Measure("inter_class_distance", "Inter-class distance", "mean 1 − cosine of two class means", decimal),
+        Measure("distance_ratio", "Distance ratio", "intra-class / inter-class", decimal),
+        Measure("soft_label_entropy", "Soft-label entropy", certain, decimal),
+        Measure(
+            "expected_calibration_error", "Calibration error", "mean gap of confidence and accuracy, 15 bins", percent
+        ),
+        Measure("parameters", "Parameters", "trained numbers in the network", lambda value: f"{value:,.0f}"),
+        Measure("seconds", "Training time", "evaluation after each epoch included", duration),
+    ]
+
+
+def images(results: Results) -> str:
+    """What the networks were measured on."""
+    held_out = results.settings.get("data.validation")
+    return "validation images" if isinstance(held_out, (int, float)) and held_out > 0 else "test images"
+
+
+def findings(results: Results) -> list[str]:
+    """What the numbers say, a sentence or two each."""
+    sentences = [_accuracy(results), _distances(results)]
+    return [sentence for sentence in sentences if sentence]
+
+
+def notes(results: Results) -> list[str]:
+    """What a reader must know to judge the numbers."""
+    found = []
+    for name, stage in results.stages.items():
+        if stage.measures.get("test_accuracy") is None:
+            found.append(f"The {name}'s training has not finished; {len(stage.history)} epochs are shown.")
+        skipped = stage.history[-1].get("skipped_steps") if stage.history else None
+        if skipped:
+            found.append(f"{skipped:.0f} training steps of the {name} were skipped: their loss was not finite.")
+    for name in STAGES:
+        if name not in results.stages:
+            found.append(f"This run has no {name}.")
+    weights = results.settings.get("teacher.weights")
+    if weights and "teacher" in results.stages:
+        found.append(f"The teacher was not trained here but read from {weights}.")
+    if images(results) == "validation images":
+        held_out = 100 * results.settings["data.validation"]
+        found.append(f"Measured on {held_out:g} % of the training images, held out, not on the test images.")
+    found.append("One run with one seed: small differences can be chance.")
+    return found
+
+
+def _accuracy(results: Results) -> str:
+    stages, measured = results.stages, images(results)
+    accuracy = {name: stage.measures.get("test_accuracy") for name, stage in stages.items()}
+    teacher, student = accuracy.get("teacher"), accuracy.get("student")
+    if teacher is None or student is None:
+        known = [(name, value) for name, value in accuracy.items() if value is not None]
+        return "".join(f"The {name} names {percent(value)} of the {measured} correctly." for name, value in known)
+    points = 100 * (student - teacher)
+    against = "as many as its teacher" if abs(points) < 0.005 else _points(points)
+    sentence = f"The student names {percent(student)} of the {measured} correctly, {against}"
+    sizes = [stages[name].measures.get("parameters") for name in STAGES]
+    if sizes[0] and sizes[1] and sizes[0] > sizes[1]:
+        sentence += f", with {sizes[0] / sizes[1]:.1f} times fewer parameters"
+    return sentence + "."
+
+
+def _points(points: float) -> str:
+    return f"{abs(points):.2f} percentage points {'more' if points > 0 else 'less'} than its teacher"
+
+
+def _distances(results: Results) -> str:
+    if "teacher" not in results.stages:
+        return ""
+    values = results.stages["teacher"].measures
+    intra, inter, ratio = (
+        values.get(name) for name in ("intra_class_distance", "inter_class_distance", "distance_ratio")
+    )
+    if intra is None or inter is None or ratio is None:
+        return ""
+    sentence = (
+        f"The teacher's features differ by {intra:.3f} within a class and by {inter:.3f} between classes, a ratio of "
+        f"{ratio:.3f}."
+    )
+    weight = results.settings.get("teacher.loss.weight")
+    if results.settings.get("teacher.weights") or not isinstance(weight, (int, float)):
+        return sentence
+    if weight == 0:
+        return sentence + " It was trained with cross-entropy alone (λ = 0): a baseline for teachers with λ > 0."
+    return (
+        f"{sentence} The intra-class loss (λ = {weight:g}) is there to raise that ratio: compare with a run without it."
+    )
