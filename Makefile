@@ -1,0 +1,45 @@
+# make setup   virtual environment .venv, pinned dependencies, C++ extension built in place
+# make demo    setup, then teacher → student → report on the built-in digits, into runs/demo
+# make test    setup, then the whole test suite (slow sweeps left out)
+# make lint    ruff and mypy
+# Each does only what is out of date.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := $(shell find icckd csrc configs -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.yaml')
+
+.PHONY: setup demo test lint clean
+setup: $(VENV)/extension.stamp
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and by its exact version, so that no other package draws in another build of it.
+$(VENV)/dependencies.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -q --constraint constraints.txt torch setuptools wheel ninja
+	$(PIP) install -q --constraint constraints.txt --no-build-isolation --editable '.[test,lint]'
+	@touch $@
+
+$(VENV)/extension.stamp: $(VENV)/dependencies.stamp setup.py $(shell find csrc -type f)
+	$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@
+
+demo: runs/demo/report.html
+	@cat runs/demo/report.md
+	@echo "Open runs/demo/report.html in a browser."
+
+runs/demo/report.html: $(VENV)/extension.stamp $(SOURCES)
+	$(BIN)/icckd run --config configs/digits.yaml --output runs/demo --overwrite
+
+test: setup
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build runs/demo icckd/_C*.so $(VENV)

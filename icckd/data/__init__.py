@@ -1,0 +1,55 @@
+"""Data sets as uint8 tensors, and the batches of normalised, augmented views made of them."""
+
+from pathlib import Path
+
+from icckd.data.batches import Augmentation, Batch, Batches
+from icckd.data.cifar import load_cifar
+from icckd.data.digits import load_digits
+from icckd.data.fashion_mnist import load_fashion_mnist
+from icckd.data.folders import load_image_folder, load_tiny_imagenet
+from icckd.data.image_data import ImageData
+from icckd.errors import UserError
+from icckd.settings import DataSettings
+
+__all__ = ["Augmentation", "Batch", "Batches", "ImageData", "load_data"]
+
+_RESIZABLE = {"image-folder": load_image_folder, "tiny-imagenet": load_tiny_imagenet}
+
+
+def load_data(settings: DataSettings) -> ImageData:
+    """The data set that `settings` names, whole and checked.
+
+    Raises UserError, naming the file or setting and what would be right, where anything is missing or wrong.
+    """
+    try:
+        return _load(settings)
+    except OSError as error:
+        raise UserError(f"data.root: {error.filename or settings.root}: {error.strerror or error}") from error
+
+
+def _load(settings: DataSettings) -> ImageData:
+    name, validation = settings.name, settings.validation
+    if settings.image_size is not None and name not in _RESIZABLE:
+        raise UserError(
+            f"data.image_size is {settings.image_size}, but {name} cannot be resized; leave it null, or use one of "
+            f"{', '.join(_RESIZABLE)}"
+        )
+    if name == "digits":
+        return load_digits(validation)
+    root = _root(settings)
+    if name == "fashion-mnist":
+        return load_fashion_mnist(root, validation)
+    if root is None:
+        raise UserError(f"data.root is not set; give the folder that holds {name}")
+    if name in _RESIZABLE:
+        return _RESIZABLE[name](root, settings.image_size, validation)
+    return load_cifar(name, root, validation)
+
+
+def _root(settings: DataSettings) -> Path | None:
+    if settings.root is None:
+        return None
+    root = Path(settings.root).expanduser()
+    if not root.exists():
+        raise UserError(f"data.root {root} does not exist; it should be where {settings.name} is")
+    return root

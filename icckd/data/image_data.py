@@ -1,0 +1,131 @@
+"""A data set in memory, checked, and the class-stratified splits made of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from icckd.data.batches import Augmentation
+from icckd.errors import UserError
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Square images of one size, and their classes.
+
+    Args:
+        name: The data set's name.
+        train_images: uint8 (N, C, H, H).
+        train_labels: int64 (N,), in [0, len(classes)).
+        test_images: uint8 (M, C, H, H).
+        test_labels: int64 (M,), in [0, len(classes)).
+        classes: The classes' names, in label order.
+        mean: Per-channel mean of the training images scaled to [0, 1].
+        std: Per-channel standard deviation of the training images, likewise; 1/255 where it is smaller than that.
+        augmentation: How to vary training images.
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation
+
+
+class Split(NamedTuple):
+    """Labelled images, uint8 (N, C, H, W) and int64 (N,), and the file or folder that errors name."""
+
+    images: Tensor
+    labels: Tensor
+    source: str
+
+
+def image_data(
+    name: str,
+    train: Split,
+    test: Split,
+    classes: Sequence[str],
+    augmentation: Augmentation,
+    validation: float,
+) -> ImageData:
+    """The data set of two splits; with `validation` above 0, that fraction of `train` takes the place of `test`.
+
+    Raises UserError where images and labels do not fit together or a fraction leaves a side empty.
+    """
+    for split in (train, test):
+        _check_split(split, len(classes))
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise UserError(
+            f"{test.source} holds {_size(test.images)} images; "
+            f"they should be {_size(train.images)}, as in {train.source}"
+        )
+    if len(train.labels.unique()) < 2:
+        raise UserError(f"{train.source} holds images of one class only; there should be at least 2 classes")
+    if validation > 0:
+        train, test = hold_out(train, validation)
+    mean, std = channel_statistics(train.images)
+    return ImageData(name, *train[:2], *test[:2], tuple(classes), mean, std, augmentation)
+
+
+def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
+    """`split` in two: the rest, and `fraction` of each class, drawn the same way every time.
+
+    Both keep the images' order, and at least one image of every class. Raises UserError where a class has only one.
+    """
+    random = np.random.default_rng(0)
+    labels = split.labels.numpy()
+    held_out = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < 2:
+            raise UserError(
+                f"{split.source} has one image of class {label}; data.validation needs at least 2 images of each class"
+            )
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        held_out[random.choice(members, count, replace=False)] = True
+    return _select(split, ~held_out), _select(split, held_out)
+
+
+def _select(split: Split, mask: np.ndarray) -> Split:
+    chosen = torch.from_numpy(np.flatnonzero(mask))
+    return Split(split.images[chosen], split.labels[chosen], split.source)
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 (N, C, H, W) images scaled to [0, 1].
+
+    Computed exactly, from counts of the 256 values. A deviation below 1/255, a channel that is as good as constant,
+    counts as 1/255, so that one can divide by it.
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in range(images.shape[1]):
+        frequency = torch.bincount(images[:, channel].flatten(), minlength=256).double() / images[:, channel].numel()
+        mean = (frequency * values).sum()
+        means.append(mean.item())
+        deviations.append(max((frequency * (values - mean) ** 2).sum().sqrt().item(), 1 / 255))
+    return tuple(means), tuple(deviations)
+
+
+def _check_split(split: Split, classes: int) -> None:
+    images, labels, source = split
+    if len(images) == 0:
+        raise UserError(f"{source} holds no images; it should hold at least one of each class")
+    if len(images) != len(labels):
+        raise UserError(f"{source} holds {len(images)} images but {len(labels)} labels; there should be one per image")
+    if images.shape[2] != images.shape[3]:
+        raise UserError(f"{source} holds {_size(images)} images; they should be square")
+    if labels.min() < 0 or labels.max() >= classes:
+        wrong = labels[(labels < 0) | (labels >= classes)][0].item()
+        raise UserError(f"{source} has the label {wrong}; labels should be from 0 to {classes - 1}")
+
+
+def _size(images: Tensor) -> str:
+    return "×".join(str(n) for n in images.shape[1:])

@@ -1,0 +1,39 @@
+"""What `icckd doctor` says: versions, devices, backends and networks, each available or why not."""
+
+import torch
+
+from icckd import backends
+from icckd.backends import native
+from icckd.environment import package_versions, processor, versions
+from icckd.models import ARCHITECTURES
+
+
+def diagnose() -> str:
+    """A report for a person, in lines of text."""
+    lines = [f"{name:<14}{version}" for name, version in versions().items()]
+    lines += [f"{name:<14}{version or 'not installed'}" for name, version in package_versions().items()]
+    lines += [
+        "",
+        "devices",
+        f"  cpu         {processor()}, {torch.get_num_threads()} threads",
+        *_cuda_lines(),
+    ]
+    lines += ["", "backends of the losses"]
+    for name in backends.BACKENDS:
+        reason = backends.why_unavailable(name)
+        lines.append(f"  {name:<12}{_available(name) if reason is None else f'not available: {reason}'}")
+    for device in ("cpu", "cuda"):
+        chosen = backends.select("auto", torch.device(device), torch.float32)
+        lines.append(f"  auto on {device} tensors: {chosen}")
+    return "\n".join([*lines, "", f"networks      {', '.join(ARCHITECTURES)}"])
+
+
+def _available(backend: str) -> str:
+    return f"available, with {native.instruction_set()} instructions" if backend == "cpu" else "available"
+
+
+def _cuda_lines() -> list[str]:
+    if not torch.cuda.is_available():
+        built = "this PyTorch is built without CUDA" if torch.version.cuda is None else "no device found"
+        return [f"  cuda        not available: {built}"]
+    return [f"  cuda:{i}      {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]

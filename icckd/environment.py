@@ -1,0 +1,54 @@
+"""What a result was computed with: versions, device, processor, date."""
+
+import datetime
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from icckd.version import __version__
+
+_PACKAGES = ("numpy", "triton", "jsonargparse", "safetensors", "rich", "scikit-learn", "matplotlib", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide what a model file means."""
+    return {"icckd": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """The environment of a run on `device`, for summary.json."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return {
+        **versions(),
+        "device": f"{device.type}: {name}",
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of the packages that icckd uses, None for one that is not installed."""
+    return {name: _version(name) for name in _PACKAGES}
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,101 @@
+"""Trained networks on disk: model.safetensors (the weights) and model.json (what they are weights of)."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from icckd.environment import versions
+from icckd.errors import UserError
+from icckd.files import write_json, write_whole
+from icckd.models import Model, build_model
+
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "model.json"
+
+
+@dataclass
+class ModelDescription:
+    """What model.json says: the network, the classes in order, and how its input images are normalised.
+
+    `mean` and `std` are per channel, of images scaled to [0, 1].
+    """
+
+    arch: str
+    classes: list[str]
+    channels: int
+    image_size: int
+    mean: list[float]
+    std: list[float]
+    parameters: int = 0
+    versions: dict[str, str] = field(default_factory=versions)
+
+
+def save_model(folder: Path, model: Model, description: ModelDescription) -> None:
+    """Write `model` and its description to `folder`, each file whole or not at all."""
+    description.parameters = sum(p.numel() for p in model.parameters())
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    write_json(folder / DESCRIPTION, asdict(description))
+    write_whole(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary))
+
+
+def load_model(path: Path) -> tuple[Model, ModelDescription]:
+    """The network saved at `path`, a folder that `save_model` wrote or the model.safetensors in it, on the CPU.
+
+    Raises UserError where a file is missing, broken, or does not fit the other.
+    """
+    weights = path / WEIGHTS if path.is_dir() else path
+    if not weights.is_file():
+        raise UserError(f"{weights} does not exist; give a run's teacher/ folder or its {WEIGHTS}")
+    description = read_description(weights.with_name(DESCRIPTION))
+    model = build_model(
+        description.arch,
+        channels=description.channels,
+        classes=len(description.classes),
+        image_size=description.image_size,
+    )
+    try:
+        model.load_state_dict(load_file(weights))
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{weights} does not hold the weights that {DESCRIPTION} describes: {reason}") from error
+    return model, description
+
+
+def read_description(path: Path) -> ModelDescription:
+    """The description in `path`, a model.json. Raises UserError where it is missing or not one."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; it belongs beside {WEIGHTS}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable JSON: {' '.join(str(error).split())[:120]}") from error
+    problem = _problem(values)
+    if problem:
+        raise UserError(f"{path} does not describe a model of this tool: {problem}")
+    return ModelDescription(**{name: values[name] for name in ModelDescription.__dataclass_fields__})
+
+
+def _problem(values: Any) -> str | None:
+    if not isinstance(values, dict):
+        return "it is not an object"
+    missing = ModelDescription.__dataclass_fields__.keys() - values.keys()
+    if missing:
+        return f"it lacks {', '.join(sorted(missing))}"
+    classes, channels, size = values["classes"], values["channels"], values["image_size"]
+    if not isinstance(values["arch"], str):
+        return "arch is not a string"
+    if not (isinstance(classes, list) and len(classes) >= 2 and all(isinstance(name, str) for name in classes)):
+        return "classes is not a list of two or more names"
+    for name, value, largest in (("channels", channels, 64), ("image_size", size, 1024)):
+        if not (isinstance(value, int) and 1 <= value <= largest):
+            return f"{name} is not a whole number in [1, {largest}]"
+    for name in ("mean", "std"):
+        value = values[name]
+        numbers = isinstance(value, list) and all(isinstance(v, (int, float)) for v in value)
+        if not numbers or len(value) != channels:
+            return f"{name} is not one number per channel"
+    return "std has a value that is not above 0" if min(values["std"]) <= 0 else None

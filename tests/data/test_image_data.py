@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+
+from icckd.data.batches import Augmentation
+from icckd.data.image_data import Split, channel_statistics, hold_out, image_data
+from icckd.errors import UserError
+
+
+def split(labels, channels=1, size=8, source="some file"):
+    generator = torch.Generator().manual_seed(len(labels))
+    images = torch.randint(0, 256, (len(labels), channels, size, size), dtype=torch.uint8, generator=generator)
+    return Split(images, torch.tensor(labels, dtype=torch.int64), source)
+
+
+def build(train, test, classes=("a", "b"), validation=0.0):
+    return image_data("set", train, test, classes, Augmentation(1, flip=False), validation)
+
+
+def test_hold_out_takes_the_fraction_of_each_class_and_keeps_labels_with_images():
+    labels = [0] * 30 + [1] * 10 + [2] * 2
+    whole = split(labels)
+    rest, held_out = hold_out(whole, 0.3)
+    assert held_out.labels.bincount().tolist() == [9, 3, 1]
+    assert rest.labels.bincount().tolist() == [21, 7, 1]
+    label_of = {image.numpy().tobytes(): label for image, label in zip(whole.images, labels, strict=True)}
+    together = [*zip(*rest[:2], strict=True), *zip(*held_out[:2], strict=True)]
+    assert {image.numpy().tobytes() for image, _ in together} == label_of.keys()
+    assert all(label_of[image.numpy().tobytes()] == label for image, label in together)
+
+
+def test_hold_out_is_the_same_every_time():
+    whole = split([0, 1] * 50)
+    first = hold_out(whole, 0.5)
+    np.random.default_rng().permutation(3)
+    torch.manual_seed(99)
+    second = hold_out(whole, 0.5)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.999])
+def test_hold_out_leaves_an_image_of_every_class_on_both_sides(fraction):
+    for part in hold_out(split([0, 1, 2] * 4), fraction):
+        assert part.labels.unique().tolist() == [0, 1, 2]
+
+
+def test_validation_takes_the_place_of_test():
+    train, test = split([0, 1] * 20), split([0, 1])
+    data = build(train, test, validation=0.25)
+    assert (len(data.train_images), len(data.test_images)) == (30, 10)
+    assert build(train, test).test_images is test.images
+
+
+def test_statistics_are_of_the_training_images_per_channel():
+    train = split([0, 1] * 20, channels=3)
+    train.images[:, 2] //= 3
+    data = build(train, split([0, 1], channels=3))
+    scaled = train.images.double() / 255
+    assert data.mean == pytest.approx(scaled.mean(dim=(0, 2, 3)).tolist(), abs=1e-12)
+    assert data.std == pytest.approx(scaled.std(dim=(0, 2, 3), correction=0).tolist(), abs=1e-12)
+
+
+def test_a_constant_channel_has_a_deviation_to_divide_by():
+    assert channel_statistics(torch.full((4, 1, 8, 8), 255, dtype=torch.uint8)) == ((1.0,), (1 / 255,))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "validation", "words"),
+    [
+        (split([]), split([0, 1]), 0, "no images"),
+        (split([0, 1]), split([]), 0, "no images"),
+        (split([0, 1])._replace(labels=torch.tensor([0])), split([0, 1]), 0, "2 images but 1 labels"),
+        (split([0, 2]), split([0, 1]), 0, "the label 2; labels should be from 0 to 1"),
+        (split([0, -1]), split([0, 1]), 0, "the label -1"),
+        (split([0, 0]), split([0, 1]), 0, "one class only"),
+        (split([0, 1]), split([0, 1], size=9), 0, "1×9×9 images; they should be 1×8×8"),
+        (split([0, 1]), split([0, 1], channels=3), 0, "3×8×8 images; they should be 1×8×8"),
+        (split([0, 1]), split([0, 1]), 0.5, "data.validation needs at least 2 images"),
+        (Split(torch.zeros(2, 1, 8, 9, dtype=torch.uint8), torch.tensor([0, 1]), "some file"), split([0, 1]), 0, "square"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_together_is_refused(train, test, validation, words):
+    with pytest.raises(UserError, match=words) as caught:
+        build(train, test, validation=validation)
+    assert "some file" in str(caught.value)

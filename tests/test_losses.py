@@ -1,0 +1,125 @@
+"""The loss modules against the definition put together by hand."""
+
+import pytest
+import torch
+
+from icckd import ClassMemory, IntraClassContrastiveLoss, TeacherLoss, functional, reference
+from icckd.functional import intra_class_contrastive
+
+
+def batch(generator, count=24, classes=4, dim=6):
+    """Logits, labels with an ignored row, features and positive features."""
+    labels = torch.randint(0, classes, (count,), generator=generator)
+    labels[3] = -100
+    logits = 2 * torch.randn(count, classes, generator=generator)
+    features, positive = (torch.randn(count, dim, generator=generator) for _ in range(2))
+    return [x.requires_grad_() if x.is_floating_point() else x for x in (logits, labels, features, positive)]
+
+
+@pytest.mark.parametrize("space", ["probability", "logit"])
+@pytest.mark.parametrize("remembers", [False, True])
+def test_teacher_loss_is_its_parts(generator, backend, space, remembers):
+    logits, labels, features, positive = batch(generator)
+    options, memory = {}, None
+    if remembers:
+        memory = ClassMemory(4, 3, 6)
+        memory.push(torch.randn(7, 6, generator=generator), torch.tensor([0, 0, 1, 2, 2, 2, 2]))
+        options = dict(zip(("memory", "memory_labels"), memory.tensors(), strict=True))
+    module = TeacherLoss(0.3, 0.1, space, temperature=0.2, label_smoothing=0.1, backend=backend)
+    output = module(logits, labels, features, positive, memory)
+
+    cross_entropy, margin = reference.cross_entropy_with_margin(logits, labels, space=space, label_smoothing=0.1)
+    gate = margin > 0.1
+    assert 0 < gate.sum() < 23
+    intra_class = reference.intra_class_contrastive(features, positive, labels, gate=gate, temperature=0.2, **options)
+    expected = (cross_entropy + 0.3 * intra_class, cross_entropy, intra_class, gate.sum() / 23)
+    expected += (margin[labels >= 0].mean(),)
+    for x, y in zip(output, expected, strict=True):
+        torch.testing.assert_close(x, y)
+    inputs = (logits, features, positive)
+    for x, y in zip(torch.autograd.grad(output.total, inputs), torch.autograd.grad(expected[0], inputs), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
+
+
+def test_teacher_loss_names_its_parts(generator):
+    output = TeacherLoss()(*batch(generator))
+    assert output._fields == ("total", "cross_entropy", "intra_class", "active_fraction", "mean_margin")
+    assert not output.active_fraction.requires_grad
+    assert not output.mean_margin.requires_grad
+
+
+def test_weight_zero_computes_no_intra_class_loss(generator, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("computed")
+
+    monkeypatch.setattr("icckd.losses.intra_class_contrastive", refuse)
+    logits, labels, features, _ = batch(generator)
+    output = TeacherLoss(weight=0)(logits, labels, features, features)
+    assert output.intra_class.item() == 0
+    assert torch.equal(output.total, output.cross_entropy)
+    assert output.active_fraction > 0
+
+
+def test_no_labelled_row(generator):
+    logits, labels, features, positive = batch(generator)
+    output = TeacherLoss()(logits, torch.full_like(labels, -100), features, positive)
+    assert output.intra_class == output.active_fraction == output.mean_margin == 0
+
+
+def test_intra_class_module_is_the_function(generator, backend):
+    _, labels, features, positive = batch(generator)
+    gate = torch.rand(24, generator=generator) < 0.5
+    memory = ClassMemory(4, 2, 6)
+    memory.push(torch.randn(5, 6, generator=generator), torch.tensor([0, 1, 1, 3, 3]))
+    for reduction in ("mean", "sum", "none"):
+        module = IntraClassContrastiveLoss(0.3, normalize=False, reduction=reduction, backend=backend)
+        options = {"temperature": 0.3, "normalize": False, "reduction": reduction, "backend": backend}
+        expected = intra_class_contrastive(features, positive, labels, **options)
+        assert torch.equal(module(features, positive, labels), expected)
+        rows, memory_labels = memory.tensors()
+        expected = intra_class_contrastive(
+            features, positive, labels, gate=gate, memory=rows, memory_labels=memory_labels, **options
+        )
+        torch.testing.assert_close(module(features, positive, labels, gate, memory), expected)
+
+
+def test_temperature_may_be_learned(generator):
+    _, labels, features, positive = batch(generator)
+    module = IntraClassContrastiveLoss(torch.nn.Parameter(torch.tensor(0.1)))
+    module(features, positive, labels).backward()
+    (parameter,) = module.parameters()
+    assert parameter.grad.abs() > 0
+
+
+def test_an_empty_memory_is_allowed(generator):
+    logits, labels, features, positive = batch(generator)
+    module = TeacherLoss(1.0)
+    with_memory = module(logits, labels, features, positive, ClassMemory(4, 2, 6))
+    torch.testing.assert_close(with_memory.total, module(logits, labels, features, positive).total)
+
+
+def test_modules_show_their_settings():
+    assert "temperature=0.2" in repr(IntraClassContrastiveLoss(0.2))
+    assert "margin=0.3" in repr(TeacherLoss(margin=0.3))
+    assert "capacity=7" in repr(ClassMemory(2, 7, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"weight": -1}, ValueError, "weight is -1; it should be"),
+        ({"margin": "wide"}, TypeError, "margin is 'wide'; it should be a number"),
+        ({"margin_space": "log"}, ValueError, "margin_space is 'log'; it should be 'probability' or 'logit'"),
+        ({"temperature": 0.0}, ValueError, "temperature is 0.0; it should be"),
+        ({"label_smoothing": 2.0}, ValueError, "label_smoothing is 2.0; it should be"),
+    ],
+)
+def test_wrong_settings(change, error, message):
+    with pytest.raises(error, match=message):
+        TeacherLoss(**change)
+
+
+def test_exports():
+    assert functional.intra_class_contrastive is intra_class_contrastive
+    for name in functional.__all__:
+        assert hasattr(reference, name)

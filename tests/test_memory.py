@@ -1,0 +1,121 @@
+"""`ClassMemory` against queues kept in plain Python."""
+
+from collections import deque
+
+import pytest
+import torch
+
+from icckd import ClassMemory
+
+
+def contents(memory):
+    """What the memory holds: per class, the set of its embeddings' first numbers."""
+    rows, labels = memory.tensors()
+    return [sorted(rows[labels == c, 0].tolist()) for c in range(memory.num_classes)]
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 8])
+def test_holds_the_most_recent_rows_of_every_class(generator, capacity):
+    memory = ClassMemory(num_classes=4, capacity=capacity, dim=2)
+    queues = [deque(maxlen=capacity) for _ in range(4)]
+    number = 0
+    for count in (1, 0, 5, 17, 2, 40, 3):
+        labels = torch.randint(-2, 4, (count,), generator=generator)
+        features = torch.arange(number, number + count, dtype=torch.float32)[:, None].expand(count, 2)
+        number += count
+        memory.push(features, labels)
+        for feature, label in zip(features[:, 0].tolist(), labels.tolist(), strict=True):
+            if label >= 0:
+                queues[label].append(feature)
+        assert contents(memory) == [sorted(queue) for queue in queues]
+        assert len(memory) == sum(map(len, queues))
+
+
+def test_tensors_mark_empty_slots():
+    memory = ClassMemory(3, 2, 4)
+    rows, labels = memory.tensors()
+    assert rows.shape == (6, 4)
+    assert labels.tolist() == [-1] * 6
+    memory.push(torch.ones(3, 4), torch.tensor([1, 1, 2]))
+    rows, labels = memory.tensors()
+    assert labels.tolist() == [-1, -1, 1, 1, 2, -1]
+    assert rows[:, 0].tolist() == [0, 0, 1, 1, 1, 0]
+    memory.reset()
+    assert len(memory) == 0
+    assert not memory.tensors()[0].any()
+
+
+def test_stores_detached_embeddings_in_its_own_dtype():
+    memory = ClassMemory(2, 2, 3, dtype=torch.bfloat16)
+    features = torch.randn(2, 3, requires_grad=True)
+    memory.push(features, torch.tensor([0, 1], dtype=torch.int32))
+    rows, _ = memory.tensors()
+    assert rows.dtype == torch.bfloat16
+    assert not rows.requires_grad
+    assert torch.equal(rows[0], features[0].bfloat16())
+
+
+def test_state_dict_resumes_exactly(generator):
+    def batch():
+        return torch.randn(9, 2, generator=generator), torch.randint(0, 3, (9,), generator=generator)
+
+    memory, resumed = ClassMemory(3, 4, 2), ClassMemory(3, 4, 2)
+    memory.push(*batch())
+    resumed.load_state_dict(memory.state_dict())
+    for _ in range(3):
+        features, labels = batch()
+        memory.push(features, labels)
+        resumed.push(features, labels)
+    for x, y in zip(memory.tensors(), resumed.tensors(), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_nothing_unkept_stays(generator):
+    """Skipped rows, not-a-numbers included, leave no trace that a checkpoint would carry."""
+    memory = ClassMemory(2, 2, 3)
+    memory.push(torch.full((4, 3), torch.nan), torch.tensor([-1, -100, -1, -1]))
+    assert all(not buffer.any() for buffer in memory.state_dict().values())
+
+
+def test_compiles_whole(generator):
+    plain, compiled = ClassMemory(3, 2, 2), ClassMemory(3, 2, 2)
+    torch._dynamo.reset()
+    push = torch.compile(compiled.push, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        features, labels = torch.randn(7, 2, generator=generator), torch.randint(-1, 3, (7,), generator=generator)
+        plain.push(features, labels)
+        push(features, labels)
+    for x, y in zip(plain.tensors(), compiled.tensors(), strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "error", "message"),
+    [
+        (torch.ones(2, 4), torch.zeros(2).long(), ValueError, r"features has shape \(2, 4\); it should be \(N, 3\)"),
+        (torch.ones(3), torch.zeros(3).long(), ValueError, r"features has shape \(3,\)"),
+        (torch.ones(2, 3).long(), torch.zeros(2).long(), TypeError, "features has dtype torch.int64"),
+        (torch.ones(2, 3), torch.zeros(3).long(), ValueError, r"labels has shape \(3,\); it should be \(2,\)"),
+        (torch.ones(2, 3), torch.zeros(2), TypeError, "labels has dtype torch.float32"),
+        (torch.ones(2, 3), torch.tensor([0, 2]), ValueError, "labels reach 2; they should be below num_classes = 2"),
+    ],
+)
+def test_push_errors(features, labels, error, message):
+    memory = ClassMemory(2, 2, 3)
+    with pytest.raises(error, match=message):
+        memory.push(features, labels)
+    assert len(memory) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"num_classes": 0}, ValueError, "num_classes is 0; it should be 1 or more"),
+        ({"capacity": -1}, ValueError, "capacity is -1; it should be 1 or more"),
+        ({"dim": 2.5}, TypeError, "dim is 2.5; it should be an integer"),
+        ({"dtype": torch.int64}, TypeError, "dtype is torch.int64; it should be a float dtype"),
+    ],
+)
+def test_constructor_errors(change, error, message):
+    with pytest.raises(error, match=message):
+        ClassMemory(**{"num_classes": 2, "capacity": 2, "dim": 3} | change)

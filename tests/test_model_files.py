@@ -1,0 +1,71 @@
+import json
+
+import pytest
+import torch
+
+from icckd.errors import UserError
+from icckd.model_files import ModelDescription, load_model, save_model
+from icckd.models import build_model
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    model = build_model("convnet-small", channels=1, classes=3, image_size=8)
+    save_model(tmp_path, model, ModelDescription("convnet-small", ["a", "b", "c"], 1, 8, [0.5], [0.25]))
+    return tmp_path, model
+
+
+@pytest.mark.parametrize("name", ["", "model.safetensors"])
+def test_round_trip_by_folder_or_file(saved, name):
+    folder, model = saved
+    loaded, description = load_model(folder / name)
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value)
+    assert description.classes == ["a", "b", "c"]
+    assert description.parameters == sum(p.numel() for p in model.parameters())
+    assert {"icckd", "torch", "python"} <= description.versions.keys()
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere.*does not exist"):
+        load_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("keep", [0, 7, 200, -1])
+def test_truncated_weights(saved, keep):
+    folder, _ = saved
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"model\.safetensors does not hold the weights"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arch": "resnet20"}, "does not hold the weights"),
+        ({"arch": "no-such-net"}, "no-such-net"),
+        ({"arch": 3}, "arch is not a string"),
+        ({"classes": ["a"]}, "classes is not a list of two or more names"),
+        ({"classes": "abc"}, "classes is not a list"),
+        ({"channels": 0}, "channels is not a whole number"),
+        ({"image_size": 10**9}, "image_size is not a whole number"),
+        ({"mean": [0.1, 0.2]}, "mean is not one number per channel"),
+        ({"std": [0.0]}, "std has a value"),
+    ],
+)
+def test_a_description_that_does_not_fit(saved, change, message):
+    folder, _ = saved
+    values = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(values | change))
+    with pytest.raises(UserError, match=message):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "\x00", "[" * 100_000])
+def test_a_description_that_is_none(saved, text):
+    folder, _ = saved
+    (folder / "model.json").write_text(text)
+    with pytest.raises(UserError, match=r"model\.json"):
+        load_model(folder)
