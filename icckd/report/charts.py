@@ -88,7 +88,7 @@ def _distances(results: Results) -> list[Chart]:
         Chart(
             "distance-ratio",
             "Distance ratio",
-            "Intra-class / inter-class: the share of the spread between classes that is kept within them.",
+            "Intra-class / inter-class: the spread within classes relative to that between them.",
             _both(results, "distance_ratio"),
         ),
     ]

@@ -29,7 +29,7 @@ tbody tr { border-top: 1px solid var(--faint); }
 th:first-child, td:first-child { padding-left: 0; }
 .number { text-align: right; white-space: nowrap; }
 .main-numbers { margin: 1rem 0; width: 100%; max-width: 46rem; }
-.main-numbers th.number { min-width: 6.8rem; }
+.main-numbers th.number { min-width: 8rem; }
 .main-numbers td { font-size: 1.05rem; }
 .meaning { display: block; font-size: 0.85rem; font-weight: 400; white-space: normal; overflow-wrap: anywhere; }
 .teacher { color: var(--teacher); }
@@ -71,7 +71,7 @@ summary { cursor: pointer; font-weight: 600; }
   main { padding: 1rem 0.9rem 3rem; }
   th, td { padding: 0.3rem; }
   .number { font-size: 0.95rem; }
-  .main-numbers th:first-child { width: 50%; }
+  .main-numbers th.number { min-width: 6.8rem; }
 }
 @media print {
   :root { --page: #fff; --ink: #000; --quiet: #444; --faint: #ccc; --panel: #fff;
