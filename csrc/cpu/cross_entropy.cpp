@@ -14,12 +14,12 @@ struct CrossEntropy {
   Tensor rows, margin, lse, d_logits;
 };
 
-// `labels`, and `grad_rows` where the gradient is wanted (else null), as the operators get them.
+// `grad_rows`: the upstream gradient of every row's loss, read only where the gradient of the logits is wanted.
 CrossEntropy compute(
-    const Tensor& logits, const Tensor& labels, const Tensor* grad_rows, double label_smoothing, bool probability,
-    int64_t ignore_index) {
+    const Tensor& logits, const Tensor& labels, double label_smoothing, bool probability, int64_t ignore_index,
+    bool need_grad, const float* grad_rows) {
+  STD_TORCH_CHECK(logits.dim() == 2 && logits.size(1) > 0, "logits should be (N, C) with C ≥ 1");
   const int64_t count = logits.size(0), classes = logits.size(1);
-  STD_TORCH_CHECK(classes > 0, "logits has no class");
   check_shape(logits, {count, classes}, "logits");
   check_shape(labels, {count}, "labels");
   check_dtype(labels, ScalarType::Long, "labels");
@@ -30,13 +30,7 @@ CrossEntropy compute(
 
   CrossEntropy result{
       empty({count}, ScalarType::Float), empty({count}, ScalarType::Float), empty({count}, ScalarType::Float),
-      grad_rows ? empty({count, classes}, logits.scalar_type()) : empty({0}, logits.scalar_type())};
-  Tensor upstream = result.d_logits;
-  if (grad_rows) {
-    check_shape(*grad_rows, {count}, "the rows' gradient");
-    check_dtype(*grad_rows, ScalarType::Float, "the rows' gradient");
-    upstream = torch::stable::contiguous(*grad_rows);
-  }
+      need_grad ? empty({count, classes}, logits.scalar_type()) : empty({0}, logits.scalar_type())};
   const CrossEntropyJob job{
       .element = element_of(logits, "logits"),
       .logits = logits.const_data_ptr(),
@@ -47,11 +41,11 @@ CrossEntropy compute(
       .ignore_index = ignore_index,
       .label_smoothing = static_cast<float>(label_smoothing),
       .probability = probability,
-      .grad_rows = grad_rows ? upstream.const_data_ptr<float>() : nullptr,
+      .grad_rows = grad_rows,
       .rows = result.rows.mutable_data_ptr<float>(),
       .margin = result.margin.mutable_data_ptr<float>(),
       .lse = result.lse.mutable_data_ptr<float>(),
-      .d_logits = grad_rows ? result.d_logits.mutable_data_ptr() : nullptr,
+      .d_logits = need_grad ? result.d_logits.mutable_data_ptr() : nullptr,
   };
   parallel_rows(count, classes, 1, [&](int64_t begin, int64_t end, float* scratch) {
     ICCKD_DISPATCH(cross_entropy_margin(job, begin, end, scratch));
@@ -66,7 +60,7 @@ bool is_probability(const std::string& space) {
 
 std::tuple<Tensor, Tensor, Tensor> rows(
     const Tensor& logits, const Tensor& labels, double label_smoothing, std::string space, int64_t ignore_index) {
-  const CrossEntropy all = compute(logits, labels, nullptr, label_smoothing, is_probability(space), ignore_index);
+  const CrossEntropy all = compute(logits, labels, label_smoothing, is_probability(space), ignore_index, false, nullptr);
   return {all.rows, all.margin, all.lse};
 }
 
@@ -74,15 +68,17 @@ std::tuple<Tensor, Tensor, Tensor> rows(
 Tensor rows_backward(
     const Tensor& grad_rows, const Tensor&, const Tensor& logits, const Tensor& labels, double label_smoothing,
     int64_t ignore_index) {
-  return compute(logits, labels, &grad_rows, label_smoothing, true, ignore_index).d_logits;
+  const Tensor upstream = per_row(grad_rows, logits.size(0), "grad_rows");
+  return compute(logits, labels, label_smoothing, true, ignore_index, true, upstream.const_data_ptr<float>()).d_logits;
 }
 
 std::tuple<Tensor, Tensor, Tensor> sum(
     const Tensor& logits, const Tensor& labels, const Tensor& weight, double label_smoothing, std::string space,
     int64_t ignore_index) {
-  const CrossEntropy all = compute(logits, labels, &weight, label_smoothing, is_probability(space), ignore_index);
-  const Tensor dense_weight = torch::stable::contiguous(weight);
-  const float *row = all.rows.const_data_ptr<float>(), *factor = dense_weight.const_data_ptr<float>();
+  const Tensor dense_weight = per_row(weight, logits.size(0), "weight");
+  const float* factor = dense_weight.const_data_ptr<float>();
+  const CrossEntropy all = compute(logits, labels, label_smoothing, is_probability(space), ignore_index, true, factor);
+  const float* row = all.rows.const_data_ptr<float>();
   double total = 0;
   for (int64_t i = 0; i < logits.size(0); ++i) total += static_cast<double>(factor[i]) * row[i];
   return {scalar(total), all.margin, all.d_logits};

@@ -55,9 +55,7 @@ Tensor kd_kl_rows(const Tensor& student, const Tensor& teacher, double temperatu
 
 Tensor kd_kl_rows_backward(
     const Tensor& grad_rows, const Tensor& student, const Tensor& teacher, double temperature, bool standardize) {
-  check_shape(grad_rows, {student.size(0)}, "grad_rows");
-  check_dtype(grad_rows, ScalarType::Float, "grad_rows");
-  const Tensor upstream = torch::stable::contiguous(grad_rows);
+  const Tensor upstream = per_row(grad_rows, student.size(0), "grad_rows");
   return compute_kd_kl(student, teacher, temperature, standardize, true, upstream.const_data_ptr<float>()).d_student;
 }
 

@@ -182,21 +182,22 @@ inline void write_gradients(const IntraClassProblem& problem, const IntraClassRe
   }
 }
 
-// Takes the parts of a kernel's scratch one after the other.
+// Hands out a kernel's scratch part by part; without memory, only counts.
 class Scratch {
  public:
-  explicit Scratch(float* begin) : begin_(begin), next_(begin) {}
+  explicit Scratch(float* memory) : memory_(memory) {}
 
   float* take(int64_t floats) {
-    float* part = next_;
-    next_ += floats;
+    float* part = memory_ == nullptr ? nullptr : memory_ + taken_;
+    taken_ += floats;
     return part;
   }
 
-  int64_t taken() const { return next_ - begin_; }
+  int64_t taken() const { return taken_; }
 
  private:
-  float *begin_, *next_;
+  float* memory_;
+  int64_t taken_ = 0;
 };
 
 inline void fill(float* x, int64_t count, float value) {

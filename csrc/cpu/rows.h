@@ -9,6 +9,13 @@
 
 namespace icckd {
 
+// One float32 number for every row, contiguous.
+inline Tensor per_row(const Tensor& x, int64_t count, const char* name) {
+  check_shape(x, {count}, name);
+  check_dtype(x, ScalarType::Float, name);
+  return torch::stable::contiguous(x);
+}
+
 // How long a row of scratch is: whole registers of any instruction set.
 inline int64_t scratch_length(int64_t classes) {
   return (classes + 15) / 16 * 16;

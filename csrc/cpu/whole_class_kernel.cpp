@@ -39,8 +39,8 @@ struct WholeClass {
   }
 };
 
-// E_ij = exp(κ (s_ij − 1)) in place for columns [first, padded), a multiple of width apart; adds to the row's sums and to the
-// columns'.
+// E_ij = exp(κ (s_ij − 1)) in place for one row and the columns from `first` on, a multiple of width; adds to the anchor's sums and
+// to the columns'.
 template <bool with_excess>
 void exponentiate(float* s, int64_t first, const WholeClass& w, float scale, Anchor& anchor) {
   const Vec factor = splat(scale), similarity = splat(anchor.similarity);
@@ -51,8 +51,7 @@ void exponentiate(float* s, int64_t first, const WholeClass& w, float scale, Anc
     sums += e;
     store(w.column_sums + j, load(w.column_sums + j) + e);
     if constexpr (with_excess) {
-      // e is 0 where the cosine was set to −∞
-      const Vec finite = e == 0 ? Vec{} : cosine;
+      const Vec finite = e == 0 ? Vec{} : cosine;  // not 0 · −∞
       excess += e * (finite - similarity);
       store(w.column_excess + j, load(w.column_excess + j) + e * (finite - load(w.similarity + j)));
     }
@@ -169,5 +168,6 @@ Sums whole_class(const IntraClassProblem& problem, const IntraClassResults& resu
                                       w.push[i], {w.positive_factor[i], w.similarity[i]});
     });
   return sums;
+}
 
 }  // namespace icckd::ICCKD_ISA

@@ -149,12 +149,14 @@ def _split(name: str, distribution: _Distribution, files: _Files, wanted: Sequen
             somewhere = next(iter(files.values()))[0]
             raise UserError(f"{file} is missing beside {somewhere}; {distribution.archive} has it")
         rows, row_labels = (_binary_batch if distribution.binary else _pickled_batch)(name, *files[file])
-        images.append(torch.from_numpy(rows.reshape(-1, 3, 32, 32)))
-        labels.append(torch.from_numpy(row_labels))
-    return Split(torch.cat(images), torch.cat(labels), files[wanted[0]][0])
+        images.append(rows)
+        labels.append(row_labels)
+    pixels = torch.from_numpy(np.concatenate(images)).view(-1, 3, 32, 32)
+    return Split(pixels, torch.from_numpy(np.concatenate(labels)), files[wanted[0]][0])
 
 
 def _binary_batch(name: str, source: str, content: bytes | bytearray) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 rows (N, 3072) and int64 labels (N,)."""
     header = 1 if name == "cifar10" else 2
     if len(content) == 0 or len(content) % (header + _PIXELS):
         raise UserError(f"{source} has {len(content)} bytes; it should have a multiple of {header + _PIXELS}")
@@ -163,6 +165,7 @@ def _binary_batch(name: str, source: str, content: bytes | bytearray) -> tuple[n
 
 
 def _pickled_batch(name: str, source: str, content: bytes | bytearray) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 rows (N, 3072) and int64 labels (N,)."""
     batch = _unpickle(source, content)
     data = batch.get("data")
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != _PIXELS:

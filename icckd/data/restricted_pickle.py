@@ -167,6 +167,12 @@ def _encode(text: Any = None, encoding: Any = None, *_: Any) -> bytes:
     return text.encode("latin-1")
 
 
+def _no_bytes(*arguments: Any) -> bytes:
+    if arguments:
+        raise PickleRejected("it calls bytes with arguments")
+    return b""
+
+
 def _array(content: Any, element: Any, shape: Any, order: Any) -> np.ndarray:
     """The numpy array that these parts of a pickle describe."""
     if isinstance(content, str):
@@ -185,6 +191,7 @@ _NAMES = {
     ("numpy", "ndarray"): _Name(None),
     ("numpy", "dtype"): _Name(_element_type),
     ("_codecs", "encode"): _Name(_encode),
+    ("__builtin__", "bytes"): _Name(_no_bytes),
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _Name(_empty_array) for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _Name(_array_of_buffer) for core in ("core", "_core")},
 }

@@ -87,10 +87,10 @@ def intra_class_contrastive(
         memory, memory_labels = _arithmetic(memory, dtype).detach(), memory_labels.long()
     if not isinstance(temperature, Tensor):
         temperature = torch.full((), temperature, dtype=dtype, device=anchor.device)
-    rows = _rows_or_sum(
+    loss = _rows_or_sum(
         batch, memory, memory_labels, temperature.to(dtype), normalize, num_classes, reduction != "none", backend
     )
-    return rows[own] if reduction == "none" else rows
+    return loss[own] if reduction == "none" else loss
 
 
 class _Batch(NamedTuple):
@@ -117,9 +117,9 @@ def _rows_or_sum(
     needs = [torch.is_grad_enabled() and x.requires_grad for x in differentiated]
     # A float16 gradient of a mean could underflow before a loss scale is applied: it is computed in backward, scaled.
     if add_up and any(needs) and batch.anchor.dtype != torch.float16:
-        return ops.intra_class_sum(*batch, memory, memory_labels, temperature, normalize, num_classes, *needs, backend)[
-            0
-        ]
+        settings = (temperature, normalize, num_classes, *needs, backend)
+        loss, *_ = ops.intra_class_sum(*batch, memory, memory_labels, *settings)
+        return loss
     if any(needs) and memory is not None:
         # Backward reads the memory again, when newer rows may have been pushed into it.
         memory = memory.clone()

@@ -90,9 +90,9 @@ def test_normalisation(images):
     mean, std = (0.1, 0.5, 0.7), (0.2, 0.3, 0.4)
     batches = make(images, mean=mean, std=std, augmentation=None, shuffle=False, batch_size=50, views=1)
     ((view,), labels) = next(iter(batches))
-    expected = (images.double() / 255 - torch.tensor(mean).double().view(3, 1, 1)) / torch.tensor(
-        std
-    ).double().view(3, 1, 1)
+    expected = (images.double() / 255 - torch.tensor(mean).double().view(3, 1, 1)) / torch.tensor(std).double().view(
+        3, 1, 1
+    )
     assert view.dtype == torch.float32
     assert torch.allclose(view.double(), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(labels, torch.arange(50))
@@ -141,6 +141,7 @@ def test_large_seeds_are_welcome(images):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_gives_the_same_views(images):
     on_cpu = flat(make(images).epoch(1))
     on_gpu = [[x.cpu() for x in batch] for batch in flat(make(images, device="cuda").epoch(1))]

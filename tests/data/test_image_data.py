@@ -76,7 +76,7 @@ def test_a_constant_channel_has_a_deviation_to_divide_by():
         (split([0, 1]), split([0, 1], size=9), 0, "1×9×9 images; they should be 1×8×8"),
         (split([0, 1]), split([0, 1], channels=3), 0, "3×8×8 images; they should be 1×8×8"),
         (split([0, 1]), split([0, 1]), 0.5, "data.validation needs at least 2 images"),
-        (Split(torch.zeros(2, 1, 8, 9, dtype=torch.uint8), torch.tensor([0, 1]), "some file"), split([0, 1]), 0, "square"),
+        (split([0, 1])._replace(images=torch.zeros(2, 1, 8, 9, dtype=torch.uint8)), split([0, 1]), 0, "square"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_together_is_refused(train, test, validation, words):

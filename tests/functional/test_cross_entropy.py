@@ -38,7 +38,7 @@ def assert_as_accurate(actual, same_precision, exact, slack):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", SMALL, ids=str)
 @pytest.mark.parametrize(("rows", "classes"), SIZES)
 def test_is_as_accurate_as_pytorch(backend, rows, classes, dtype, label_smoothing, reduction):
@@ -283,7 +283,7 @@ def test_autocast_changes_nothing(backend):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3, 1.0])
 def test_gradcheck(label_smoothing, reduction):
     logits, labels = make(6, 5, torch.float64)
     options = {"label_smoothing": label_smoothing, "reduction": reduction, "backend": "reference"}

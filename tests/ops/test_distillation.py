@@ -13,8 +13,7 @@ def make(rows=13, dtype=torch.float32):
     return student.to(dtype), teacher
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize(("standardize", "dtype"), [(False, torch.bfloat16), (True, torch.float32)], ids=str)
 def test_kd_kl_opcheck(backend, standardize, dtype):
     student, teacher = make(dtype=dtype)
     grad_rows = torch.rand(13, generator=torch.Generator().manual_seed(1))
@@ -24,8 +23,7 @@ def test_kd_kl_opcheck(backend, standardize, dtype):
     torch.library.opcheck(ops.kd_kl_rows_backward, (grad_rows, student, teacher, 2.0, standardize, backend))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("need_grad", [False, True])
+@pytest.mark.parametrize(("need_grad", "dtype"), [(False, torch.bfloat16), (True, torch.float32)], ids=str)
 @pytest.mark.parametrize("operator", [ops.rkd_distance, ops.rkd_angle], ids=["distance", "angle"])
 def test_relational_opcheck(backend, operator, need_grad, dtype):
     student, teacher = make(dtype=dtype)

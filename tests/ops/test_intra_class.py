@@ -24,9 +24,8 @@ def arguments(count=13, slots=0, dtype=torch.float32, requires_grad=False, norma
     return anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes
 
 
-@pytest.mark.parametrize("slots", [0, 4])
+@pytest.mark.parametrize(("slots", "dtype"), [(0, torch.float32), (4, torch.bfloat16)])
 @pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_opcheck(backend, slots, requires_grad, dtype):
     inputs = arguments(slots=slots, dtype=dtype, requires_grad=requires_grad, num_classes=3 if slots else None)
     torch.library.opcheck(ops.intra_class_rows, (*inputs, backend))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 # Numbers in one tile of similarities, or in the rows gathered for it: what a CPU's cache holds a few times.
-_TILE = 1 << 19
+_TILE = 1 << 18
 # Anchors that a chunk of a large class has at least: fewer would make the matrix products slow.
 _MIN_ANCHORS = 64
 # Classes are padded together down to this share of the largest one's size.

@@ -1,0 +1,231 @@
+import gzip
+import io
+import os
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+
+from icckd.data import load_data
+from icckd.errors import UserError
+from icckd.settings import DataSettings
+from tests.data.python2_pickle import python2_pickle
+
+PY_FOLDER = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+BIN_FOLDER = {"cifar10": "cifar-10-batches-bin", "cifar100": "cifar-100-binary"}
+ARCHIVES = {
+    "cifar-10-batches-py": "cifar-10-python.tar.gz",
+    "cifar-100-python": "cifar-100-python.tar.gz",
+    "cifar-10-batches-bin": "cifar-10-binary.tar.gz",
+    "cifar-100-binary": "cifar-100-binary.tar.gz",
+}
+NAMES = {"cifar10": [f"name{i}" for i in range(10)], "cifar100": [f"name{i}" for i in range(100)]}
+BATCHES = {
+    "cifar10": ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"),
+    "cifar100": ("train", "test"),
+}
+ROWS = {"cifar10": 6, "cifar100": 12}
+
+
+def batches(name):
+    """Random images and labels of each file."""
+    random = np.random.default_rng(11)
+    return {
+        file: (
+            random.integers(0, 256, (ROWS[name], 3072), dtype=np.uint8),
+            random.permutation(len(NAMES[name]))[: ROWS[name]].tolist(),
+        )
+        for file in BATCHES[name]
+    }
+
+
+def python_files(name, dumps=python2_pickle):
+    if name == "cifar10":
+        files = {file: {"data": data, "labels": labels} for file, (data, labels) in batches(name).items()}
+        files["batches.meta"] = {"label_names": NAMES[name], "num_vis": 72}
+    else:
+        files = {
+            file: {"data": data, "fine_labels": labels, "coarse_labels": [0] * len(labels)}
+            for file, (data, labels) in batches(name).items()
+        }
+        files["meta"] = {"fine_label_names": NAMES[name]}
+    return {file: dumps(content) for file, content in files.items()}
+
+
+def binary_files(name):
+    files = {}
+    for file, (data, labels) in batches(name).items():
+        columns = [np.array(labels, dtype=np.uint8)[:, None], data]
+        if name == "cifar100":
+            columns.insert(0, np.full((len(labels), 1), 77, dtype=np.uint8))
+        files[f"{file}.bin"] = np.concatenate(columns, axis=1).tobytes()
+    files["batches.meta.txt" if name == "cifar10" else "fine_label_names.txt"] = (
+        "\n".join(NAMES[name]).encode() + b"\n\n"
+    )
+    return files
+
+
+def write_folder(folder, files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in files.items():
+        (folder / file).write_bytes(content)
+
+
+def write_archive(path, folder, files):
+    with tarfile.open(path, "w:gz") as archive:
+        for file, content in files.items():
+            member = tarfile.TarInfo(f"{folder}/{file}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def load(name, root):
+    return load_data(DataSettings(name=name, root=str(root)))
+
+
+def assert_holds(data, name):
+    *train, test = batches(name).values()
+    images = np.concatenate([images for images, _ in train]).reshape(-1, 3, 32, 32)
+    assert np.array_equal(data.train_images.numpy(), images)
+    assert data.train_labels.tolist() == [label for _, labels in train for label in labels]
+    assert np.array_equal(data.test_images.numpy(), test[0].reshape(-1, 3, 32, 32))
+    assert data.test_labels.tolist() == test[1]
+    assert data.classes == tuple(NAMES[name])
+    assert data.augmentation == (4, True)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("distribution", ["python", "binary"])
+@pytest.mark.parametrize("place", ["folder", "around", "archive", "beside the archive"])
+def test_reads_each_distribution_wherever_it_is(tmp_path, name, distribution, place):
+    binary = distribution == "binary"
+    folder = (BIN_FOLDER if binary else PY_FOLDER)[name]
+    files = binary_files(name) if binary else python_files(name)
+    root = {"folder": tmp_path / folder, "archive": tmp_path / ARCHIVES[folder]}.get(place, tmp_path)
+    if place in ("folder", "around"):
+        write_folder(tmp_path / folder, files)
+    else:
+        write_archive(tmp_path / ARCHIVES[folder], folder, files)
+    before = sorted(tmp_path.rglob("*"))
+    assert_holds(load(name, root), name)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_reads_python_3_pickles(tmp_path, name, protocol):
+    write_folder(tmp_path, python_files(name, lambda content: pickle.dumps(content, protocol)))
+    assert_holds(load(name, tmp_path), name)
+
+
+def test_classes_are_numbered_where_their_names_are_missing(tmp_path):
+    files = python_files("cifar10")
+    del files["batches.meta"]
+    write_folder(tmp_path, files)
+    assert load("cifar10", tmp_path).classes == tuple("0123456789")
+
+
+class Hostile:
+    def __init__(self, flag):
+        self.flag = flag
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.flag}",)
+
+
+@pytest.mark.parametrize("file", ["data_batch_3", "test_batch", "batches.meta"])
+def test_a_hostile_pickle_is_named_and_runs_no_code(tmp_path, file):
+    flag = tmp_path / "flag"
+    hostile = pickle.dumps({"data": Hostile(flag), "labels": [1], "label_names": Hostile(flag)}, 2)
+    write_folder(tmp_path, {**python_files("cifar10"), file: hostile})
+    with pytest.raises(UserError, match=f"{file} is not one of the data set's own pickles: .*system"):
+        load("cifar10", tmp_path)
+    assert not flag.exists()
+
+
+ROW = np.zeros((2, 3072), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"labels": [1, 2]}, "under the key data"),
+        ({"data": [1, 2], "labels": [1, 2]}, "under the key data"),
+        ({"data": ROW[:, 1:], "labels": [1, 2]}, "rows of 3072"),
+        ({"data": ROW.astype(np.int64), "labels": [1, 2]}, "a uint8 array"),
+        ({"data": ROW, "labels": [1]}, "2 images but 1 labels"),
+        ({"data": ROW, "labels": [1, 10]}, "labels from 0 to 9"),
+        ({"data": ROW, "labels": [1, -1]}, "labels from 0 to 9"),
+        ({"data": ROW, "labels": [1, 2.0]}, "labels from 0 to 9"),
+        ({"data": ROW, "labels": "ab"}, "labels from 0 to 9"),
+        ({"data": ROW, "fine_labels": [1, 2]}, "the key labels"),
+        ([ROW], "dictionary"),
+    ],
+)
+def test_wrong_batches_are_refused(tmp_path, content, words):
+    write_folder(tmp_path, {**python_files("cifar10"), "data_batch_2": pickle.dumps(content)})
+    with pytest.raises(UserError, match=f"data_batch_2 .*{words}"):
+        load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("data_batch_1.bin", bytes(3072), "has 3072 bytes; it should have a multiple of 3073"),
+        ("test_batch.bin", b"", "has 0 bytes"),
+        ("data_batch_4.bin", bytes([10]) + bytes(3072), "the label 10"),
+        ("batches.meta.txt", b"one two", "names 2 classes; cifar10 has 10"),
+    ],
+)
+def test_wrong_binary_files_are_refused(tmp_path, file, content, words):
+    write_folder(tmp_path, {**binary_files("cifar10"), file: content})
+    with pytest.raises(UserError, match=words):
+        load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_a_missing_file_is_named(tmp_path, name):
+    files = binary_files(name)
+    missing = f"{BATCHES[name][-1]}.bin"
+    del files[missing]
+    write_folder(tmp_path, files)
+    with pytest.raises(UserError, match=f"{missing} is missing beside {tmp_path}"):
+        load(name, tmp_path)
+
+
+def test_a_truncated_archive_is_refused(tmp_path):
+    path = tmp_path / "cifar-10-python.tar.gz"
+    write_archive(path, "cifar-10-batches-py", python_files("cifar10"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="not a whole gzip file"):
+        load("cifar10", tmp_path)
+    path.write_bytes(gzip.compress(gzip.decompress(whole)[:50_000]))
+    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz"):
+        load("cifar10", tmp_path)
+    path.write_bytes(gzip.compress(b"no tar" * 1000))
+    with pytest.raises(UserError, match="no whole tar archive"):
+        load("cifar10", tmp_path)
+
+
+def test_links_and_files_elsewhere_in_an_archive_are_not_followed(tmp_path):
+    secret = tmp_path / "secret"
+    write_folder(secret, python_files("cifar10"))
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
+        for file in BATCHES["cifar10"]:
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{file}")
+            member.type, member.linkname = tarfile.SYMTYPE, str(secret / file)
+            archive.addfile(member)
+            archive.add(secret / file, f"other/{file}")
+    with pytest.raises(UserError, match="holds no cifar10"):
+        load("cifar10", tmp_path)
+
+
+def test_a_member_that_claims_more_than_there_is(tmp_path):
+    path = tmp_path / "cifar-10-python.tar.gz"
+    member = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+    member.size = 1 << 40
+    path.write_bytes(gzip.compress(member.tobuf(tarfile.GNU_FORMAT) + bytes(2048)))
+    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz"):
+        load("cifar10", tmp_path)
