@@ -100,7 +100,10 @@ class NinjaBuild(build_ext):
 
 reason = why_no_extension()
 if reason:
-    print(f"icckd: installing without the C++ extension, because {reason}. Everything works, more slowly.", file=sys.stderr)
+    print(
+        f"icckd: installing without the C++ extension, because {reason}. Everything works, more slowly.",
+        file=sys.stderr,
+    )
 setup(
     packages=find_packages(include=["icckd", "icckd.*"]),
     ext_modules=[] if reason else [Extension("icckd._C", sources=[], py_limited_api=True)],

@@ -207,7 +207,7 @@ def test_a_teacher_for_other_images_is_refused(finished, tmp_path, capsys):
     assert "1×8×8" in error_line(capsys)
 
 
-def write_idx_data(root, images=40):
+def write_idx_data(root, images=80):
     for split in ("train", "t10k"):
         header = struct.pack(">IIII", 2051, images, 28, 28)
         (root / f"{split}-images-idx3-ubyte").write_bytes(header + os.urandom(images * 784))

@@ -52,8 +52,8 @@ void add_exponentials(const Blocks& b, int64_t i, int64_t count, const IntraClas
   Vec shift = load(b.shift + i);
   if (!problem.constant_shift()) {
     Vec highest = shift;
-    for (int64_t j = 0; j < count; ++j) highest = max(scale * load(b.e + j * b.e_stride + i), highest);
-    const Vec fading = exp(shift - highest);
+    for (int64_t j = 0; j < count; ++j) highest = max(load(b.e + j * b.e_stride + i), highest);
+    const Vec fading = exp(scale * (shift - highest));
     store(b.sums + i, load(b.sums + i) * fading);
     store(b.excess + i, load(b.excess + i) * fading);
     store(b.shift + i, highest);
@@ -61,7 +61,7 @@ void add_exponentials(const Blocks& b, int64_t i, int64_t count, const IntraClas
   }
   Vec sums{}, excess{};
   for (int64_t j = 0; j < count; ++j) {
-    const Vec s = load(b.e + j * b.e_stride + i), e = exp(scale * s - shift);
+    const Vec s = load(b.e + j * b.e_stride + i), e = exp(scale * (s - shift));
     sums += e;
     excess += e * ((e == 0 ? Vec{} : s) - similarity);
   }
@@ -77,11 +77,11 @@ void weigh_block(const Blocks& b, const IntraClassProblem& problem, const Anchor
     const Vec weight = splat(j < anchors ? states.weight[j] : 0), shift = splat(j < anchors ? states.shift[j] : 0);
     float* row = b.e + (j - begin) * b.e_stride;
     for (int64_t i = 0; i < padded; i += width) {
-      const Vec exponent = scale * load(row + i), own = load(b.weight + i);
+      const Vec similarity = load(row + i), own = load(b.weight + i);
       if (problem.constant_shift())
-        store(row + i, (weight + own) * exp(exponent - scale));
+        store(row + i, (weight + own) * exp(scale * (similarity - 1)));
       else
-        store(row + i, weight * exp(exponent - shift) + own * exp(exponent - load(b.shift + i)));
+        store(row + i, weight * exp(scale * (similarity - shift)) + own * exp(scale * (similarity - load(b.shift + i))));
     }
   }
 }
@@ -107,7 +107,7 @@ Sums log_sum_exp_block(const IntraClassProblem& problem, const IntraClassResults
   for (int64_t i = 0; i < count; ++i) b.similarity[i] = all.positive(block.begin + i, b.own + i * b.stride).similarity;
   fill(b.sums, padded, 0);
   fill(b.excess, padded, 0);
-  for (int64_t i = 0; i < padded; ++i) b.shift[i] = problem.scale * (problem.constant_shift() ? 1 : b.similarity[i]);
+  for (int64_t i = 0; i < padded; ++i) b.shift[i] = problem.constant_shift() ? 1 : b.similarity[i];
   for (int64_t begin = 0; begin < all.count; begin += block_rows) {
     const int64_t end = begin + block_rows < all.count ? begin + block_rows : all.count;
     similarities_of_block(all, b, block, padded, begin, end);

@@ -24,7 +24,7 @@ struct IntraClassProblem {
   bool normalize;
   const ClassLayout* layout;
 
-  // Whether κ can be every anchor's shift: similarities are at most 1, and exp(−2κ) does not underflow.
+  // Whether 1 can be every anchor's shift: similarities are at most 1, and exp(−2κ) does not underflow.
   bool constant_shift() const { return normalize && scale <= 40; }
 };
 
@@ -45,7 +45,7 @@ struct Sums {
 };
 
 // What a block's log-sum-exp leaves for the gradients of the whole class: for the anchor at a position of the layout,
-// exp(κ z·z' − shift) · weight is the share of the negative z' in its gradient, and −push that of its positive.
+// exp(κ (z·z' − shift)) · weight is the share of the negative z' in its gradient, and −push that of its positive.
 struct AnchorStates {
   float* shift;
   float* weight;

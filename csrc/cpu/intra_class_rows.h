@@ -2,7 +2,7 @@
 //
 // With unit rows z (anchors) and p (positives), weights g_i, κ = 1/temperature and any shift m_i, the loss of arXiv 2509.22053 is
 //
-//     E_ij = exp(κ z_i·z_j − m_i)    N_i = Σ_{j≠i} E_ij    e_i = exp(κ z_i·p_i − m_i)    ℓ_i = log(1 + N_i / e_i)
+//     E_ij = exp(κ (z_i·z_j − m_i))    N_i = Σ_{j≠i} E_ij    e_i = exp(κ (z_i·p_i − m_i))    ℓ_i = log(1 + N_i / e_i)
 //     w_i = g_i / (e_i + N_i)        P_ij = w_i E_ij + w_j E_ji                          push_i = −w_i N_i
 //     dL/dz_i = κ (Σ_j P_ij z_j + push_i p_i)    dL/dp_i = κ push_i z_i    dL/dκ = Σ_i w_i Σ_j E_ij (z_i·z_j − z_i·p_i)
 //
@@ -135,12 +135,12 @@ struct Finished {
 // The loss of an anchor, and what its gradients need.
 inline Finished finish(const IntraClassProblem& problem, const IntraClassResults& results, int64_t row, const Anchor& anchor,
                        Sums& sums) {
-  const float exponent = problem.scale * anchor.similarity - anchor.shift;
+  const float exponent = problem.scale * (anchor.similarity - anchor.shift);
   const float positive = expf(exponent), total = positive + anchor.negatives, g = problem.weight[row];
   // The first form keeps a small loss exact, the second holds where e_i underflows.
   const float loss = anchor.negatives <= positive ? log1pf(anchor.negatives / positive) : logf(total) - exponent;
   if (results.rows != nullptr) results.rows[row] = g * loss;
-  if (results.lse != nullptr) results.lse[row] = anchor.shift + logf(total);
+  if (results.lse != nullptr) results.lse[row] = problem.scale * anchor.shift + logf(total);
   const float weight = g / total;
   sums.loss += static_cast<double>(g) * loss;
   sums.d_scale += static_cast<double>(weight) * anchor.excess;

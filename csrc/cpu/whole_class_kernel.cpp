@@ -46,7 +46,7 @@ void exponentiate(float* s, int64_t first, const WholeClass& w, float scale, Anc
   const Vec factor = splat(scale), similarity = splat(anchor.similarity);
   Vec sums{}, excess{};
   for (int64_t j = first; j < w.padded; j += width) {
-    const Vec cosine = load(s + j), e = exp(factor * cosine - factor);
+    const Vec cosine = load(s + j), e = exp(factor * (cosine - 1));
     store(s + j, e);
     sums += e;
     store(w.column_sums + j, load(w.column_sums + j) + e);
@@ -85,7 +85,7 @@ Sums losses_of_class(const IntraClassProblem& problem, const IntraClassResults& 
     Anchor anchors[tile_rows];
     // The columns of this tile's own anchors are complete now; what its rows add to them is for nobody.
     for (int64_t i = begin; i < end; ++i)
-      anchors[i - begin] = {problem.scale, w.similarity[i], w.column_sums[i], w.column_excess[i]};
+      anchors[i - begin] = {1, w.similarity[i], w.column_sums[i], w.column_excess[i]};
     for (int64_t i = begin; i < end; ++i) {
       float* s = w.e + i * w.e_stride;
       const int64_t first = begin / width * width;

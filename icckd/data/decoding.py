@@ -29,8 +29,8 @@ def image_size(path: Path) -> int:
         size = min(image.size)
     if not _SMALLEST_SIZE <= size <= _LARGEST_SIZE:
         raise UserError(
-            f"{path}, the first image, is {size} pixels small; set data.image_size to the size that all images should "
-            f"be resized to, from {_SMALLEST_SIZE} to {_LARGEST_SIZE}"
+            f"{path}, the first image, has a shorter side of {size} pixels; set data.image_size to what images should "
+            f"be resized to, from {_SMALLEST_SIZE} to {_LARGEST_SIZE} pixels a side"
         )
     return size
 

@@ -156,7 +156,7 @@ def _array_of_buffer(content: Any = None, element: Any = None, shape: Any = None
 
 def _element_type(code: Any = None, *_: Any) -> _ElementType:
     code = code.decode("latin-1") if isinstance(code, bytes) else code
-    if not isinstance(code, str) or not re.fullmatch(r"[|<>=]?[uif][1248]", code):
+    if not isinstance(code, str) or not re.fullmatch(r"[|<>=]?([ui][1248]|f[248])", code):
         raise PickleRejected("it has an array of something else than numbers")
     return _ElementType(code.lstrip("|<>="), code[0] if code[0] in "<>" else "=")
 
