@@ -1,0 +1,66 @@
+"""The most memory that one forward and backward takes beyond its inputs, in a process of its own.
+
+`python -m bench.memory CONTENDER N D C` prints bytes. On Linux the kernel keeps the highest resident size, and lets it be
+reset once inputs and libraries are there; on a GPU PyTorch's allocator counts.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+
+def peak(contender: str, n: int, d: int, c: int, device: str, threads: int) -> int | None:
+    """Bytes beyond the inputs that the contender takes, gradients included; None where it fails for want of memory."""
+    command = [sys.executable, "-m", "bench.memory", contender, *map(str, (n, d, c))]
+    result = subprocess.run(
+        [*command, "--device", device, "--threads", str(threads)], capture_output=True, text=True, check=False
+    )
+    return int(result.stdout.split()[-1]) if result.returncode == 0 else None
+
+
+def main() -> None:
+    from bench.intra_class import Case, contenders, evaluate, make_inputs
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("contender")
+    for name in "ndc":
+        parser.add_argument(name, type=int)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    case = Case(options.n, options.d, options.c)
+    loss = contenders(case, device, everything=True)[options.contender]
+    evaluate(loss, make_inputs(Case(256, 16, 4), 0, device))  # libraries load their own memory at first use
+    inputs = make_inputs(case, 0, device)
+    before = _reset(device)
+    gradients = evaluate(loss, inputs)
+    print(_highest(device) - before)
+    del gradients
+
+
+def _reset(device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _highest(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {name}")
+
+
+if __name__ == "__main__":
+    main()

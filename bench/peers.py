@@ -1,0 +1,110 @@
+"""The intra-class loss as people compute it today, each in the way of its kind: (Inputs) → scalar, by autograd.
+
+All are the mean of docs/method.md at temperature 0.1 over unit rows; `bench.intra_class` compares their results with
+float64 before it times them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+TEMPERATURE = 0.1
+
+
+@dataclass
+class Inputs:
+    """anchor, positive (N, D), labels (N,) in [0, classes), gate (N,) of booleans."""
+
+    anchor: Tensor
+    positive: Tensor
+    labels: Tensor
+    gate: Tensor
+    classes: int
+
+
+Loss = Callable[[Inputs], Tensor]
+
+
+def dense(x: Inputs) -> Tensor:
+    """The N×N matrix of similarities, masked."""
+    z, p = normalize(x.anchor, dim=1), normalize(x.positive, dim=1)
+    same = (x.labels[:, None] == x.labels[None, :]).fill_diagonal_(False)
+    similarity = (z @ z.T / TEMPERATURE).masked_fill(~same, -torch.inf)
+    return _mean(similarity.logsumexp(1), (z * p).sum(1) / TEMPERATURE, x.gate)
+
+
+def loop_over_classes(x: Inputs) -> Tensor:
+    """A dense loss for each class in turn."""
+    z, p = normalize(x.anchor, dim=1), normalize(x.positive, dim=1)
+    own = (z * p).sum(1) / TEMPERATURE
+    total = z.new_zeros(())
+    for c in range(x.classes):
+        rows = (x.labels == c).nonzero().squeeze(1)
+        if len(rows) == 0:
+            continue
+        similarity = z[rows] @ z[rows].T / TEMPERATURE
+        diagonal = torch.eye(len(rows), dtype=torch.bool, device=z.device)
+        negatives = similarity.masked_fill(diagonal, -torch.inf).logsumexp(1)
+        total = total + (x.gate[rows] * _excess(negatives, own[rows])).sum()
+    return total / x.gate.sum().clamp(min=1)
+
+
+def padded_bmm(x: Inputs) -> Tensor:
+    """All classes padded to the largest one's size, as one batch of matrix products."""
+    z, p = normalize(x.anchor, dim=1), normalize(x.positive, dim=1)
+    order = x.labels.argsort(stable=True)
+    counts = x.labels.bincount(minlength=x.classes)
+    sorted_labels = x.labels[order]
+    place = torch.arange(len(order), device=z.device) - (counts.cumsum(0) - counts)[sorted_labels]
+    size = int(counts.max())
+    slots = sorted_labels * size + place
+    padded = z.new_zeros(x.classes * size, z.shape[1]).index_copy(0, slots, z[order]).view(x.classes, size, -1)
+    present = torch.arange(size, device=z.device) < counts[:, None]
+    similarity = torch.bmm(padded, padded.mT) / TEMPERATURE
+    pairs = present[:, None, :] & ~torch.eye(size, dtype=torch.bool, device=z.device)
+    negatives = similarity.masked_fill(~pairs, -torch.inf).logsumexp(2).flatten()[slots]
+    own = (z * p).sum(1) / TEMPERATURE
+    return _mean(negatives, own[order], x.gate[order])
+
+
+def keops(x: Inputs) -> Tensor:
+    """KeOps' symbolic N×N matrix with the labels as a mask (package pykeops)."""
+    from pykeops.torch import LazyTensor
+
+    z, p = normalize(x.anchor, dim=1), normalize(x.positive, dim=1)
+    labels = x.labels.to(z.dtype)[:, None]
+    rows = torch.arange(len(z), dtype=z.dtype, device=z.device)[:, None]
+    zi, zj = LazyTensor(z[:, None, :].contiguous()), LazyTensor(z[None, :, :].contiguous())
+    li, lj = LazyTensor(labels[:, None, :]), LazyTensor(labels[None, :, :])
+    ri, rj = LazyTensor(rows[:, None, :]), LazyTensor(rows[None, :, :])
+    # 1 where labels agree and rows differ: |difference| of whole numbers is 0 or at least 1.
+    pair = (0.5 - (li - lj).abs()).step() * ((ri - rj).abs() - 0.5).step()
+    # Unit rows: shifted by the largest similarity there can be, a plain sum is safe.
+    total = (((zi * zj).sum(-1) - 1) / TEMPERATURE).exp() * pair
+    negatives = total.sum(1).squeeze(1).log() + 1 / TEMPERATURE
+    return _mean(negatives, (z * p).sum(1) / TEMPERATURE, x.gate)
+
+
+def metric_learning(x: Inputs) -> Tensor:
+    """pytorch-metric-learning's NTXentLoss with every pair listed (package pytorch-metric-learning)."""
+    from pytorch_metric_learning.losses import NTXentLoss
+
+    count = len(x.labels)
+    anchors = x.gate.nonzero().squeeze(1)
+    same = (x.labels[:, None] == x.labels[None, :]).fill_diagonal_(False) & x.gate[:, None]
+    first, negative = same.nonzero(as_tuple=True)
+    pairs = (anchors, anchors + count, first, negative)
+    embeddings = torch.cat([x.anchor, x.positive])
+    labels = torch.arange(2 * count, device=embeddings.device)
+    return NTXentLoss(temperature=TEMPERATURE)(embeddings, labels, indices_tuple=pairs)
+
+
+def _excess(negatives: Tensor, own: Tensor) -> Tensor:
+    return torch.nn.functional.softplus(negatives - own)
+
+
+def _mean(negatives: Tensor, own: Tensor, gate: Tensor) -> Tensor:
+    return (gate * _excess(negatives, own)).sum() / gate.sum().clamp(min=1)

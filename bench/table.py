@@ -1,0 +1,84 @@
+"""Fills the tables of a Markdown file from recorded rows, so that no number is typed by hand.
+
+`python -m bench.table FILE.md ROWS.json …` replaces what stands between `<!-- table: NAME -->` and `<!-- end -->`.
+NAME is one of: targets, memory, cross_entropy.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.measure import Row
+
+
+def fill(text: str, rows: list[Row]) -> str:
+    """`text` with every table made anew from `rows`."""
+
+    def table(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{TABLES[match[2]](rows)}\n{match[3]}"
+
+    return re.sub(r"(<!-- table: (\w+) -->)\n.*?(<!-- end -->)", table, text, flags=re.DOTALL)
+
+
+def targets(rows: list[Row]) -> str:
+    chosen = [r for r in rows if r.get("sweep") == "targets"]
+    cases = list(dict.fromkeys((r["n"], r["d"], r["c"]) for r in chosen))
+    lines = [_line(["milliseconds, median (× floor)", *(f"N = {n}, D = {d}, C = {c}" for n, d, c in cases)])]
+    lines.append(_line(["---", *("--:" for _ in cases)]))
+    for name in dict.fromkeys(r["contender"] for r in chosen):
+        cells = {
+            (r["n"], r["d"], r["c"]): f"{r['median_ms']:.1f} ({r['times_floor']:.2f})"
+            for r in chosen
+            if r["contender"] == name
+        }
+        lines.append(_line([name, *(cells.get(case, "–") for case in cases)]))
+    return "\n".join([*lines, "", _conditions(chosen)])
+
+
+def memory(rows: list[Row]) -> str:
+    chosen = [r for r in rows if r.get("sweep") == "memory"]
+    lines = [_line(["contender", "(peak + inputs) / (inputs + gradients)"]), _line(["---", "--:"])]
+    for row in chosen:
+        ratio = row["times_inputs_and_gradients"]
+        lines.append(_line([row["contender"], "out of memory" if ratio is None else f"{ratio:.2f}"]))
+    return "\n".join([*lines, "", _conditions(chosen)])
+
+
+def cross_entropy(rows: list[Row]) -> str:
+    chosen = [r for r in rows if r["benchmark"] == "cross_entropy"]
+    cases = list(dict.fromkeys((r["n"], r["c"]) for r in chosen))
+    lines = [_line(["milliseconds, median (× eager)", *(f"N = {n}, C = {c}" for n, c in cases)])]
+    lines.append(_line(["---", *("--:" for _ in cases)]))
+    for name in dict.fromkeys(r["contender"] for r in chosen):
+        cells = {
+            (r["n"], r["c"]): f"{r['median_ms']:.1f} ({r['times_eager']:.2f})" for r in chosen if r["contender"] == name
+        }
+        lines.append(_line([name, *(cells.get(case, "–") for case in cases)]))
+    return "\n".join([*lines, "", _conditions(chosen)])
+
+
+TABLES: dict[str, Callable[[list[Row]], str]] = {"targets": targets, "memory": memory, "cross_entropy": cross_entropy}
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _conditions(rows: list[Row]) -> str:
+    row = rows[0]
+    return (
+        f"{row['processor']}, {row['threads']} threads, torch {row['torch']}, icckd {row['icckd']} at commit "
+        f"{row['commit']}, {row['date'][:10]}."
+    )
+
+
+def main() -> None:
+    document, *recorded = map(Path, sys.argv[1:])
+    rows = [row for path in recorded for row in json.loads(path.read_text())]
+    document.write_text(fill(document.read_text(encoding="utf-8"), rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
