@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -19,15 +20,26 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 
-# A *_kernel.cpp is compiled once for each of these instruction sets; csrc/cpu/dispatch.h chooses at run time. The order is the
-# link order and matters: where two objects hold the same inline function the linker keeps the first, which must run anywhere.
+# A *_kernel.cpp is compiled once for each of these instruction sets; csrc/cpu/dispatch.h chooses at run time. The order
+# is that of linking and matters: where two objects hold the same inline function the linker keeps the first, which must
+# run anywhere.
 INSTRUCTION_SETS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     INSTRUCTION_SETS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
 
 # The stable ABIs of LibTorch 2.10 and CPython 3.10: one file serves these and all later versions.
-DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030a0000"]
+STABLE_ABIS = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030a0000"]
+COMPILE_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=fast",
+    "-Wall",
+    "-Wextra",
+    *STABLE_ABIS,
+]
 
 
 def find_compiler() -> str | None:
@@ -65,37 +77,43 @@ class NinjaBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)  # a process may have the old file mapped: never write into it
-        shutil.copy2(folder / "_C.so", target)
+        shutil.copy(folder / "_C.so", target)
 
     def _ninja_file(self, sanitizers: str) -> str:
         from torch.utils.cpp_extension import include_paths, library_paths
 
-        sanitize = f"-fsanitize={sanitizers} -fno-omit-frame-pointer -g" if sanitizers else ""
-        includes = [f"-I{ROOT / 'csrc'}", *(f"-isystem {p}" for p in [*include_paths(), *self.include_dirs])]
-        libraries = [*(f"-L{p}" for p in library_paths()), "-lc10", "-ltorch_cpu", "-ltorch"]
-        flags = ["-std=c++20 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -Wall -Wextra", sanitize, *DEFINES]
-        undefined = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
+        sanitize = [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-g"] if sanitizers else []
+        includes = [f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in [*include_paths(), *self.include_dirs])]
+        compile_flags = [*COMPILE_FLAGS, *sanitize, *includes]
+        link_flags = [*sanitize, *(f"-L{path}" for path in library_paths()), "-lc10", "-ltorch_cpu", "-ltorch"]
+        if sys.platform == "darwin":
+            link_flags.append("-Wl,-undefined,dynamic_lookup")
         lines = [
             "rule compile",
-            f"  command = {find_compiler()} -MMD -MF $out.d {' '.join(flags)} {' '.join(includes)} $flags -c $in -o $out",
+            f"  command = {find_compiler()} -MMD -MF $out.d {shlex.join(compile_flags)} $flags -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",
-            f"  command = {find_compiler()} -shared {undefined} {sanitize} $in {' '.join(libraries)} -o $out",
+            f"  command = {find_compiler()} -shared $in {shlex.join(link_flags)} -o $out",
         ]
         objects = []
-        for instruction_set, its_flags in INSTRUCTION_SETS.items():
-            for source in sorted((ROOT / "csrc").glob("cpu/*_kernel.cpp")):
-                objects.append(f"{source.stem}.{instruction_set}.o")
-                lines += [
-                    f"build {objects[-1]}: compile {source}",
-                    f"  flags = -DICCKD_ISA={instruction_set} {' '.join(its_flags)}",
-                ]
-        for source in sorted((ROOT / "csrc").glob("*.cpp")) + sorted((ROOT / "csrc").glob("cpu/*.cpp")):
-            if not source.stem.endswith("_kernel"):
-                objects.insert(0, f"{source.stem}.o")
-                lines.append(f"build {objects[0]}: compile {source}")
-        return "\n".join([*lines, f"build _C.so: link {' '.join(objects)}", "default _C.so", ""])
+        for source, instruction_set, flags in _compilations():
+            objects.append(f"{source.stem}.{instruction_set}.o")
+            lines += [f"build {objects[-1]}: compile {_escaped(source)}", f"  flags = {shlex.join(flags)}"]
+        return "\n".join([*lines, f"build _C.so: link {' '.join(objects)}", ""])
+
+
+def _compilations() -> Iterator[tuple[Path, str, list[str]]]:
+    """Source, instruction set and its flags of every object file, in the order of linking."""
+    sources = sorted((ROOT / "csrc").glob("*.cpp")) + sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
+    kernels = [source for source in sources if source.stem.endswith("_kernel")]
+    yield from ((source, "once", []) for source in sources if source not in kernels)
+    for instruction_set, flags in INSTRUCTION_SETS.items():
+        yield from ((source, instruction_set, [f"-DICCKD_ISA={instruction_set}", *flags]) for source in kernels)
+
+
+def _escaped(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
 reason = why_no_extension()

@@ -1,7 +1,7 @@
 """Speed of cross-entropy with margin beside F.cross_entropy and a margin computed apart, forward and backward.
 
-The floor is a copy of the logits: one read and one write, which is the least that reading logits and writing their gradient
-can take.
+The floor is a copy of the logits: one read and one write, the least that reading logits and writing their gradient
+takes.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Speed, peak memory and error of the intra-class loss beside its peers, all in one run.
 
-Each contender computes loss and both gradients through autograd from the same inputs (70 % of the rows are anchors); its
-result is compared with float64 first. The floor is what the arithmetic alone takes with a tuned library: two bare matrix
-products over classes of equal size (S = Z·Zᵀ and S·Z), and a copy of both inputs in and both gradients out, timed in the same
-rounds. Medians and ratios count; absolute times depend on what else the machine does.
+Each contender computes loss and both gradients through autograd from the same inputs (70 % of the rows are anchors);
+its result is compared with float64 first. The floor is what the arithmetic alone takes with a tuned library: two bare
+matrix products over classes of equal size (S = Z·Zᵀ and S·Z), and a copy of both inputs in and both gradients out,
+timed in the same rounds. Medians and ratios count; absolute times depend on what else the machine does.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def _labels(case: Case) -> Tensor:
 
 
 def contenders(case: Case, device: torch.device, everything: bool = False) -> dict[str, Loss]:
-    """Who can compute this case here, by name; a peer that cannot is left out and said so, unless asked for `everything`."""
+    """Who can compute this case here, by name. A peer that cannot is left out, and said so, but for `everything`."""
     chosen: dict[str, Loss] = {}
     for name in backends.BACKENDS:
         if backends.why_unavailable(name) is None and name in ("reference", device.type, "triton"):

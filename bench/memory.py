@@ -1,7 +1,7 @@
 """The most memory that one forward and backward takes beyond its inputs, in a process of its own.
 
-`python -m bench.memory CONTENDER N D C` prints bytes. On Linux the kernel keeps the highest resident size, and lets it be
-reset once inputs and libraries are there; on a GPU PyTorch's allocator counts.
+`python -m bench.memory CONTENDER N D C` prints bytes. On Linux the kernel keeps the highest resident size, and lets it
+be reset once inputs and libraries are there; on a GPU PyTorch's allocator counts.
 """
 
 import argparse

@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -236,7 +235,7 @@ class Arguments {
 
 Tensor zeros(int64_t count) {
   Tensor x = empty({count}, ScalarType::Float);
-  std::memset(x.mutable_data_ptr(), 0, count * sizeof(float));
+  std::fill_n(x.mutable_data_ptr<float>(), count, 0.0f);
   return x;
 }
 

@@ -1,7 +1,7 @@
 """The C++ backend: the kernels of `csrc/`, through the extension `icckd._C`.
 
-Its functions are the extension's operators (docs/architecture.md). These check shapes and dtypes only so far as to raise
-RuntimeError instead of crashing; the layers above have told the user already.
+Its functions are the extension's operators (docs/architecture.md). These check shapes and dtypes only so far as to
+raise RuntimeError instead of crashing; the layers above have told the user already.
 """
 
 import importlib

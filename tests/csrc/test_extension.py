@@ -1,4 +1,4 @@
-"""The extension as a build artefact: what it is linked to, what it registers, which instruction set it uses, what it refuses."""
+"""The extension as a build artefact: what it is linked to, registers and refuses, and which instruction set it uses."""
 
 import os
 import re

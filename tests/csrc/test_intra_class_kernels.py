@@ -1,4 +1,4 @@
-"""The C++ intra-class kernels against the definition in float64: every path, ragged sizes, any labels, hostile values."""
+"""The C++ intra-class kernels against the definition in float64: every path, ragged sizes, any labels, any values."""
 
 import pytest
 import torch
@@ -41,17 +41,24 @@ class Problem:
         anchor, positive = self.anchor.double().requires_grad_(), self.positive.double().requires_grad_()
         temperature = self.temperature.double().requires_grad_()
         rows = reference.intra_class_contrastive(
-            anchor, positive, self.labels, gate=self.weight.double(), temperature=temperature, normalize=self.normalize,
-            memory=None if self.memory is None else self.memory.double(), memory_labels=self.memory_labels, reduction="none",
-        )  # fmt: skip
+            anchor,
+            positive,
+            self.labels,
+            gate=self.weight.double(),
+            memory=None if self.memory is None else self.memory.double(),
+            memory_labels=self.memory_labels,
+            temperature=temperature,
+            normalize=self.normalize,
+            reduction="none",
+        )
         gradients = torch.autograd.grad((upstream.double() * rows).sum(), (anchor, positive, temperature))
         return rows.detach(), gradients
 
     def check(self, tolerance=2e-5):
         """Compare all three operators with the definition, relative to each result's largest element.
 
-        Similarities are rounded in float32 before they are divided by the temperature, once for a loss, twice for a gradient with
-        respect to the temperature: the tolerance is for 0.1.
+        Similarities are rounded in float32 before they are divided by the temperature, once for a loss, twice for a
+        gradient with respect to the temperature: the tolerance is for 0.1.
         """
         sharpness = max(1.0, 0.1 / self.temperature.item())
         tolerance *= sharpness
