@@ -1,4 +1,4 @@
-"""How everything here is timed: interleaved, on rotating inputs, medians with quantiles, with the machine's description.
+"""How everything here is timed: interleaved, on rotating inputs; medians, quantiles, and what they were measured on.
 
 Contenders take turns within each round and the order rotates from round to round, so that whatever else the machine
 does meets all of them. A contender that needs seconds a call gets fewer rounds; one beyond `too_slow` is left out, and

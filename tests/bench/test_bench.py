@@ -1,0 +1,114 @@
+"""The benchmarks run, and what they compare is the same loss. Nothing here looks at a time."""
+
+import csv
+import json
+import sys
+
+import pytest
+import torch
+
+from bench import cross_entropy, intra_class, measure, peers, plot, table
+from icckd import reference
+
+CPU = torch.device("cpu")
+CASE = intra_class.Case(60, 8, 5, "skewed")
+
+
+@pytest.mark.parametrize("peer", [peers.dense, peers.loop_over_classes, peers.padded_bmm, peers.metric_learning])
+def test_every_peer_computes_the_definition(peer):
+    x = intra_class.make_inputs(CASE, seed=3, device=CPU)
+    x.anchor, x.positive = x.anchor.double(), x.positive.double()
+    value, d_anchor, d_positive = intra_class.evaluate(peer, x)
+    expected = intra_class.evaluate(
+        lambda y: reference.intra_class_contrastive(
+            y.anchor, y.positive, y.labels, gate=y.gate, temperature=peers.TEMPERATURE
+        ),
+        x,
+    )
+    torch.testing.assert_close((value, d_anchor, d_positive), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("sizes", ["equal", "skewed", "half"])
+def test_inputs_are_what_the_case_says(sizes):
+    case = intra_class.Case(1000, 4, 10, sizes)
+    x = intra_class.make_inputs(case, seed=0, device=CPU)
+    counts = x.labels.bincount(minlength=10)
+    assert len(counts) == 10
+    assert counts.min() > 0
+    assert x.gate.sum() == 700
+    assert {"equal": counts.max() == 100, "skewed": counts.max() > 300, "half": counts.max() == 500}[sizes]
+
+
+def test_a_wrong_contender_is_an_error():
+    x = intra_class.make_inputs(CASE, seed=3, device=CPU)
+    with pytest.raises(RuntimeError, match="a contender is wrong"):
+        intra_class._error(lambda y: 1.01 * peers.dense(y), x)
+
+
+def test_contenders_take_turns_and_slow_ones_fewer(monkeypatch):
+    calls = []
+    clock = iter(range(10**6))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: 0.01 * next(clock))
+    times = measure.interleaved({name: lambda k, name=name: calls.append((name, k)) for name in "ab"}, CPU, 0.05)
+    assert {name: len(values) for name, values in times.items()} == {"a": 5, "b": 5}
+    assert calls[4:8] == [("a", 0), ("b", 0), ("b", 1), ("a", 1)]
+
+
+@pytest.mark.parametrize(("module", "rows_at_least"), [(intra_class, 6), (cross_entropy, 5)])
+def test_the_quick_run_writes_rows(module, rows_at_least, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(intra_class, "_installed", lambda package: False)
+    arguments = ["--quick", "--json", str(tmp_path / "rows.json"), "--csv", str(tmp_path / "rows.csv")]
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+    module.main()
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert len(rows) >= rows_at_least
+    keys = {
+        "contender",
+        "n",
+        "dtype",
+        "median_ms",
+        "q20_ms",
+        "q80_ms",
+        "times_floor",
+        "processor",
+        "torch",
+        "commit",
+        "date",
+    }
+    assert all(keys <= row.keys() for row in rows)
+    assert len(list(csv.DictReader((tmp_path / "rows.csv").open()))) == len(rows)
+
+
+def fake_rows():
+    common = {"processor": "P", "threads": 2, "torch": "2", "icckd": "1", "commit": "c", "date": "2026-01-01T00:00"}
+    case = {"n": 8, "d": 4, "c": 2, "sizes": "equal", "median_ms": 1.25, "times_floor": 1.5}
+    rows = [
+        {"benchmark": "intra_class", "sweep": sweep, "contender": name, **case, **common}
+        for sweep in ("targets", "classes", "size", "skew")
+        for name in ("icckd cpu", "padded bmm", "floor: copies in and out")
+    ]
+    rows.append(
+        {"benchmark": "intra_class", "sweep": "memory", "contender": "x", "times_inputs_and_gradients": 1.2, **common}
+    )
+    rows.append(
+        {"benchmark": "cross_entropy", "contender": "y", "n": 8, "c": 2, "median_ms": 3.0, "times_eager": 0.4, **common}
+    )
+    return rows
+
+
+def test_tables_are_filled_in_place_and_twice_is_the_same():
+    names = ("targets", "memory", "cross_entropy")
+    text = "before\n" + "".join(f"<!-- table: {name} -->\nold\n<!-- end -->\n" for name in names) + "after\n"
+    filled = table.fill(text, fake_rows())
+    assert filled.startswith("before\n")
+    assert filled.endswith("after\n")
+    assert "old" not in filled
+    for cell in ("| icckd cpu | 1.2 (1.50) |", "| x | 1.20 |", "| y | 3.0 (0.40) |", "P, 2 threads"):
+        assert cell in filled
+    assert table.fill(filled, fake_rows()) == filled
+
+
+def test_the_plot_is_drawn(tmp_path):
+    plot.draw(fake_rows(), tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
