@@ -78,6 +78,7 @@ def contenders(case: Case, device: torch.device, everything: bool = False) -> di
             chosen[f"icckd {name}"] = _ours(name)
     chosen["loop over classes"] = peers.loop_over_classes
     chosen["padded bmm"] = peers.padded_bmm
+    chosen["padded bmm, gradient by hand"] = peers.padded_by_hand
     targets = case in TARGETS or case in QUICK or everything
     if targets and (everything or case.n <= 16384):
         chosen["dense"] = peers.dense

@@ -15,6 +15,7 @@ from bench.measure import Row
 COLOURS = {
     "icckd cpu": "#0072b2",
     "icckd reference": "#56b4e9",
+    "padded bmm, gradient by hand": "#009e73",
     "padded bmm": "#d55e00",
     "loop over classes": "#cc79a7",
 }
@@ -54,8 +55,8 @@ def _bars(axes: Axes, rows: list[Row]) -> None:
     kinds = list(dict.fromkeys(r["sizes"] for r in rows))
     for k, (name, colour) in enumerate(COLOURS.items()):
         times = {r["sizes"]: r["median_ms"] for r in rows if r["contender"] == name}
-        places = [i + 0.2 * (k - 1.5) for i, kind in enumerate(kinds) if kind in times]
-        axes.bar(places, [times[kind] for kind in kinds if kind in times], width=0.19, color=colour, label=name)
+        places = [i + 0.16 * (k - 2) for i, kind in enumerate(kinds) if kind in times]
+        axes.bar(places, [times[kind] for kind in kinds if kind in times], width=0.15, color=colour, label=name)
     axes.set(yscale="log", xlabel="class sizes (N = 16,384, D = 128, C = 100)", ylabel="milliseconds (median)")
     axes.set_xticks(range(len(kinds)), kinds)
     axes.grid(alpha=0.3, axis="y")

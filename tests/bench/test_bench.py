@@ -14,7 +14,10 @@ CPU = torch.device("cpu")
 CASE = intra_class.Case(60, 8, 5, "skewed")
 
 
-@pytest.mark.parametrize("peer", [peers.dense, peers.loop_over_classes, peers.padded_bmm, peers.metric_learning])
+@pytest.mark.parametrize(
+    "peer",
+    [peers.dense, peers.loop_over_classes, peers.padded_bmm, peers.padded_by_hand, peers.metric_learning],
+)
 def test_every_peer_computes_the_definition(peer):
     x = intra_class.make_inputs(CASE, seed=3, device=CPU)
     x.anchor, x.positive = x.anchor.double(), x.positive.double()
