@@ -87,13 +87,20 @@ def run_case(n: int, c: int, device: torch.device, seconds: float) -> Iterator[R
 
 
 def _check(chosen: dict[str, Function], logits: Tensor, labels: Tensor) -> None:
-    true_loss, true_margin = eager(logits.detach().double(), labels)
+    """Raise RuntimeError where a contender's loss, margin or gradient is not float64's."""
+    exact = logits.detach().double().requires_grad_()
+    true_loss, true_margin = eager(exact, labels)
+    true_loss.backward()
     for name, function in chosen.items():
-        loss, margin = function(logits.detach(), labels)
-        if (loss - true_loss).abs() > 1e-4 or (
-            name != "F.cross_entropy, no margin" and (margin - true_margin).abs().max() > 1e-4
-        ):
-            raise RuntimeError(f"{name} is wrong")
+        given = logits.detach().requires_grad_()
+        loss, margin = function(given, labels)
+        loss.backward()
+        pairs = [(loss, true_loss), (given.grad, exact.grad)]
+        if name != "F.cross_entropy, no margin":
+            pairs.append((margin, true_margin))
+        for computed, true in pairs:
+            if not (computed.double() - true).abs().max() <= 1e-4 * true.abs().max():
+                raise RuntimeError(f"{name} is wrong")
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ timed in the same rounds. Medians and ratios count; absolute times depend on wha
 
 import argparse
 import csv
+import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from icckd.functional import intra_class_contrastive
 
 ACTIVE = 0.7
 INPUT_SETS = 3
+LARGEST_GIGABYTES = 8
 
 
 @dataclass(frozen=True)
@@ -70,32 +72,64 @@ def _labels(case: Case) -> Tensor:
     return torch.searchsorted(ends, torch.arange(case.n, dtype=torch.float64), right=True).clamp(max=case.c - 1)
 
 
-def contenders(case: Case, device: torch.device, everything: bool = False) -> dict[str, Loss]:
-    """Who can compute this case here, by name. A peer that cannot is left out, and said so, but for `everything`."""
+def contenders(case: Case, device: torch.device) -> dict[str, Loss]:
+    """Who can compute this case here, by name; a peer that cannot is left out, and said so."""
     chosen: dict[str, Loss] = {}
     for name in backends.BACKENDS:
         if backends.why_unavailable(name) is None and name in ("reference", device.type, "triton"):
             chosen[f"icckd {name}"] = _ours(name)
-    chosen["loop over classes"] = peers.loop_over_classes
-    chosen["padded bmm"] = peers.padded_bmm
-    chosen["padded bmm, gradient by hand"] = peers.padded_by_hand
-    targets = case in TARGETS or case in QUICK or everything
-    if targets and (everything or case.n <= 16384):
-        chosen["dense"] = peers.dense
-        chosen["dense, torch.compile"] = torch.compile(peers.dense, dynamic=False)
-    for name, package, loss, largest in (
-        ("KeOps", "pykeops", peers.keops, 16384),
-        ("pytorch-metric-learning", "pytorch_metric_learning", peers.metric_learning, 4096),
-    ):
-        if not targets:
-            continue
-        if not _installed(package):
-            print(f"    {name}: left out, {package} is not installed (pip install icckd[bench])")
-        elif case.n > largest and not everything:
-            print(f"    {name}: left out above N = {largest:,}, for its time or memory")
+    for peer in _PEERS:
+        reason = _why_not(peer, case)
+        if reason:
+            print(f"    {peer.name}: left out, {reason}")
         else:
-            chosen[name] = loss
+            chosen[peer.name] = peer.loss
     return chosen
+
+
+@dataclass(frozen=True)
+class _Peer:
+    """A peer, the numbers of 4 bytes that it holds at once for a case, and the package that it needs."""
+
+    name: str
+    loss: Loss
+    numbers: Callable[[Case], float]
+    package: str | None = None
+    targets_only: bool = False
+
+
+def _padded_numbers(case: Case) -> float:
+    largest = int(_labels(case).bincount().max())
+    return 4 * case.c * largest**2 + 6 * case.c * largest * case.d
+
+
+_PEERS = [
+    _Peer("loop over classes", peers.loop_over_classes, lambda case: 4 * int(_labels(case).bincount().max()) ** 2),
+    _Peer("padded bmm", peers.padded_bmm, _padded_numbers),
+    _Peer("padded bmm, gradient by hand", peers.padded_by_hand, _padded_numbers),
+    _Peer("dense", peers.dense, lambda case: 5 * case.n**2, targets_only=True),
+    _Peer(
+        "dense, torch.compile", torch.compile(peers.dense, dynamic=False), lambda case: 5 * case.n**2, targets_only=True
+    ),
+    _Peer("KeOps", peers.keops, lambda case: 6 * case.n * case.d, "pykeops", targets_only=True),
+    # 6.3 GB at N = 4096: its masks over all rows and the listed pairs.
+    _Peer(
+        "pytorch-metric-learning",
+        peers.metric_learning,
+        lambda case: 100 * case.n**2,
+        "pytorch_metric_learning",
+        targets_only=True,
+    ),
+]
+
+
+def _why_not(peer: _Peer, case: Case) -> str | None:
+    if peer.targets_only and case not in TARGETS + QUICK:
+        return "it is compared at the target sizes only"
+    if peer.package and importlib.util.find_spec(peer.package) is None:
+        return f"{peer.package} is not installed (pip install icckd[bench])"
+    gigabytes = 4 * peer.numbers(case) / 1e9
+    return f"it would take about {gigabytes:.0f} GB" if gigabytes > LARGEST_GIGABYTES else None
 
 
 def evaluate(loss: Loss, x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -212,12 +246,6 @@ def _error(loss: Loss, x: Inputs) -> tuple[float, float]:
     if not (loss_error < 1e-4 and gradient_error < 1e-3):
         raise RuntimeError(f"a contender is wrong: loss off by {loss_error:.1e}, gradients by {gradient_error:.1e}")
     return loss_error, gradient_error
-
-
-def _installed(package: str) -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec(package) is not None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

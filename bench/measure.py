@@ -94,9 +94,7 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, text=True, check=True
-        )
+        result = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return result.stdout.strip()

@@ -13,12 +13,16 @@ import torch
 
 
 def peak(contender: str, n: int, d: int, c: int, device: str, threads: int) -> int | None:
-    """Bytes beyond the inputs that the contender takes, gradients included; None where it fails for want of memory."""
+    """Bytes beyond the inputs that it takes, gradients included; None where its process was killed for them."""
     command = [sys.executable, "-m", "bench.memory", contender, *map(str, (n, d, c))]
     result = subprocess.run(
         [*command, "--device", device, "--threads", str(threads)], capture_output=True, text=True, check=False
     )
-    return int(result.stdout.split()[-1]) if result.returncode == 0 else None
+    if result.returncode == 0:
+        return int(result.stdout.split()[-1])
+    if result.returncode < 0 or "memory" in result.stderr:
+        return None
+    raise RuntimeError(f"{contender} failed: {result.stderr.strip().splitlines()[-1]}")
 
 
 def main() -> None:
@@ -34,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     case = Case(options.n, options.d, options.c)
-    loss = contenders(case, device, everything=True)[options.contender]
+    loss = contenders(case, device)[options.contender]
     evaluate(loss, make_inputs(Case(256, 16, 4), 0, device))  # libraries load their own memory at first use
     inputs = make_inputs(case, 0, device)
     before = _reset(device)

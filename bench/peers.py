@@ -38,19 +38,14 @@ def dense(x: Inputs) -> Tensor:
 
 
 def loop_over_classes(x: Inputs) -> Tensor:
-    """A dense loss for each class in turn."""
-    z, p = normalize(x.anchor, dim=1), normalize(x.positive, dim=1)
-    own = (z * p).sum(1) / TEMPERATURE
-    total = z.new_zeros(())
-    for c in range(x.classes):
-        rows = (x.labels == c).nonzero().squeeze(1)
-        if len(rows) == 0:
-            continue
-        similarity = z[rows] @ z[rows].T / TEMPERATURE
-        diagonal = torch.eye(len(rows), dtype=torch.bool, device=z.device)
-        negatives = similarity.masked_fill(diagonal, -torch.inf).logsumexp(1)
-        total = total + (x.gate[rows] * _excess(negatives, own[rows])).sum()
-    return total / x.gate.sum().clamp(min=1)
+    """A dense loss for each class in turn, over rows sorted by class."""
+    order, sizes = _sorted_by_class(x)
+    z, p = (normalize(rows, dim=1).index_select(0, order) for rows in (x.anchor, x.positive))
+    negatives = []
+    for rows in z.split(sizes.tolist()):
+        itself = torch.eye(len(rows), dtype=torch.bool, device=z.device)
+        negatives.append((rows @ rows.T / TEMPERATURE).masked_fill(itself, -torch.inf).logsumexp(1))
+    return _mean(torch.cat(negatives), (z * p).sum(1) / TEMPERATURE, x.gate[order])
 
 
 def padded_bmm(x: Inputs) -> Tensor:
@@ -62,7 +57,7 @@ def padded_bmm(x: Inputs) -> Tensor:
     similarity = torch.bmm(blocks, blocks.mT) / TEMPERATURE
     itself = torch.eye(longest, dtype=torch.bool, device=z.device)
     empty = torch.arange(longest, device=z.device) >= sizes[:, None, None]
-    negatives = similarity.masked_fill(itself | empty, -torch.inf).logsumexp(2).flatten()[slot]
+    negatives = similarity.masked_fill(itself | empty, -torch.inf).logsumexp(2).flatten().index_select(0, slot)
     return _mean(negatives, (z * p).sum(1) / TEMPERATURE, x.gate)
 
 
@@ -85,13 +80,13 @@ class _PaddedByHand(torch.autograd.Function):
         e.mul_(torch.arange(longest, device=z.device) < sizes[:, None, None])
         e.diagonal(dim1=1, dim2=2).zero_()
         own = kappa * ((z * p).sum(1) - 1)
-        total = own.exp() + e.sum(2).flatten()[slot]
+        total = own.exp() + e.sum(2).flatten().index_select(0, slot)
         gate = x.gate / x.gate.sum()
         weight = gate / total
         by_slot = _blocks(weight[:, None], slot, len(sizes), longest)
         e.mul_(by_slot + by_slot.mT)
         agreement = (weight * own.exp() - gate)[:, None]
-        dz = torch.bmm(e, blocks).flatten(0, 1)[slot].addcmul_(agreement, p).mul_(kappa)
+        dz = torch.bmm(e, blocks).flatten(0, 1).index_select(0, slot).addcmul_(agreement, p).mul_(kappa)
         dp = agreement * z * kappa
         ctx.save_for_backward(
             (dz - z * (z * dz).sum(1, keepdim=True)) / anchor_norm,
@@ -105,9 +100,28 @@ class _PaddedByHand(torch.autograd.Function):
         return grad_loss * d_anchor, grad_loss * d_positive, None
 
 
+def _sorted_by_class(x: Inputs) -> tuple[Tensor, Tensor]:
+    """The order of the rows (N,) and the sizes of the classes (C,)."""
+    return x.labels.argsort(stable=True), x.labels.bincount(minlength=x.classes)
+
+
+def _diagonal_blocks(row_labels: Tensor, column_labels: Tensor, classes: int) -> tuple[Tensor, ...]:
+    """KeOps' six range tensors: rows of class c meet columns of class c, both sorted by class."""
+    rows, columns = (_class_ranges(labels, classes) for labels in (row_labels, column_labels))
+    each_once = torch.arange(1, classes + 1, dtype=torch.int32, device=row_labels.device)
+    return rows, each_once, columns, columns, each_once, rows
+
+
+def _class_ranges(labels: Tensor, classes: int) -> Tensor:
+    """(first, last + 1) of every class (C, 2) among rows sorted by class."""
+    sizes = labels.bincount(minlength=classes)
+    ends = sizes.cumsum(0)
+    return torch.stack([ends - sizes, ends], dim=1).int()
+
+
 def _slots(x: Inputs) -> tuple[Tensor, Tensor]:
     """Where each row (N,) goes when classes are padded to one size and laid end to end; the classes' sizes (C,)."""
-    order, sizes = x.labels.argsort(stable=True), x.labels.bincount(minlength=x.classes)
+    order, sizes = _sorted_by_class(x)
     labels = x.labels[order]
     place = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[labels]
     return torch.empty_like(order).index_copy_(0, order, labels * sizes.max() + place), sizes
@@ -119,21 +133,21 @@ def _blocks(rows: Tensor, slot: Tensor, classes: int, longest: int) -> Tensor:
 
 
 def keops(x: Inputs) -> Tensor:
-    """KeOps' symbolic N×N matrix with the labels as a mask (package pykeops)."""
+    """KeOps: similarities that are never stored, each class's block alone by block-sparse ranges (package pykeops)."""
     from pykeops.torch import LazyTensor
 
-    z, p = normalize(x.anchor, dim=1), normalize(x.positive, dim=1)
-    labels = x.labels.to(z.dtype)[:, None]
-    rows = torch.arange(len(z), dtype=z.dtype, device=z.device)[:, None]
-    zi, zj = LazyTensor(z[:, None, :].contiguous()), LazyTensor(z[None, :, :].contiguous())
-    li, lj = LazyTensor(labels[:, None, :]), LazyTensor(labels[None, :, :])
-    ri, rj = LazyTensor(rows[:, None, :]), LazyTensor(rows[None, :, :])
-    # 1 where labels agree and rows differ: |difference| of whole numbers is 0 or at least 1.
-    pair = (0.5 - (li - lj).abs()).step() * ((ri - rj).abs() - 0.5).step()
-    # Unit rows: shifted by the largest similarity there can be, a plain sum is safe.
-    total = (((zi * zj).sum(-1) - 1) / TEMPERATURE).exp() * pair
-    negatives = total.sum(1).squeeze(1).log() + 1 / TEMPERATURE
-    return _mean(negatives, (z * p).sum(1) / TEMPERATURE, x.gate)
+    order, _ = _sorted_by_class(x)
+    z, p = (normalize(rows, dim=1).index_select(0, order) for rows in (x.anchor, x.positive))
+    anchors = x.gate[order].nonzero().squeeze(1)
+    active = z.index_select(0, anchors)
+    place = torch.arange(len(order), dtype=z.dtype, device=z.device)
+    similarity = (LazyTensor(active[:, None]) * LazyTensor(z[None])).sum(-1) / TEMPERATURE
+    distance = (LazyTensor(place[anchors][:, None, None]) - LazyTensor(place[None, :, None])).square()
+    # Far below any similarity where a row meets itself, unchanged elsewhere.
+    similarity = similarity - 1e6 * (0.5 - distance).step()
+    similarity.ranges = _diagonal_blocks(x.labels[order][anchors], x.labels, x.classes)
+    negatives = similarity.logsumexp(dim=1)[:, 0]
+    return _excess(negatives, (active * p.index_select(0, anchors)).sum(1) / TEMPERATURE).mean()
 
 
 def metric_learning(x: Inputs) -> Tensor:

@@ -31,8 +31,8 @@ struct Unit {
   double cost;
 };
 
-// The work units of the two passes, longest first. They depend on the problem and the number of threads only, and so do the results'
-// bits.
+// The work units of the two passes, longest first. They depend on the problem and the number of threads only, and so do the bits of
+// the results.
 struct Plan {
   std::vector<Unit> first, second;
   int64_t scratch = 0;  // floats
@@ -140,7 +140,7 @@ Sums run(const IntraClassProblem& problem, const IntraClassResults& results) {
   const int64_t longest = static_cast<int64_t>(std::max(plan.first.size(), plan.second.size()));
   const int64_t scratch_stride = (plan.scratch + 15) / 16 * 16;  // whole cache lines
   const Tensor scratch = empty({worker_count(longest), scratch_stride}, ScalarType::Float);
-  const int64_t rows = plan.second.empty() && plan.first.empty() ? 0 : static_cast<int64_t>(problem.layout->rows.size());
+  const int64_t rows = static_cast<int64_t>(problem.layout->rows.size());
   const Tensor state = empty({3, rows}, ScalarType::Float);
   float* state_data = state.mutable_data_ptr<float>();
   const AnchorStates states{state_data, state_data + rows, state_data + 2 * rows};

@@ -28,7 +28,7 @@ struct IntraClassProblem {
   bool constant_shift() const { return normalize && scale <= 40; }
 };
 
-// What is wanted; null where something is not. Rows without a loss or a gradient are not written by log-sum-exp functions.
+// What is wanted; null where something is not. In rows and lse, only anchors' elements are written.
 struct IntraClassResults {
   float* rows;       // weight · loss
   float* lse;        // log-sum-exp
@@ -44,8 +44,8 @@ struct Sums {
   double loss = 0, d_scale = 0;
 };
 
-// What a block's log-sum-exp leaves for the gradients of the whole class: for the anchor at a position of the layout,
-// exp(κ (z·z' − shift)) · weight is the share of the negative z' in its gradient, and −push that of its positive.
+// What the log-sum-exp of a class's blocks leaves for their gradients, by position in ClassLayout::rows: in an anchor's gradient, the
+// negative z' has the factor κ · weight · exp(κ (z·z' − shift)), and the positive κ · push.
 struct AnchorStates {
   float* shift;
   float* weight;

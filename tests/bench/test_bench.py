@@ -42,6 +42,21 @@ def test_inputs_are_what_the_case_says(sizes):
     assert {"equal": counts.max() == 100, "skewed": counts.max() > 300, "half": counts.max() == 500}[sizes]
 
 
+def test_keops_computes_the_definition():
+    pytest.importorskip("pykeops")
+    x = intra_class.make_inputs(CASE, seed=3, device=CPU)
+    loss_error, gradient_error = intra_class._error(peers.keops, x)
+    assert loss_error < 1e-5
+    assert gradient_error < 1e-5
+
+
+def test_a_peer_that_would_not_fit_is_left_out_and_said_so(capsys):
+    chosen = intra_class.contenders(intra_class.Case(16384, 128, 100, "half"), CPU)
+    assert "padded bmm" not in chosen
+    assert "loop over classes" in chosen
+    assert "padded bmm: left out, it would take about" in capsys.readouterr().out
+
+
 def test_a_wrong_contender_is_an_error():
     x = intra_class.make_inputs(CASE, seed=3, device=CPU)
     with pytest.raises(RuntimeError, match="a contender is wrong"):
@@ -60,7 +75,8 @@ def test_contenders_take_turns_and_slow_ones_fewer(monkeypatch):
 @pytest.mark.parametrize(("module", "rows_at_least"), [(intra_class, 6), (cross_entropy, 5)])
 def test_the_quick_run_writes_rows(module, rows_at_least, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr(intra_class, "_installed", lambda package: False)
+    monkeypatch.setattr(intra_class.importlib.util, "find_spec", lambda package: None)
+    monkeypatch.setattr(intra_class, "_PEERS", [p for p in intra_class._PEERS if "compile" not in p.name])
     arguments = ["--quick", "--json", str(tmp_path / "rows.json"), "--csv", str(tmp_path / "rows.csv")]
     monkeypatch.setattr(sys, "argv", ["bench", *arguments])
     module.main()
