@@ -2,6 +2,7 @@
 # make demo    setup, then teacher → student → report on the built-in digits, into runs/demo
 # make test    setup, then the whole test suite (slow sweeps left out)
 # make lint    ruff and mypy
+# make bench   setup with the peers, then the benchmarks into bench/results/cpu and the tables of the documents
 # Each does only what is out of date.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find icckd csrc configs -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.yaml')
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint bench clean
 setup: $(VENV)/extension.stamp
 
 $(BIN)/python:
@@ -40,6 +41,13 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: setup
+	$(PIP) install -q --constraint constraints.txt --no-build-isolation --editable '.[bench]'
+	$(BIN)/python -m bench.intra_class --json bench/results/cpu/intra_class.json \
+		--csv bench/results/cpu/intra_class.csv --plot docs/images/intra_class.png
+	$(BIN)/python -m bench.cross_entropy --json bench/results/cpu/cross_entropy.json
+	for page in README.md docs/benchmarks.md; do $(BIN)/python -m bench.table $$page bench/results/cpu/*.json; done
 
 clean:
 	rm -rf build runs/demo icckd/_C*.so $(VENV)

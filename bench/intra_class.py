@@ -73,12 +73,17 @@ def _labels(case: Case) -> Tensor:
 
 
 def contenders(case: Case, device: torch.device) -> dict[str, Loss]:
-    """Who can compute this case here, by name; a peer that cannot is left out, and said so."""
+    """Who can compute this case here, by name; a peer that cannot is left out, and said so.
+
+    Peers that need seconds a call are compared at TARGETS only.
+    """
     chosen: dict[str, Loss] = {}
     for name in backends.BACKENDS:
         if backends.why_unavailable(name) is None and name in ("reference", device.type, "triton"):
             chosen[f"icckd {name}"] = _ours(name)
     for peer in _PEERS:
+        if peer.targets_only and case not in TARGETS + QUICK:
+            continue
         reason = _why_not(peer, case)
         if reason:
             print(f"    {peer.name}: left out, {reason}")
@@ -124,8 +129,6 @@ _PEERS = [
 
 
 def _why_not(peer: _Peer, case: Case) -> str | None:
-    if peer.targets_only and case not in TARGETS + QUICK:
-        return "it is compared at the target sizes only"
     if peer.package and importlib.util.find_spec(peer.package) is None:
         return f"{peer.package} is not installed (pip install icckd[bench])"
     gigabytes = 4 * peer.numbers(case) / 1e9

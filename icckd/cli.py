@@ -176,7 +176,3 @@ def _print_summary(summary: dict[str, Any]) -> None:
                 f"{numbers['intra_class_distance']:.4f}, inter-class distance {numbers['inter_class_distance']:.4f}, "
                 f"ratio {numbers['distance_ratio']:.4f}"
             )
-
-
-if __name__ == "__main__":
-    main()

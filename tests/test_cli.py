@@ -35,7 +35,7 @@ def run(*arguments):
 
 def process(*arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "icckd.cli", *map(str, arguments)],
+        [sys.executable, "-m", "icckd", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

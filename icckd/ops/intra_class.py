@@ -178,6 +178,8 @@ def _rows_backward(ctx: Any, grad_rows: Tensor, _: Tensor) -> tuple[Tensor | Non
 
 def _save_sum(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(*output[1:])
+    # Else backward would be handed a tensor of zeros for each gradient.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output)
 
 

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from icckd import backends
 from icckd.functional import intra_class_contrastive
@@ -155,3 +156,23 @@ def test_a_float_temperature_compiles(backend):
             compiled(anchor, positive, labels, temperature=temperature, backend=backend),
             intra_class_contrastive(anchor, positive, labels, temperature=temperature, backend=backend),
         )
+
+
+def test_backward_of_the_sum_makes_no_tensor_of_the_inputs_size(backend, generator):
+    rows, columns = 50, 7
+    anchor, positive = (torch.randn(rows, columns, generator=generator).requires_grad_() for _ in range(2))
+    labels = torch.randint(4, (rows,), generator=generator)
+    loss = intra_class_contrastive(anchor, positive, labels, backend=backend)
+    made = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.shape == anchor.shape and "detach" not in str(function):
+                made.append(str(function))
+            return result
+
+    with Watch():
+        loss.backward()
+    assert anchor.grad.shape == anchor.shape
+    assert made == []
