@@ -29,6 +29,7 @@ def draw(rows: list[Row], path: Path) -> None:
     _lines(classes, [r for r in rows if r.get("sweep") == "classes"], "c", "classes (N = 16,384, D = 128)")
     _lines(size, [r for r in rows if r.get("sweep") == "size"], "n", "rows (128 a class, D = 128)")
     _bars(skew, [r for r in rows if r.get("sweep") == "skew"])
+    figure.legend(*size.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9)
     first = rows[0]
     figure.suptitle(
         f"Intra-class loss and both gradients, float32: {first['processor']}, {first['threads']} threads, "
@@ -48,7 +49,6 @@ def _lines(axes: Axes, rows: list[Row], x: str, label: str) -> None:
     axes.plot(list(floor), list(floor.values()), "--", color=FLOOR, label="floor")
     axes.set(xscale="log", yscale="log", xlabel=label, ylabel="milliseconds (median)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
 
 
 def _bars(axes: Axes, rows: list[Row]) -> None:
@@ -57,6 +57,10 @@ def _bars(axes: Axes, rows: list[Row]) -> None:
         times = {r["sizes"]: r["median_ms"] for r in rows if r["contender"] == name}
         places = [i + 0.16 * (k - 2) for i, kind in enumerate(kinds) if kind in times]
         axes.bar(places, [times[kind] for kind in kinds if kind in times], width=0.15, color=colour, label=name)
+        for i, kind in enumerate(kinds):
+            if kind not in times:
+                x, bottom = i + 0.16 * (k - 2), axes.get_xaxis_transform()
+                axes.text(x, 0.02, "too large", transform=bottom, rotation=90, ha="center", fontsize=8, color=colour)
     axes.set(yscale="log", xlabel="class sizes (N = 16,384, D = 128, C = 100)", ylabel="milliseconds (median)")
     axes.set_xticks(range(len(kinds)), kinds)
     axes.grid(alpha=0.3, axis="y")
