@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from icckd.errors import Interrupted, TrainingDiverged, UserError
@@ -53,7 +54,8 @@ def _guarded(arguments: list[str]) -> int:
 def _failed(error: Exception, code: int, arguments: list[str]) -> int:
     if "--debug" in arguments:
         traceback.print_exc()
-    print(f"icckd: error: {_one_line(str(error) or type(error).__name__)}", file=sys.stderr)
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    print(f"icckd: error: {_one_line(text or type(error).__name__)}", file=sys.stderr)
     return code
 
 
@@ -71,7 +73,10 @@ def _parse(arguments: list[str]) -> tuple[str, Namespace]:
     if not arguments:
         parser.print_help()
         raise UserError(f"no command given; it should be one of {', '.join(_COMMANDS)}")
-    parsed = parser.parse_args(_with_saved_config(arguments))
+    try:
+        parsed = parser.parse_args(_with_saved_config(arguments))
+    except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"--config does not name a readable YAML file: {error}") from error
     return parsed.command, parser.instantiate(parsed)[parsed.command]
 
 

@@ -181,9 +181,20 @@ def test_a_device_that_is_not_there(capsys):
     assert "device is cuda" in error_line(capsys)
 
 
-@pytest.mark.parametrize("text", ["teacher: {epochs: x}", "teacher: [", "nonsense: 1", "data: {nam: digits}", "\x00"])
-def test_a_wrong_config_file(tmp_path, capsys, text):
-    (tmp_path / "c.yaml").write_text(text)
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"teacher: {epochs: x}",
+        b"teacher: [",
+        b"nonsense: 1",
+        b"data: {nam: digits}",
+        b"\x00",
+        b"\xff\xfe\x80",
+        b"[" * 5000,
+    ],
+)
+def test_a_wrong_config_file(tmp_path, capsys, content):
+    (tmp_path / "c.yaml").write_bytes(content)
     assert run("run", "--config", tmp_path / "c.yaml", "--output", tmp_path / "out") == 2
     error_line(capsys)
     assert not (tmp_path / "out").exists()
@@ -213,6 +224,12 @@ def write_idx_data(root, images=80):
         (root / f"{split}-images-idx3-ubyte").write_bytes(header + os.urandom(images * 784))
         labels = bytes(i % 10 for i in range(images))
         (root / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(struct.pack(">II", 2049, images) + labels))
+
+
+def test_an_output_that_cannot_be_made_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert run("teacher", "--output", tmp_path / "file" / "run", *SHORT) == 2
+    assert error_line(capsys) == f"icckd: error: {tmp_path / 'file' / 'run'}: Not a directory"
 
 
 def test_debug_shows_the_traceback(capsys):
