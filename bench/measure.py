@@ -93,8 +93,14 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
+    """The commit, marked where code differs from it; recorded results and documents do not count as code."""
+    code = [".", ":!bench/results", ":!docs", ":!README.md"]
     try:
-        result = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        return f"{commit}-dirty" if _git("status", "--porcelain", "--untracked-files=no", "--", *code) else commit
     except (OSError, subprocess.CalledProcessError):
         return None
-    return result.stdout.strip()
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
