@@ -1,8 +1,14 @@
 """What tests share: the backends that run here, and reproducible random numbers."""
 
+import os
+
 import hypothesis
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Read when the kernels are first imported: they then run on the CPU.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from icckd import backends
 

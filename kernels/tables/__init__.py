@@ -1,0 +1,41 @@
+"""Tile sizes, warps and pipeline stages of every kernel: one table per architecture, searched by `bench.tune` only.
+
+A table maps kernel → width of the elements ("half": 2 bytes, "float": 4 bytes) → size class → launch options. A size
+class is the largest size that it serves, the last one serves all larger ones too; what "size" is, is said where the
+kernel is launched. Options in capitals are the kernel's constants, the others Triton's.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+
+import torch
+import triton
+
+Options = Mapping[str, int]
+Table = Mapping[str, Mapping[str, Mapping[int, Options]]]
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on the CPU."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def architecture(device: torch.device) -> str:
+    """The table that serves `device`: that of its own architecture or of the nearest one before it."""
+    if interpreted():
+        return "interpreter"
+    if torch.version.hip is not None:
+        return "gfx942"
+    major, _ = torch.cuda.get_device_capability(device)
+    return {8: "sm_80", 9: "sm_90"}.get(major, "sm_100")
+
+
+@cache
+def options(kernel: str, architecture: str, element_size: int, size: int) -> Options:
+    """The launch options of `kernel` for elements of `element_size` bytes in the size class of `size`."""
+    table: Table = import_module(f"icckd.kernels.tables.{architecture}").TABLE
+    classes = table[kernel]["half" if element_size == 2 else "float"]
+    return classes[min((bound for bound in classes if bound >= size), default=max(classes))]
