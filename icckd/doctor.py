@@ -3,7 +3,7 @@
 import torch
 
 from icckd import backends
-from icckd.backends import native
+from icckd.backends import native, triton
 from icckd.environment import package_versions, processor, versions
 from icckd.models import ARCHITECTURES
 
@@ -22,14 +22,26 @@ def diagnose() -> str:
     for name in backends.BACKENDS:
         reason = backends.why_unavailable(name)
         lines.append(f"  {name:<12}{_available(name) if reason is None else f'not available: {reason}'}")
+    lines += ["", "what backend='auto' takes"]
     for device in ("cpu", "cuda"):
-        chosen = backends.select("auto", torch.device(device), torch.float32)
-        lines.append(f"  auto on {device} tensors: {chosen}")
+        lines += _automatic_lines(device)
     return "\n".join([*lines, "", f"networks      {', '.join(ARCHITECTURES)}"])
 
 
 def _available(backend: str) -> str:
-    return f"available, with {native.instruction_set()} instructions" if backend == "cpu" else "available"
+    details = {
+        "cpu": lambda: f", with {native.instruction_set()} instructions",
+        "triton": lambda: ", in its interpreter, on the CPU" if triton.DEVICE == "cpu" else "",
+    }
+    return "available" + details.get(backend, lambda: "")()
+
+
+def _automatic_lines(device: str) -> list[str]:
+    """What serves tensors of `device`, and why: a line for each family of operators, or one where they agree."""
+    choices = {family: backends.automatic(torch.device(device), torch.float32, family) for family in backends.FAMILIES}
+    if len(set(choices.values())) == 1:
+        choices = {"": next(iter(choices.values()))}
+    return [f"  {f'{device} {family}':<20}{choice.backend}: {choice.reason}" for family, choice in choices.items()]
 
 
 def _cuda_lines() -> list[str]:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from icckd import backends
 from icckd.data import Batches, load_data
 from icckd.environment import describe
-from icckd.errors import BackendUnavailable, UserError
+from icckd.errors import UserError
 from icckd.evaluation import measure, predict
 from icckd.files import write_whole
 from icckd.model_files import ModelDescription, load_model, save_model
@@ -212,7 +212,6 @@ def _device(name: str) -> torch.device:
 
 
 def _check_backend(setting: str, backend: str, device: torch.device) -> None:
-    try:
-        backends.select(backend, device, torch.float32)
-    except BackendUnavailable as error:
-        raise UserError(f"{setting} is {backend}: {error}") from error
+    reason = None if backend == "auto" else backends.why_not(backend, device, torch.float32)
+    if reason:
+        raise UserError(f"{setting} is {backend}: backend {backend!r} cannot run here: {reason}")

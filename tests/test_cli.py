@@ -160,7 +160,7 @@ def test_help_explains_every_setting(capsys):
         (["run", "--data.name", "cifar10", "--data.root", "/no/such/folder"], "/no/such/folder"),
         (["run", "--config", "/no/such.yaml"], "/no/such.yaml"),
         (["run", "--teacher.batch_size", "5000"], "teacher.batch_size"),
-        (["run", "--teacher.loss.backend", "triton"], "teacher.loss.backend"),
+        (["run", "--teacher.loss.backend", "cuda"], "teacher.loss.backend"),
         (["distill"], "--teacher.weights"),
         (["evaluate"], "--teacher.weights"),
         (["distill", "--teacher.weights", "/no/such/folder"], "/no/such/folder"),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+DEVICE = "cpu"
 _load_error: str | None = None
 try:
     importlib.import_module("icckd._C")

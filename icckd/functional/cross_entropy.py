@@ -48,7 +48,7 @@ def cross_entropy_with_margin(
     _check(logits, labels, space, ignore_index)
     checks.one_of("reduction", reduction, _REDUCTIONS)
     checks.number_within("label_smoothing", label_smoothing, 0, 1)
-    backend = backends.select(backend, logits.device, logits.dtype)
+    backend = backends.select(backend, logits.device, logits.dtype, "cross_entropy")
     labels = labels.long()
     count = (labels != ignore_index).sum()
     # A float16 gradient of a mean could underflow before the loss scale is applied: it is computed in backward, scaled.
@@ -89,7 +89,7 @@ def classification_margin(
         TypeError, ValueError: As for `cross_entropy_with_margin`.
     """
     _check(logits, labels, space, ignore_index)
-    backend = backends.select("auto", logits.device, logits.dtype)
+    backend = backends.select("auto", logits.device, logits.dtype, "cross_entropy")
     _, margin, _ = ops.cross_entropy_margin_rows(logits.detach(), labels.long(), 0.0, space, ignore_index, backend)
     return margin
 

@@ -53,7 +53,7 @@ def kd_kl(
     checks.positive_number("temperature", temperature)
     checks.one_of("reduction", reduction, _REDUCTIONS)
     student, teacher = student_logits, teacher_logits.detach()
-    backend = _select(backend, student, teacher)
+    backend = _select(backend, student, teacher, "kd_kl")
     # A float16 gradient of a mean could underflow before the loss scale is applied: it is computed in backward, scaled.
     wants_gradient = student.requires_grad and torch.is_grad_enabled()
     scale = 1 / max(rows, 1) if reduction == "batchmean" else 1.0
@@ -106,11 +106,11 @@ def _relational(operator: Callable, student: Tensor, teacher: Tensor, backend: s
     checks.float_matrix("student", student)
     checks.float_matrix("teacher", teacher, rows=student.shape[0])
     checks.same_device("teacher", teacher, "student", student)
-    backend = _select(backend, student, teacher)
+    backend = _select(backend, student, teacher, "relational")
     need_grad = student.requires_grad and torch.is_grad_enabled()
     loss, _ = operator(student, teacher.detach(), need_grad, backend)
     return loss
 
 
-def _select(backend: str, student: Tensor, teacher: Tensor) -> str:
-    return backends.select(backend, student.device, torch.promote_types(student.dtype, teacher.dtype))
+def _select(backend: str, student: Tensor, teacher: Tensor, family: str) -> str:
+    return backends.select(backend, student.device, torch.promote_types(student.dtype, teacher.dtype), family)

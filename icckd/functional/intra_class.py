@@ -72,7 +72,7 @@ def intra_class_contrastive(
     """
     _check(anchor, positive, labels, gate, memory, memory_labels, temperature, num_classes)
     checks.one_of("reduction", reduction, _REDUCTIONS)
-    backend = backends.select(backend, anchor.device, anchor.dtype)
+    backend = backends.select(backend, anchor.device, anchor.dtype, "intra_class")
     dtype = torch.promote_types(anchor.dtype, torch.float32)
     labels = labels.long()
     batch = _Batch(anchor, positive, labels, _weight(labels, gate, num_classes, dtype))

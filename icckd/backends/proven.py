@@ -1,0 +1,4 @@
+"""Which backend has been proven the fastest on an architecture: by a run recorded under `bench/results/`."""
+
+# Architecture → family of operators → backend.
+PROVEN: dict[str, dict[str, str]] = {}
