@@ -6,6 +6,9 @@ from typing import Any
 
 from icckd.kernels.tables import Options
 
+# Triton's names of the element types that kernels take.
+ELEMENTS = {"bf16": 2, "fp16": 2, "fp32": 4}
+
 
 @dataclass(frozen=True)
 class Specialization:
@@ -27,3 +30,20 @@ class Specialization:
     matrix_unit: bool = False
     description: str = ""
     divisible: tuple[str, ...] = ()
+
+
+def specialize(
+    kernel: Any,
+    types: Mapping[str, str],
+    constants: Mapping[str, Any],
+    options: Options,
+    *,
+    matrix_unit: bool = False,
+    description: str = "",
+    divisible: tuple[str, ...] = (),
+) -> Specialization:
+    """The same, from the types of arguments by name: those named nowhere are 32-bit integers, pointers are aligned."""
+    names = [name for name in kernel.arg_names if name not in constants and name not in options]
+    signature = {name: types.get(name, "i32") for name in names}
+    aligned = tuple(name for name, type_ in signature.items() if type_.startswith("*") or name in divisible)
+    return Specialization(kernel, signature, constants, options, matrix_unit, description, aligned)

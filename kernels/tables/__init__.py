@@ -36,6 +36,11 @@ def architecture(device: torch.device) -> str:
 @cache
 def options(kernel: str, architecture: str, element_size: int, size: int) -> Options:
     """The launch options of `kernel` for elements of `element_size` bytes in the size class of `size`."""
-    table: Table = import_module(f"icckd.kernels.tables.{architecture}").TABLE
-    classes = table[kernel]["half" if element_size == 2 else "float"]
+    classes = entries(kernel, architecture, element_size)
     return classes[min((bound for bound in classes if bound >= size), default=max(classes))]
+
+
+def entries(kernel: str, architecture: str, element_size: int) -> Mapping[int, Options]:
+    """All size classes of `kernel` for elements of `element_size` bytes."""
+    table: Table = import_module(f"icckd.kernels.tables.{architecture}").TABLE
+    return table[kernel]["half" if element_size == 2 else "float"]

@@ -1,3 +1,90 @@
-"""Launch options for AMD CDNA 3 (MI300): wavefronts of 64, 64 KB of shared memory, MFMA."""
+"""Launch options for AMD CDNA 3 (MI300): MFMA, wavefronts of 64, 64 KB of shared memory for a program.
 
-TABLE = {}
+No entry has been measured yet: all are chosen by what fits, without spills.
+"""
+
+TABLE = {
+    "prepare": {
+        "half": {
+            4096: {"BLOCK": 8, "BLOCK_K": 512, "num_warps": 4},
+        },
+        "float": {
+            4096: {"BLOCK": 4, "BLOCK_K": 512, "num_warps": 4},
+        },
+    },
+    "memory_norms": {
+        "half": {
+            4096: {"BLOCK": 8, "BLOCK_K": 512, "num_warps": 4},
+        },
+        "float": {
+            4096: {"BLOCK": 4, "BLOCK_K": 512, "num_warps": 4},
+        },
+    },
+    "log_sum_exp": {
+        "half": {
+            64: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+            128: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 128, "num_warps": 8, "num_stages": 3},
+            256: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 256, "num_warps": 8, "num_stages": 2},
+            4096: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+        },
+        "float": {
+            64: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2},
+            4096: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
+        },
+    },
+    "log_sum_exp_memory": {
+        "half": {
+            4096: {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
+        },
+        "float": {
+            4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
+        },
+    },
+    "gradient": {
+        "half": {
+            64: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_V": 64, "num_warps": 8, "num_stages": 3},
+            128: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 128, "BLOCK_V": 128, "num_warps": 8, "num_stages": 2},
+            256: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 256, "BLOCK_V": 256, "num_warps": 8, "num_stages": 2},
+            512: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 512, "BLOCK_V": 512, "num_warps": 8, "num_stages": 2},
+            4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "BLOCK_V": 256, "num_warps": 8, "num_stages": 2},
+        },
+        "float": {
+            64: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_V": 64, "num_warps": 8, "num_stages": 2},
+            128: {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 128, "BLOCK_V": 128, "num_warps": 8, "num_stages": 2},
+            4096: {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32, "BLOCK_V": 128, "num_warps": 8, "num_stages": 2},
+        },
+    },
+    "gradient_memory": {
+        "half": {
+            4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_V": 128, "num_warps": 8, "num_stages": 2},
+        },
+        "float": {
+            4096: {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32, "BLOCK_V": 64, "num_warps": 8, "num_stages": 2},
+        },
+    },
+    "add_splits": {
+        "half": {
+            4096: {"BLOCK": 16, "BLOCK_K": 64, "num_warps": 4},
+        },
+        "float": {
+            4096: {"BLOCK": 16, "BLOCK_K": 64, "num_warps": 4},
+        },
+    },
+    "one_tile": {
+        "half": {
+            32: {"BLOCK": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
+            64: {"BLOCK": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
+            128: {"BLOCK": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+        },
+        "float": {
+            32: {"BLOCK": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
+            64: {"BLOCK": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
+        },
+    },
+    "layout": {
+        "float": {
+            131072: {"BLOCK": 256, "CHUNK": 32, "num_warps": 4},
+            1048576: {"BLOCK": 512, "CHUNK": 32, "num_warps": 8},
+        },
+    },
+}

@@ -1,0 +1,118 @@
+"""The pieces of the intra-class loss that its kernels share: exponents, a row's loss, a row's gradients.
+
+Similarities are scaled to powers of two: x_ij = κ log2(e) z_i·z_j, so that exp(κ z_i·z_j) = 2^x_ij.
+"""
+
+import triton
+import triton.language as tl
+
+from icckd.kernels.layout import Layout
+from icckd.kernels.precision import rounded
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+# Columns that `store_gradients` writes at a time.
+_STORED = tl.constexpr(64)
+
+
+@triton.jit
+def load_chunk(rows, stride, row, valid, first, dim, BLOCK_K: tl.constexpr):
+    """Columns first … first + BLOCK_K of these rows; 0 where `valid` is false, and beyond `dim`."""
+    column = first + tl.arange(0, BLOCK_K)
+    at = rows + row.to(tl.int64)[:, None] * stride + column[None, :]
+    return tl.load(at, mask=valid[:, None] & (column < dim)[None, :], other=0.0)
+
+
+@triton.jit
+def inverse_norm(squares, NORMALIZE: tl.constexpr):
+    """What rows of these sums of squares are multiplied by: 0 for a zero row, 1 for rows taken as they are."""
+    if NORMALIZE:
+        return tl.where(squares > 0, 1.0 / tl.sqrt(tl.where(squares > 0, squares, 1.0)), 0.0)
+    else:
+        return tl.full(squares.shape, 1.0, tl.float32)
+
+
+@triton.jit
+def add_exponents(highest, total, x):
+    """The running maximum and Σ 2^(x − maximum) of rows, after one more tile; x = −∞ where there is no pair."""
+    higher = tl.maximum(highest, tl.max(x, 1))
+    # Finite also where there has been no pair: −∞ − (−∞) is not a number.
+    shift = tl.where(higher == float("-inf"), 0.0, higher)
+    total = total * tl.exp2(highest - shift) + tl.sum(tl.exp2(x - shift[:, None]), 1)
+    return higher, total
+
+
+@triton.jit
+def row_loss(negatives, own):
+    """ℓ = log(1 + 2^(negatives − own)), from log2 Σ 2^x over the negatives and x of the positive."""
+    difference = (negatives - own) * LN_2
+    small = tl.exp(-tl.abs(difference))
+    # log(1 + small), to the last bits also where 1 + small is rounded.
+    sum_ = 1.0 + small
+    log = tl.where(sum_ == 1.0, small, tl.log(sum_) * (small / (sum_ - 1.0)))
+    return tl.maximum(difference, 0.0) + log
+
+
+@triton.jit
+def store_gradients(
+    anchor, positive, anchor_stride, positive_stride, d_anchor, d_positive, row, valid, is_anchor, ignored,
+    first, dim, pull, along, pairs, agreement, inverse, positive_inverse, kappa,
+    NORMALIZE: tl.constexpr, NEED_ANCHOR: tl.constexpr, NEED_POSITIVE: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Write columns first … first + BLOCK_K of both gradients of these rows; 0 where `ignored`.
+
+    pull: Σ_j C_ij z_j of these columns. along: z_i · Σ_j C_ij z_j. pairs: r_i. agreement: a_i.
+    """
+    if BLOCK_K > _STORED:
+        # By halves: registers that hold `pull` leave no room for as many columns of both inputs.
+        left, right = tl.split(tl.permute(tl.reshape(pull, (pull.shape[0], 2, BLOCK_K // 2)), (0, 2, 1)))
+        store_gradients(
+            anchor, positive, anchor_stride, positive_stride, d_anchor, d_positive, row, valid, is_anchor, ignored,
+            first, dim, left, along, pairs, agreement, inverse, positive_inverse, kappa,
+            NORMALIZE, NEED_ANCHOR, NEED_POSITIVE, BLOCK_K // 2,
+        )  # fmt: skip
+        store_gradients(
+            anchor, positive, anchor_stride, positive_stride, d_anchor, d_positive, row, valid, is_anchor, ignored,
+            first + BLOCK_K // 2, dim, right, along, pairs, agreement, inverse, positive_inverse, kappa,
+            NORMALIZE, NEED_ANCHOR, NEED_POSITIVE, BLOCK_K // 2,
+        )  # fmt: skip
+        return
+    column = first + tl.arange(0, BLOCK_K)
+    z = load_chunk(anchor, anchor_stride, row, valid, first, dim, BLOCK_K).to(tl.float32) * inverse[:, None]
+    p = load_chunk(positive, positive_stride, row, is_anchor, first, dim, BLOCK_K).to(tl.float32)
+    p = p * positive_inverse[:, None]
+    at = row.to(tl.int64)[:, None] * dim + column[None, :]
+    mask = (valid | ignored)[:, None] & (column < dim)[None, :]
+    if NEED_ANCHOR:
+        d_z = pull - pairs[:, None] * p
+        if NORMALIZE:
+            d_z = (d_z - z * (along - pairs * agreement)[:, None]) * inverse[:, None]
+        d_z = tl.where(ignored[:, None], 0.0, d_z * kappa)
+        tl.store(d_anchor + at, rounded(d_z, d_anchor.dtype.element_ty), mask=mask)
+    if NEED_POSITIVE:
+        d_p = z
+        if NORMALIZE:
+            d_p = (z - p * agreement[:, None]) * positive_inverse[:, None]
+        d_p = tl.where(is_anchor[:, None], d_p * (-kappa * pairs)[:, None], 0.0)
+        tl.store(d_positive + at, rounded(d_p, d_positive.dtype.element_ty), mask=mask)
+
+
+# For `specializations`: the arguments that are multiples of 16 where rows are aligned, and the types of all that are no
+# integers, by name.
+ALIGNED = ("anchor_stride", "positive_stride", "memory_stride", "dim", "padded")
+_ROWS = ("anchor", "positive", "memory", "z", "d_anchor", "d_positive")
+_NUMBERS = (
+    "weight", "upstream", "temperature", "losses", "lse", "log_total", "factor", "largest_factor", "inverse",
+    "positive_inverse", "memory_inverse", "agreement", "negatives", "d_kappa", "pulls", "sums",
+)  # fmt: skip
+
+
+def argument_types(element: str) -> dict[str, str]:
+    """The types of the arguments of the intra-class kernels for rows of "bf16", "fp16" or "fp32"."""
+    types = {name: "*i32" for name in Layout._fields} | {name: "*fp32" for name in _NUMBERS}
+    return types | {name: f"*{element}" for name in _ROWS}
+
+
+def product_precision_of(architecture: str) -> str:
+    """What `product_precision` says there unless the user has changed it."""
+    return "ieee" if architecture.startswith("gfx") else "tf32x3"

@@ -1,0 +1,360 @@
+"""The operators of the intra-class contrastive loss in Triton: what is launched, with which tiles.
+
+    class_layout ─┬─ classes of up to LIMIT rows ──────── one_tile ──────────────────────────────┬─ sums
+                  └─ larger ones, or with a memory ───── prepare → log_sum_exp → row_losses → gradient ┘
+
+Which class goes which way is read on the device: both kinds of kernels are launched, and programs without work end
+at once. A training step without a memory takes ten launches: four for the layout, one for small classes, four for large
+ones, one for the sum.
+
+Rows are normalised to the inputs' dtype, memory rows to that of the batch; sums are float32. A row whose squared norm
+is no float32 number (norms beyond 10^±19) counts as zero or gives NaN. NaN makes its class NaN, and may do so to
+classes in the same tile.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from icckd.kernels import tables
+from icckd.kernels.large_classes import add_splits, gradient, log_sum_exp, memory_norms, prepare, row_losses
+from icckd.kernels.layout import Layout, class_layout
+from icckd.kernels.one_tile import one_tile
+from icckd.kernels.precision import product_precision
+
+# Rows that one program of `row_losses` takes.
+_ROWS = 256
+# Programs per multiprocessor that a split of the memory aims at, and the most splits.
+_WAVES, _MOST_SPLITS = 2, 64
+
+
+def intra_class_rows(
+    anchor: Tensor,
+    positive: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    memory: Tensor | None,
+    memory_labels: Tensor | None,
+    temperature: Tensor,
+    normalize: bool,
+    num_classes: int | None,
+) -> tuple[Tensor, Tensor]:
+    """The weighted loss of every row and its log-sum-exp, both (N,), 0 where the weight is 0."""
+    batch = _Batch.of(anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes)
+    rows, lse = batch.per_row(), batch.per_row()
+    nothing = _Gradients.of(batch, False, False, False)
+    _small(batch, rows, lse, None, nothing)
+    if len(rows):
+        _losses(batch, rows, lse)
+    return rows, lse
+
+
+def intra_class_rows_backward(
+    grad_rows: Tensor,
+    lse: Tensor,
+    anchor: Tensor,
+    positive: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    memory: Tensor | None,
+    memory_labels: Tensor | None,
+    temperature: Tensor,
+    normalize: bool,
+    num_classes: int | None,
+    need_anchor: bool,
+    need_positive: bool,
+    need_temperature: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of Σ grad_rows · rows; an empty tensor for each that is not needed."""
+    batch = _Batch.of(anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes)
+    gradients = _Gradients.of(batch, need_anchor, need_positive, need_temperature)
+    grad_rows = grad_rows.contiguous()
+    _small(batch, None, None, grad_rows, gradients)
+    if len(lse):
+        log_total, factor = _row_losses(batch, None, lse.contiguous(), None, grad_rows)
+        _gradient(batch, log_total, factor, gradients)
+    return gradients.of_inputs(batch)
+
+
+def intra_class_sum(
+    anchor: Tensor,
+    positive: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    memory: Tensor | None,
+    memory_labels: Tensor | None,
+    temperature: Tensor,
+    normalize: bool,
+    num_classes: int | None,
+    need_anchor: bool,
+    need_positive: bool,
+    need_temperature: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The weighted sum of the losses, and its gradients; an empty tensor for each that is not needed."""
+    batch = _Batch.of(anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes)
+    gradients = _Gradients.of(batch, need_anchor, need_positive, need_temperature)
+    rows, lse = batch.per_row(), batch.per_row()
+    _small(batch, rows, lse, None, gradients)
+    if len(rows):
+        log_total, factor = _losses(batch, rows, lse)
+        _gradient(batch, log_total, factor, gradients)
+    return rows.sum(), *gradients.of_inputs(batch)
+
+
+@dataclass
+class _Batch:
+    """The arguments of an operator as kernels take them, and the layout of its rows."""
+
+    anchor: Tensor
+    positive: Tensor
+    weight: Tensor
+    memory: Tensor | None
+    temperature: Tensor
+    normalize: bool
+    one_tile: tables.Options
+    layout: Layout
+
+    @classmethod
+    def of(
+        cls,
+        anchor: Tensor,
+        positive: Tensor,
+        labels: Tensor,
+        weight: Tensor,
+        memory: Tensor | None,
+        memory_labels: Tensor | None,
+        temperature: Tensor,
+        normalize: bool,
+        num_classes: int | None,
+    ) -> "_Batch":
+        anchor, positive = _with_unit_columns(anchor), _with_unit_columns(positive)
+        if memory is not None and len(memory):
+            memory = _with_unit_columns(memory)
+        else:
+            memory = memory_labels = None
+        labels, weight = labels.contiguous(), weight.contiguous()
+        one_tile = _options("one_tile", anchor, _likely_size(len(labels), num_classes))
+        limit = one_tile["BLOCK"] if memory is None else 0
+        layout = class_layout(labels, weight, memory_labels, num_classes, limit)
+        return cls(anchor, positive, weight, memory, temperature, normalize, one_tile, layout)
+
+    def options(self, kernel: str) -> tables.Options:
+        """The launch options of a kernel for rows of this length."""
+        return _options(kernel, self.anchor, self.anchor.shape[1])
+
+    def options_of_pass(self, kernel: str) -> tables.Options:
+        """The launch options of `log_sum_exp` or `gradient`, which have other ones with a memory."""
+        return self.options(kernel if self.memory is None else f"{kernel}_memory")
+
+    def per_row(self) -> Tensor:
+        """Room for a number of every row, or of every position (N,)."""
+        return torch.empty_like(self.weight)
+
+    @cached_property
+    def prepared(self) -> "_Prepared":
+        """What `prepare` and `memory_norms` write."""
+        return _prepare(self)
+
+
+@dataclass
+class _Prepared:
+    """Unit rows (N, padded D) by position; 1/norms and a_i (N,), 1/norms of the memory (M,)."""
+
+    z: Tensor
+    inverse: Tensor
+    positive_inverse: Tensor
+    agreement: Tensor
+    memory_inverse: Tensor | None
+
+    def tiles(self, rows: int, columns: int) -> TensorDescriptor:
+        """The unit rows in tiles of this size, 0 beyond their edges."""
+        return TensorDescriptor.from_tensor(self.z, [rows, columns])
+
+
+@dataclass
+class _Gradients:
+    """Room for the gradients that are wanted, (0,) for others; dκ by row (N,)."""
+
+    anchor: Tensor
+    positive: Tensor
+    kappa: Tensor
+    needed: tuple[bool, bool, bool]
+
+    @classmethod
+    def of(cls, batch: _Batch, *needed: bool) -> "_Gradients":
+        anchor, positive, _ = (
+            torch.empty(x.shape if need else (0,), dtype=x.dtype, device=x.device)
+            for x, need in zip((batch.anchor, batch.positive, batch.weight), needed, strict=True)
+        )
+        kappa = batch.per_row() if needed[2] else batch.weight.new_empty(0)
+        return cls(anchor, positive, kappa, (needed[0], needed[1], needed[2]))
+
+    def of_inputs(self, batch: _Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of anchor, positive and temperature: dτ = −κ² dκ."""
+        need_temperature = self.needed[2]
+        temperature = -self.kappa.sum() / batch.temperature.square() if need_temperature else self.kappa
+        return self.anchor, self.positive, temperature
+
+    @property
+    def flags(self) -> dict[str, bool]:
+        return dict(zip(("NEED_ANCHOR", "NEED_POSITIVE", "NEED_TEMPERATURE"), self.needed, strict=True))
+
+
+def _small(
+    batch: _Batch, rows: Tensor | None, lse: Tensor | None, upstream: Tensor | None, gradients: _Gradients
+) -> None:
+    """Loss and gradients of the classes that fit in one tile."""
+    layout = batch.layout
+    ranks = min(len(layout.size), len(batch.weight))
+    if batch.memory is not None or ranks == 0:
+        return
+    one_tile[(ranks,)](
+        batch.anchor, batch.positive, batch.weight, upstream, batch.temperature,
+        layout.order, layout.rank, layout.start, layout.size, layout.active,
+        rows, lse, gradients.anchor, gradients.positive, gradients.kappa,
+        batch.anchor.stride(0), batch.positive.stride(0), batch.anchor.shape[1], len(layout.size),
+        NORMALIZE=batch.normalize, WITH_LOSS=rows is not None, WITH_UPSTREAM=upstream is not None, **gradients.flags,
+        PRECISION=product_precision(), **batch.one_tile,
+    )  # fmt: skip
+
+
+def _prepare(batch: _Batch) -> _Prepared:
+    layout, memory, (rows, dim) = batch.layout, batch.memory, batch.anchor.shape
+    options = batch.options("prepare")
+    chunk = max(batch.options_of_pass(kernel)["BLOCK_K"] for kernel in ("log_sum_exp", "gradient"))
+    padded = triton.cdiv(max(dim, 1), chunk) * chunk
+    z = torch.empty(rows, padded, dtype=batch.anchor.dtype, device=batch.anchor.device)
+    inverse, positive_inverse, agreement = (batch.per_row() for _ in range(3))
+    prepare[(triton.cdiv(rows, options["BLOCK"]),)](
+        batch.anchor, batch.positive, layout.order, layout.rank, layout.start, layout.active, layout.totals,
+        z, inverse, positive_inverse, agreement,
+        batch.anchor.stride(0), batch.positive.stride(0), rows, dim, padded, NORMALIZE=batch.normalize, **options,
+    )  # fmt: skip
+    memory_inverse = None
+    if memory is not None:
+        options = batch.options("memory_norms")
+        memory_inverse = torch.empty(len(memory), dtype=torch.float32, device=memory.device)
+        memory_norms[(triton.cdiv(len(memory), options["BLOCK"]),)](
+            memory, layout.memory_order, layout.totals, memory_inverse, memory.stride(0), len(memory), dim,
+            NORMALIZE=batch.normalize, **options,
+        )  # fmt: skip
+    return _Prepared(z, inverse, positive_inverse, agreement, memory_inverse)
+
+
+def _losses(batch: _Batch, rows: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill in loss and lse of the rows of large classes; what `gradient` wants to know of them by position."""
+    layout, options, prepared = batch.layout, batch.options_of_pass("log_sum_exp"), batch.prepared
+    (count, dim), padded = batch.anchor.shape, prepared.z.shape[1]
+    tiles = triton.cdiv(count, options["BLOCK_M"])
+    splits = _splits(batch, tiles, options["BLOCK_N"])
+    negatives = torch.empty(splits, count, dtype=torch.float32, device=rows.device)
+    log_sum_exp[(tiles, splits)](
+        prepared.z, prepared.tiles(options["BLOCK_N"], options["BLOCK_K"]),
+        layout.anchors, layout.rank, layout.start, layout.size, layout.totals, batch.temperature, negatives,
+        batch.memory, layout.memory_order, layout.memory_start, layout.memory_size, prepared.memory_inverse,
+        _row_stride(batch.memory), count, dim, padded, splits,
+        HAS_MEMORY=batch.memory is not None, ONE_CHUNK=padded == options["BLOCK_K"],
+        PRECISION=product_precision(), **options,
+    )  # fmt: skip
+    return _row_losses(batch, rows, lse, negatives, None)
+
+
+def _row_losses(
+    batch: _Batch,
+    rows: Tensor | None,
+    lse: Tensor,
+    negatives: Tensor | None,
+    upstream: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Fill in rows and lse if there are `negatives`; log2 Σ 2^x and the weight in the gradient, by position (N,)."""
+    layout, count = batch.layout, len(lse)
+    # `gradient` wants the largest factor of float16: it then looks at those of small classes, too.
+    log_total, factor = batch.per_row(), torch.zeros_like(lse) if _is_half(batch.anchor) else batch.per_row()
+    row_losses[(triton.cdiv(count, _ROWS),)](
+        layout.order, layout.rank, layout.start, layout.active, layout.totals, batch.weight, upstream,
+        batch.prepared.agreement, batch.temperature, negatives, rows, lse, log_total, factor, count,
+        0 if negatives is None else len(negatives),
+        FROM_LSE=negatives is None, WITH_UPSTREAM=upstream is not None, BLOCK=_ROWS,
+    )  # fmt: skip
+    return log_total, factor
+
+
+def _gradient(batch: _Batch, log_total: Tensor, factor: Tensor, gradients: _Gradients) -> None:
+    """The gradients of the rows of large classes, and zeros for ignored rows."""
+    if not any(gradients.needed):
+        return
+    layout, options, prepared = batch.layout, batch.options_of_pass("gradient"), batch.prepared
+    (count, dim), padded = batch.anchor.shape, prepared.z.shape[1]
+    block_m, block_n, block_k, block_v = (options[f"BLOCK_{x}"] for x in "MNKV")
+    tiles, chunks = triton.cdiv(count, block_m), triton.cdiv(max(dim, 1), block_v)
+    splits = _splits(batch, tiles * chunks, block_n)
+    pulls = sums = None
+    if splits > 1:
+        pulls = torch.empty(splits, count, dim, dtype=torch.float32, device=factor.device)
+        sums = torch.empty(3, splits, count, dtype=torch.float32, device=factor.device)
+    largest = factor.abs().amax() if _is_half(batch.anchor) else None
+    gradient[(tiles, chunks, splits)](
+        batch.anchor, batch.positive, prepared.tiles(block_m, block_k), prepared.tiles(block_n, block_k),
+        prepared.tiles(block_n, block_v), layout.order, layout.rank, layout.start, layout.size, layout.active,
+        layout.totals, batch.temperature, log_total, factor, largest,
+        prepared.inverse, prepared.positive_inverse, prepared.agreement,
+        batch.memory, layout.memory_order, layout.memory_start, layout.memory_size, prepared.memory_inverse,
+        gradients.anchor, gradients.positive, gradients.kappa, pulls, sums,
+        batch.anchor.stride(0), batch.positive.stride(0), _row_stride(batch.memory), count, dim, padded, splits,
+        NORMALIZE=batch.normalize, HAS_MEMORY=batch.memory is not None, SPLIT=splits > 1,
+        ONE_CHUNK=padded == block_k == block_v, **gradients.flags, PRECISION=product_precision(), **options,
+    )  # fmt: skip
+    if splits > 1:
+        options = batch.options("add_splits")
+        add_splits[(triton.cdiv(count, options["BLOCK"]), triton.cdiv(max(dim, 1), options["BLOCK_K"]))](
+            batch.anchor, batch.positive, layout.order, layout.rank, layout.start, layout.active, layout.totals,
+            batch.temperature, prepared.inverse, prepared.positive_inverse, prepared.agreement,
+            gradients.anchor, gradients.positive, gradients.kappa, pulls, sums,
+            batch.anchor.stride(0), batch.positive.stride(0), count, dim, splits,
+            NORMALIZE=batch.normalize, **gradients.flags, **options,
+        )  # fmt: skip
+
+
+def _splits(batch: _Batch, programs: int, block_n: int) -> int:
+    """Into how many parts the columns of a tile are split: more than one where few tiles meet a long memory.
+
+    Kernels count splits · N in 32 bits: with more than one split there are few tiles, and so few rows.
+    """
+    if batch.memory is None:
+        return 1
+    wanted = triton.cdiv(_WAVES * _multiprocessors(batch.anchor.device), programs)
+    return max(1, min(wanted, _MOST_SPLITS, triton.cdiv(len(batch.memory), block_n)))
+
+
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def _likely_size(rows: int, num_classes: int | None) -> int:
+    """What nearly every class will not exceed if labels are drawn alike: the mean and four standard deviations.
+
+    Larger ones go the longer way. Nothing is known without a number of classes.
+    """
+    mean = rows / num_classes if num_classes else math.inf
+    return math.ceil(min(mean + 4 * math.sqrt(mean), rows))
+
+
+def _options(kernel: str, rows: Tensor, size: int) -> tables.Options:
+    return tables.options(kernel, tables.architecture(rows.device), rows.element_size(), size)
+
+
+def _is_half(x: Tensor) -> bool:
+    return x.dtype == torch.float16
+
+
+def _row_stride(x: Tensor | None) -> int:
+    return 0 if x is None else x.stride(0)
+
+
+def _with_unit_columns(x: Tensor) -> Tensor:
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()

@@ -1,0 +1,474 @@
+"""Classes of more rows than one tile, and any class with a memory: a log-sum-exp pass, then a gradient pass.
+
+Formulas and names are those of `one_tile`. Rows come in the order of their classes (`layout`), so that the pairs of a
+tile of rows are one range of columns, whatever number of classes the tile touches:
+
+    columns     | class A          | class B |          | memory of A | memory of B |
+    rows  of A    [#######]
+    tile  of B             [#######]                         masked where labels differ, and on the diagonal
+
+    prepare         read a, p; write unit rows z in order, padded; ‖a‖, ‖p‖, a_i        3 · N · D elements
+    memory_norms    only with a memory: ‖m‖ of the rows of the batch's classes          up to M · D elements
+    log_sum_exp     anchors × columns: running maximum and Σ 2^x                        2 · pairs · D FLOP
+    row_losses      log-sum-exp over the splits → loss, lse; weights in order           O(N)
+    gradient        rows × columns: S again, C Z, both gradients                        4 · pairs · D FLOP
+    add_splits      only where columns were split: Σ over the splits                    splits · N · D · 4 bytes
+
+`pairs` counts anchors only in the first product. A tile of `gradient` owns its rows and BLOCK_V columns of D: nothing
+is read, changed and written again, nothing added atomically; D beyond BLOCK_V recomputes S for each chunk. Unit rows
+are written once so that the tiles of both passes come through tensor descriptors (TMA on NVIDIA from sm_90). Rows of
+the memory are read where they are and normalised as they are loaded, since a second memory would be a large one; many
+of them against few anchors are split over programs.
+
+Meant for compute-bound shapes: 6 · pairs · D FLOP against 7 · N · D elements. Measured times are owed: no GPU has run
+this yet.
+"""
+
+from collections.abc import Iterator
+
+import triton
+import triton.language as tl
+
+from icckd.kernels import tables
+from icckd.kernels.contrast import (
+    ALIGNED,
+    LN_2,
+    LOG2_E,
+    add_exponents,
+    argument_types,
+    inverse_norm,
+    load_chunk,
+    product_precision_of,
+    row_loss,
+    store_gradients,
+)
+from icckd.kernels.precision import matmul, rounded
+from icckd.kernels.specialization import ELEMENTS, Specialization, specialize
+
+# Zero rows that `prepare` writes behind the last row of large classes: no tile of columns is larger.
+MARGIN = tl.constexpr(256)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def prepare(
+    anchor, positive, order, rank, start, active, totals, z, inverse, positive_inverse, agreement,
+    anchor_stride, positive_stride, rows, dim, padded,
+    NORMALIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The unit rows of large classes, in order; 1/norms, and a_i of the anchors, by position."""
+    large = tl.load(totals + 2)
+    position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if tl.program_id(0) * BLOCK >= large + MARGIN:
+        return
+    valid = position < large
+    row = tl.load(order + position, mask=valid, other=0)
+    class_rank = tl.load(rank + position, mask=valid, other=0)
+    is_anchor = valid & (position < tl.load(start + class_rank) + tl.load(active + class_rank))
+    squares = tl.zeros((BLOCK,), tl.float32)
+    positive_squares = tl.zeros((BLOCK,), tl.float32)
+    products = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, dim, BLOCK_K):
+        a = load_chunk(anchor, anchor_stride, row, valid, first, dim, BLOCK_K).to(tl.float32)
+        p = load_chunk(positive, positive_stride, row, is_anchor, first, dim, BLOCK_K).to(tl.float32)
+        squares += tl.sum(a * a, 1)
+        positive_squares += tl.sum(p * p, 1)
+        products += tl.sum(a * p, 1)
+    norm, positive_norm = inverse_norm(squares, NORMALIZE), inverse_norm(positive_squares, NORMALIZE)
+    tl.store(inverse + position, norm, mask=valid)
+    tl.store(positive_inverse + position, positive_norm, mask=valid)
+    tl.store(agreement + position, products * norm * positive_norm, mask=valid)
+    for first in range(0, padded, BLOCK_K):
+        a = load_chunk(anchor, anchor_stride, row, valid, first, dim, BLOCK_K).to(tl.float32) * norm[:, None]
+        column = first + tl.arange(0, BLOCK_K)
+        at = z + position.to(tl.int64)[:, None] * padded + column[None, :]
+        tl.store(at, rounded(a, z.dtype.element_ty), mask=(position < rows)[:, None] & (column < padded)[None, :])
+
+
+@triton.jit(do_not_specialize=["rows"])
+def memory_norms(
+    memory, memory_order, totals, memory_inverse, memory_stride, rows, dim,
+    NORMALIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """1/norms of the memory rows of the batch's classes, by their position."""
+    used = tl.load(totals + 4)
+    if tl.program_id(0) * BLOCK >= used:
+        return
+    position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    valid = position < used
+    squares = tl.zeros((BLOCK,), tl.float32)
+    if NORMALIZE:
+        row = tl.load(memory_order + position, mask=valid, other=0)
+        for first in range(0, dim, BLOCK_K):
+            m = load_chunk(memory, memory_stride, row, valid, first, dim, BLOCK_K).to(tl.float32)
+            squares += tl.sum(m * m, 1)
+    tl.store(memory_inverse + position, inverse_norm(squares, NORMALIZE), mask=valid)
+
+
+@triton.jit
+def _columns(low, high, memory_low, memory_high, split, splits, BLOCK_N: tl.constexpr, HAS_MEMORY: tl.constexpr):
+    """This split's share of the tiles: first and last column of the batch, then of the memory."""
+    if not HAS_MEMORY:
+        return low, high, low, low
+    tiles = tl.cdiv(high - low, BLOCK_N)
+    share = tl.cdiv(tiles + tl.cdiv(memory_high - memory_low, BLOCK_N), splits)
+    begin, end = split * share, (split + 1) * share
+    return (
+        low + tl.minimum(begin, tiles) * BLOCK_N,
+        tl.minimum(low + tl.minimum(end, tiles) * BLOCK_N, high),
+        memory_low + tl.maximum(begin - tiles, 0) * BLOCK_N,
+        tl.minimum(memory_low + tl.maximum(end - tiles, 0) * BLOCK_N, memory_high),
+    )
+
+
+@triton.jit
+def _unit_chunk(memory, stride, row, valid, inverse, first, dim, dtype: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Columns first … first + BLOCK_K of memory rows, normalised as they are loaded."""
+    m = load_chunk(memory, stride, row, valid, first, dim, BLOCK_K).to(tl.float32)
+    return rounded(m * inverse[:, None], dtype)
+
+
+@triton.jit(do_not_specialize=["rows", "splits"])
+def log_sum_exp(
+    z, z_tiles, anchors, rank, start, size, totals, temperature, negatives,
+    memory, memory_order, memory_start, memory_size, memory_inverse, memory_stride,
+    rows, dim, padded, splits,
+    HAS_MEMORY: tl.constexpr, ONE_CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """log2 Σ 2^x over this split's negatives of a tile of anchors, by split and position (splits, N)."""
+    count = tl.load(totals + 3)
+    first = tl.program_id(0) * BLOCK_M
+    if first >= count:
+        return
+    i = first + tl.arange(0, BLOCK_M)
+    valid = i < count
+    position = tl.load(anchors + i, mask=valid, other=0)
+    first_rank = tl.load(rank + tl.load(anchors + first))
+    last_rank = tl.load(rank + tl.load(anchors + tl.minimum(first + BLOCK_M, count) - 1))
+    class_rank = tl.load(rank + position, mask=valid, other=0)
+    begin = tl.load(start + class_rank)
+    end = tl.where(valid, begin + tl.load(size + class_rank), begin)
+    low, high = tl.load(start + first_rank), tl.load(start + last_rank) + tl.load(size + last_rank)
+    memory_low, memory_high = low, low
+    if HAS_MEMORY:
+        memory_low = tl.load(memory_start + first_rank)
+        memory_high = tl.load(memory_start + last_rank) + tl.load(memory_size + last_rank)
+    split = tl.program_id(1)
+    low, high, memory_low, memory_high = _columns(
+        low, high, memory_low, memory_high, split, splits, BLOCK_N, HAS_MEMORY
+    )
+
+    scale = LOG2_E / tl.load(temperature)
+    highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    zi = load_chunk(z, padded, position, valid, 0, padded, BLOCK_K)
+    for first_column in range(low, high, BLOCK_N):
+        j = first_column + tl.arange(0, BLOCK_N)
+        s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        if ONE_CHUNK:
+            s = matmul(zi, z_tiles.load([first_column, 0]).T, s, PRECISION)
+        else:
+            for k in range(0, padded, BLOCK_K):
+                chunk = load_chunk(z, padded, position, valid, k, padded, BLOCK_K)
+                s = matmul(chunk, z_tiles.load([first_column, k]).T, s, PRECISION)
+        pair = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None]) & (j[None, :] != position[:, None])
+        highest, total = add_exponents(highest, total, tl.where(pair, s * scale, float("-inf")))
+    if HAS_MEMORY:
+        begin = tl.load(memory_start + class_rank)
+        end = tl.where(valid, begin + tl.load(memory_size + class_rank), begin)
+        for first_column in range(memory_low, memory_high, BLOCK_N):
+            j = first_column + tl.arange(0, BLOCK_N)
+            row = tl.load(memory_order + j, mask=j < memory_high, other=0)
+            inverse = tl.load(memory_inverse + j, mask=j < memory_high, other=0.0)
+            s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+            for k in range(0, padded, BLOCK_K):
+                chunk = load_chunk(z, padded, position, valid, k, padded, BLOCK_K)
+                m = _unit_chunk(memory, memory_stride, row, j < memory_high, inverse, k, dim, chunk.dtype, BLOCK_K)
+                s = matmul(chunk, tl.trans(m), s, PRECISION)
+            pair = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None])
+            highest, total = add_exponents(highest, total, tl.where(pair, s * scale, float("-inf")))
+    # No pair at all leaves −∞ + log2 0 = −∞.
+    tl.store(negatives + split * rows + position, highest + tl.log2(total), mask=valid)
+
+
+@triton.jit(do_not_specialize=["rows", "splits"])
+def row_losses(
+    order, rank, start, active, totals, weight, upstream, agreement, temperature, negatives,
+    losses, lse, log_total, factor, rows, splits,
+    FROM_LSE: tl.constexpr, WITH_UPSTREAM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Rows' losses and lse, by row; log2 Σ 2^x and the weight u_i for the gradient, by position (+∞ and 0: no anchor).
+
+    FROM_LSE: `lse` is given, and no loss wanted. Losses and lse of ignored rows become 0 here.
+    """
+    labelled, large = tl.load(totals), tl.load(totals + 2)
+    first = tl.program_id(0) * BLOCK
+    if (first >= large) & (first + BLOCK <= labelled):
+        return
+    position = first + tl.arange(0, BLOCK)
+    valid, ignored = position < large, (position >= labelled) & (position < rows)
+    row = tl.load(order + position, mask=valid | ignored, other=0)
+    class_rank = tl.load(rank + position, mask=valid, other=0)
+    is_anchor = valid & (position < tl.load(start + class_rank) + tl.load(active + class_rank))
+    u = tl.load(weight + row, mask=is_anchor, other=0.0)
+    if FROM_LSE:
+        total = tl.load(lse + row, mask=is_anchor, other=0.0) * LOG2_E
+    else:
+        highest = tl.full((BLOCK,), float("-inf"), tl.float32)
+        sum_ = tl.zeros((BLOCK,), tl.float32)
+        for split in range(0, splits):
+            x = tl.load(negatives + split * rows + position, mask=is_anchor, other=float("-inf"))
+            highest, sum_ = add_exponents(highest, sum_, x[:, None])
+        negative = highest + tl.log2(sum_)
+        own = LOG2_E / tl.load(temperature) * tl.load(agreement + position, mask=is_anchor, other=0.0)
+        loss = row_loss(negative, own)
+        total = own + loss * LOG2_E
+        tl.store(losses + row, tl.where(is_anchor, u * loss, 0.0), mask=valid | ignored)
+        tl.store(lse + row, tl.where(is_anchor, total * LN_2, 0.0), mask=valid | ignored)
+    if WITH_UPSTREAM:
+        u *= tl.load(upstream + row, mask=is_anchor, other=0.0)
+    tl.store(log_total + position, tl.where(is_anchor, total, float("inf")), mask=valid)
+    tl.store(factor + position, u, mask=valid)
+
+
+@triton.jit(do_not_specialize=["rows", "splits"])
+def gradient(
+    anchor, positive, z_rows, z_columns, z_chunk, order, rank, start, size, active, totals, temperature,
+    log_total, factor, largest_factor, inverse, positive_inverse, agreement,
+    memory, memory_order, memory_start, memory_size, memory_inverse,
+    d_anchor, d_positive, d_kappa, pulls, sums,
+    anchor_stride, positive_stride, memory_stride, rows, dim, padded, splits,
+    NORMALIZE: tl.constexpr, HAS_MEMORY: tl.constexpr, SPLIT: tl.constexpr, ONE_CHUNK: tl.constexpr,
+    NEED_ANCHOR: tl.constexpr, NEED_POSITIVE: tl.constexpr, NEED_TEMPERATURE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """Both gradients of a tile of rows, BLOCK_V columns of D; of ignored rows 0. dκ by row.
+
+    SPLIT: into `pulls` (splits, N, D) and `sums` (3, splits, N) instead, for `add_splits`.
+    """
+    labelled, large = tl.load(totals), tl.load(totals + 2)
+    first = tl.program_id(0) * BLOCK_M
+    if (first >= large) & (first + BLOCK_M <= labelled):
+        return
+    position = first + tl.arange(0, BLOCK_M)
+    valid, ignored = position < large, (position >= labelled) & (position < rows)
+    class_rank = tl.load(rank + position, mask=valid, other=0)
+    begin = tl.load(start + class_rank)
+    last_anchor = begin + tl.load(active + class_rank)
+    end = tl.where(valid, begin + tl.load(size + class_rank), begin)
+    is_anchor = valid & (position < last_anchor)
+    log_total_i = tl.load(log_total + position, mask=valid, other=float("inf"))
+    factor_i = tl.load(factor + position, mask=valid, other=0.0)
+
+    # The class of a tile without anchors pulls by its anchors only, which come first in it.
+    low, high, memory_low, memory_high = 0, 0, 0, 0
+    if first < large:
+        first_rank, last_rank = tl.load(rank + first), tl.load(rank + tl.minimum(first + BLOCK_M, large) - 1)
+        some = tl.max(is_anchor.to(tl.int32), 0) > 0
+        low = tl.load(start + first_rank)
+        rows_of_last = tl.where(some, tl.load(size + last_rank), tl.load(active + last_rank))
+        high = tl.load(start + last_rank) + rows_of_last
+        if HAS_MEMORY:
+            memory_low = tl.load(memory_start + first_rank)
+            memory_high = tl.load(memory_start + last_rank) + tl.load(memory_size + last_rank)
+            memory_high = tl.where(some, memory_high, memory_low)
+    split, first_v = tl.program_id(2), tl.program_id(1) * BLOCK_V
+    low, high, memory_low, memory_high = _columns(
+        low, high, memory_low, memory_high, split, splits, BLOCK_N, HAS_MEMORY
+    )
+
+    kappa = 1.0 / tl.load(temperature)
+    scale = kappa * LOG2_E
+    unit = 1.0
+    if d_anchor.dtype.element_ty == tl.float16:
+        # It has no room for small weights: bring the largest near 1.
+        largest = tl.load(largest_factor)
+        unit = tl.where(largest > 0, largest, 1.0)
+        factor_i = factor_i * (1.0 / unit)
+    pull = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    pairs = tl.zeros((BLOCK_M,), tl.float32)
+    along = tl.zeros((BLOCK_M,), tl.float32)
+    slope = tl.zeros((BLOCK_M,), tl.float32)
+    zi = z_rows.load([first, 0])
+    for first_column in range(low, high, BLOCK_N):
+        j = first_column + tl.arange(0, BLOCK_N)
+        s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        if ONE_CHUNK:
+            zj = z_columns.load([first_column, 0])
+            s = matmul(zi, zj.T, s, PRECISION)
+        else:
+            for k in range(0, padded, BLOCK_K):
+                s = matmul(z_rows.load([first, k]), z_columns.load([first_column, k]).T, s, PRECISION)
+        pair = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None]) & (j[None, :] != position[:, None])
+        s = tl.where(pair, s, 0.0)
+        x = tl.where(pair, s * scale, float("-inf"))
+        share = tl.exp2(x - log_total_i[:, None])
+        pairs += tl.sum(share, 1)
+        if NEED_TEMPERATURE:
+            slope += tl.sum(share * s, 1)
+        if NEED_ANCHOR:
+            log_total_j = tl.load(log_total + j, mask=j < high, other=float("inf"))
+            factor_j = tl.load(factor + j, mask=j < high, other=0.0) * (1.0 / unit)
+            c = factor_i[:, None] * share + factor_j[None, :] * tl.exp2(x - log_total_j[None, :])
+            if NORMALIZE:
+                along += tl.sum(c * s, 1)
+            c = rounded(c, zi.dtype)
+            if ONE_CHUNK:
+                pull = matmul(c, zj, pull, PRECISION)
+            else:
+                pull = matmul(c, z_chunk.load([first_column, first_v]), pull, PRECISION)
+    if HAS_MEMORY:
+        begin = tl.load(memory_start + class_rank)
+        end = tl.where(is_anchor, begin + tl.load(memory_size + class_rank), begin)
+        for first_column in range(memory_low, memory_high, BLOCK_N):
+            j = first_column + tl.arange(0, BLOCK_N)
+            row = tl.load(memory_order + j, mask=j < memory_high, other=0)
+            m_inverse = tl.load(memory_inverse + j, mask=j < memory_high, other=0.0)
+            s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+            for k in range(0, padded, BLOCK_K):
+                m = _unit_chunk(memory, memory_stride, row, j < memory_high, m_inverse, k, dim, zi.dtype, BLOCK_K)
+                s = matmul(z_rows.load([first, k]), tl.trans(m), s, PRECISION)
+            pair = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None])
+            s = tl.where(pair, s, 0.0)
+            share = tl.exp2(tl.where(pair, s * scale, float("-inf")) - log_total_i[:, None])
+            pairs += tl.sum(share, 1)
+            if NEED_TEMPERATURE:
+                slope += tl.sum(share * s, 1)
+            if NEED_ANCHOR:
+                c = factor_i[:, None] * share
+                if NORMALIZE:
+                    along += tl.sum(c * s, 1)
+                m = _unit_chunk(memory, memory_stride, row, j < memory_high, m_inverse, first_v, dim, zi.dtype, BLOCK_V)
+                pull = matmul(rounded(c, zi.dtype), m, pull, PRECISION)
+
+    pairs, slope, along, pull = factor_i * pairs * unit, factor_i * slope * unit, along * unit, pull * unit
+    if SPLIT:
+        at = split * rows + position
+        column = first_v + tl.arange(0, BLOCK_V)
+        place = at.to(tl.int64)[:, None] * dim + column[None, :]
+        tl.store(pulls + place, pull, mask=valid[:, None] & (column < dim)[None, :])
+        if first_v == 0:
+            tl.store(sums + at, pairs, mask=valid)
+            tl.store(sums + splits * rows + at, along, mask=valid)
+            tl.store(sums + 2 * splits * rows + at, slope, mask=valid)
+    else:
+        _finish(
+            anchor, positive, anchor_stride, positive_stride, order, inverse, positive_inverse, agreement,
+            d_anchor, d_positive, d_kappa, position, valid, is_anchor, ignored, first_v, dim,
+            pull, pairs, along, slope, kappa,
+            NORMALIZE, NEED_ANCHOR, NEED_POSITIVE, NEED_TEMPERATURE, BLOCK_V,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["rows", "splits"])
+def add_splits(
+    anchor, positive, order, rank, start, active, totals, temperature, inverse, positive_inverse, agreement,
+    d_anchor, d_positive, d_kappa, pulls, sums, anchor_stride, positive_stride, rows, dim, splits,
+    NORMALIZE: tl.constexpr,
+    NEED_ANCHOR: tl.constexpr, NEED_POSITIVE: tl.constexpr, NEED_TEMPERATURE: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The gradients from what the splits of `gradient` left, added in their order."""
+    labelled, large = tl.load(totals), tl.load(totals + 2)
+    position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    valid, ignored = position < large, (position >= labelled) & (position < rows)
+    class_rank = tl.load(rank + position, mask=valid, other=0)
+    is_anchor = valid & (position < tl.load(start + class_rank) + tl.load(active + class_rank))
+    first_v = tl.program_id(1) * BLOCK_K
+    column = first_v + tl.arange(0, BLOCK_K)
+    pull = tl.zeros((BLOCK, BLOCK_K), tl.float32)
+    pairs = tl.zeros((BLOCK,), tl.float32)
+    along = tl.zeros((BLOCK,), tl.float32)
+    slope = tl.zeros((BLOCK,), tl.float32)
+    for split in range(0, splits):
+        at = split * rows + position
+        place = at.to(tl.int64)[:, None] * dim + column[None, :]
+        pull += tl.load(pulls + place, mask=valid[:, None] & (column < dim)[None, :], other=0.0)
+        pairs += tl.load(sums + at, mask=valid, other=0.0)
+        along += tl.load(sums + splits * rows + at, mask=valid, other=0.0)
+        slope += tl.load(sums + 2 * splits * rows + at, mask=valid, other=0.0)
+    _finish(
+        anchor, positive, anchor_stride, positive_stride, order, inverse, positive_inverse, agreement,
+        d_anchor, d_positive, d_kappa, position, valid, is_anchor, ignored, first_v, dim,
+        pull, pairs, along, slope, 1.0 / tl.load(temperature),
+        NORMALIZE, NEED_ANCHOR, NEED_POSITIVE, NEED_TEMPERATURE, BLOCK_K,
+    )  # fmt: skip
+
+
+@triton.jit
+def _finish(
+    anchor, positive, anchor_stride, positive_stride, order, inverse, positive_inverse, agreement,
+    d_anchor, d_positive, d_kappa, position, valid, is_anchor, ignored, first, dim,
+    pull, pairs, along, slope, kappa,
+    NORMALIZE: tl.constexpr, NEED_ANCHOR: tl.constexpr, NEED_POSITIVE: tl.constexpr, NEED_TEMPERATURE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    row = tl.load(order + position, mask=valid | ignored, other=0)
+    a = tl.load(agreement + position, mask=valid, other=0.0)
+    if NEED_TEMPERATURE:
+        tl.store(d_kappa + row, tl.where(is_anchor, slope - pairs * a, 0.0), mask=(valid | ignored) & (first == 0))
+    store_gradients(
+        anchor, positive, anchor_stride, positive_stride, d_anchor, d_positive, row, valid, is_anchor, ignored,
+        first, dim, pull, along, pairs, a,
+        tl.load(inverse + position, mask=valid, other=0.0), tl.load(positive_inverse + position, mask=valid, other=0.0),
+        kappa, NORMALIZE, NEED_ANCHOR, NEED_POSITIVE, BLOCK_K,
+    )  # fmt: skip
+
+
+def specializations(architecture: str) -> Iterator[Specialization]:
+    """Every table entry: in a training step; with a memory also split columns and a temperature to be trained."""
+    for element, size in ELEMENTS.items():
+        types = argument_types(element)
+        common = {"PRECISION": product_precision_of(architecture)}
+        wanted = {"NEED_ANCHOR": True, "NEED_POSITIVE": True, "NEED_TEMPERATURE": True}
+        for kernel, flags in ((prepare, {}), (memory_norms, {}), (add_splits, wanted)):
+            for options in tables.entries(kernel.__name__, architecture, size).values():
+                yield specialize(
+                    kernel, types, {"NORMALIZE": True} | flags, options, description=element, divisible=ALIGNED
+                )
+        for kernel, form in ((log_sum_exp, _log_sum_exp_form), (gradient, _gradient_form)):
+            for table, memory in ((kernel.__name__, False), (f"{kernel.__name__}_memory", True)):
+                for dim, options in tables.entries(table, architecture, size).items():
+                    tiles, constants = form(element, dim, options, memory)
+                    yield specialize(
+                        kernel,
+                        types | tiles,
+                        common | constants,
+                        options,
+                        matrix_unit=True,
+                        description=f"{element}, D = {dim}" + (", memory" if memory else ""),
+                        divisible=ALIGNED,
+                    )
+    for from_lse in (False, True):
+        flags = {"FROM_LSE": from_lse, "WITH_UPSTREAM": from_lse, "BLOCK": 256}
+        absent = ("losses", "negatives") if from_lse else ("upstream",)
+        yield specialize(row_losses, argument_types("fp32"), flags | dict.fromkeys(absent), {})
+
+
+def _log_sum_exp_form(element: str, dim: int, options: tables.Options, memory: bool) -> tuple[dict, dict]:
+    """The types of its tiles, and its constants."""
+    tiles = {"z_tiles": f"tensordesc<{element}[{options['BLOCK_N']}, {options['BLOCK_K']}]>"}
+    absent = () if memory else ("memory", "memory_inverse")
+    return tiles, {
+        "HAS_MEMORY": memory,
+        "ONE_CHUNK": dim == options["BLOCK_K"],
+        **dict.fromkeys(absent),
+    }
+
+
+def _gradient_form(element: str, dim: int, options: tables.Options, memory: bool) -> tuple[dict, dict]:
+    block_m, block_n, block_k, block_v = (options[f"BLOCK_{x}"] for x in "MNKV")
+    shapes = {"z_rows": (block_m, block_k), "z_columns": (block_n, block_k), "z_chunk": (block_n, block_v)}
+    tiles = {name: f"tensordesc<{element}[{rows}, {columns}]>" for name, (rows, columns) in shapes.items()}
+    absent = () if memory else ("memory", "memory_inverse", "pulls", "sums")
+    return tiles, {
+        "NORMALIZE": True,
+        "HAS_MEMORY": memory,
+        "SPLIT": memory,
+        "ONE_CHUNK": dim == block_k == block_v,
+        "NEED_ANCHOR": True,
+        "NEED_POSITIVE": True,
+        "NEED_TEMPERATURE": memory,
+        **dict.fromkeys((*absent, *(() if element == "fp16" else ("largest_factor",)))),
+    }

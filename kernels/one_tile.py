@@ -1,0 +1,155 @@
+"""Classes that fit in one tile: loss and both gradients from one read and one write of the rows.
+
+    S = Z Zᵀ,  P_ij = exp(κ S_ij − lse_i),  C = u_i P_ij + u_j P_ji,  r_i = u_i Σ_j P_ij
+    dz_i = κ [ Σ_j C_ij z_j − r_i p_i ]   dp_i = −κ r_i z_i   dκ = Σ_i [ u_i Σ_j P_ij S_ij − r_i a_i ]
+    x = f/‖f‖:  df = (dx − x (x·dx)) / ‖f‖,  where z_i · Σ_j C_ij z_j = Σ_j C_ij S_ij needs no second look at the rows
+
+    one program      BLOCK rows: one class, or as many whole classes of similar size as fit
+    first sweep      S += A Aᵀ, ‖a‖², ‖p‖², a·p, over chunks of BLOCK_K columns         2 · BLOCK · D elements read
+    on chip          BLOCK × BLOCK similarities → lse, loss, C
+    second sweep     C Z, both gradients, chunk by chunk           the same again, from L2; 2 · BLOCK · D written
+
+Bytes: 4 · N · D · element size to and from memory. FLOP: 4 · BLOCK² · D a tile, of which at least a quarter is used:
+classes of n rows stand BLOCK // n in a tile. Meant for many small classes, where bytes are the floor; a class of
+more than BLOCK rows is left to `large_classes`. Measured times are owed: no GPU has run this yet.
+"""
+
+from collections.abc import Iterator
+
+import triton
+import triton.language as tl
+
+from icckd.kernels import tables
+from icckd.kernels.contrast import (
+    ALIGNED,
+    LN_2,
+    LOG2_E,
+    argument_types,
+    inverse_norm,
+    load_chunk,
+    product_precision_of,
+    row_loss,
+    store_gradients,
+)
+from icckd.kernels.precision import matmul, rounded
+from icckd.kernels.specialization import ELEMENTS, Specialization, specialize
+
+
+@triton.jit(do_not_specialize=["ranks"])
+def one_tile(
+    anchor, positive, weight, upstream, temperature, order, rank, start, size, active,
+    losses, lse, d_anchor, d_positive, d_kappa,
+    anchor_stride, positive_stride, dim, ranks,
+    NORMALIZE: tl.constexpr, WITH_LOSS: tl.constexpr, WITH_UPSTREAM: tl.constexpr,
+    NEED_ANCHOR: tl.constexpr, NEED_POSITIVE: tl.constexpr, NEED_TEMPERATURE: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Loss, lse, both gradients and dκ, by row; 0 for rows that are no anchors.
+
+    One program for each class rank: the first class of a tile computes it, the others' programs end at once.
+    """
+    first_rank = tl.program_id(0)
+    n = tl.load(size + first_rank)
+    if (n == 0) | (n > BLOCK):
+        return
+    together = BLOCK // n
+    before = tl.load(size + first_rank - 1, mask=first_rank > 0, other=1)
+    if (first_rank % together != 0) & (BLOCK // before == together):
+        return
+
+    k = tl.arange(0, BLOCK)
+    member = (k < together - first_rank % together) & (first_rank + k < ranks)
+    sizes = tl.load(size + first_rank + k, mask=member, other=0)
+    count = tl.sum(tl.where(BLOCK // tl.maximum(sizes, 1) == together, sizes, 0), 0)
+    position = tl.load(start + first_rank) + k
+    valid = k < count
+    row = tl.load(order + position, mask=valid, other=0).to(tl.int64)
+    class_rank = tl.load(rank + position, mask=valid, other=-1)
+    last_anchor = tl.load(start + class_rank, mask=valid, other=0) + tl.load(active + class_rank, mask=valid, other=0)
+    is_anchor = valid & (position < last_anchor)
+    factor = tl.load(weight + row, mask=is_anchor, other=0.0)
+
+    s = tl.zeros((BLOCK, BLOCK), tl.float32)
+    squares = tl.zeros((BLOCK,), tl.float32)
+    positive_squares = tl.zeros((BLOCK,), tl.float32)
+    products = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, dim, BLOCK_K):
+        a = load_chunk(anchor, anchor_stride, row, valid, first, dim, BLOCK_K)
+        p = load_chunk(positive, positive_stride, row, is_anchor, first, dim, BLOCK_K).to(tl.float32)
+        s = matmul(a, tl.trans(a), s, PRECISION)
+        wide = a.to(tl.float32)
+        squares += tl.sum(wide * wide, 1)
+        positive_squares += tl.sum(p * p, 1)
+        products += tl.sum(wide * p, 1)
+    inverse = inverse_norm(squares, NORMALIZE)
+    positive_inverse = inverse_norm(positive_squares, NORMALIZE)
+    agreement = products * inverse * positive_inverse
+    s = s * inverse[:, None] * inverse[None, :]
+
+    kappa = 1.0 / tl.load(temperature)
+    scale = kappa * LOG2_E
+    own = scale * agreement
+    pair = (class_rank[:, None] == class_rank[None, :]) & (k[:, None] != k[None, :]) & valid[:, None] & valid[None, :]
+    s = tl.where(pair, s, 0.0)
+    x = tl.where(pair, s * scale, float("-inf"))
+    highest = tl.max(x, 1)
+    highest = tl.where(highest == float("-inf"), 0.0, highest)
+    negatives = highest + tl.log2(tl.sum(tl.exp2(x - highest[:, None]), 1))
+    loss = row_loss(negatives, own)
+    log_total = own + loss * LOG2_E
+    if WITH_LOSS:
+        tl.store(losses + row, tl.where(is_anchor, factor * loss, 0.0), mask=valid)
+        tl.store(lse + row, tl.where(is_anchor, log_total * LN_2, 0.0), mask=valid)
+
+    if NEED_ANCHOR or NEED_POSITIVE or NEED_TEMPERATURE:
+        if WITH_UPSTREAM:
+            factor *= tl.load(upstream + row, mask=is_anchor, other=0.0)
+        # +∞ makes the shares of a row that is no anchor vanish.
+        log_total = tl.where(is_anchor, log_total, float("inf"))
+        share = tl.exp2(x - log_total[:, None])
+        coefficient = factor[:, None] * share
+        pairs = tl.sum(coefficient, 1)
+        if NEED_TEMPERATURE:
+            slope = tl.sum(coefficient * s, 1) - pairs * agreement
+            tl.store(d_kappa + row, tl.where(is_anchor, slope, 0.0), mask=valid)
+        coefficient += factor[None, :] * tl.exp2(x - log_total[None, :])
+        along = tl.sum(coefficient * s, 1)
+        largest = tl.full((BLOCK,), 1.0, tl.float32)
+        if anchor.dtype.element_ty == tl.float16:
+            # It has no room for small weights: bring the largest of each row near 1.
+            largest = tl.max(tl.abs(coefficient), 1)
+            largest = tl.where(largest > 0, largest, 1.0)
+            coefficient = coefficient * (1.0 / largest)[:, None]
+        coefficient = rounded(coefficient, anchor.dtype.element_ty)
+        ignored = k < 0
+        for first in range(0, dim, BLOCK_K):
+            a = load_chunk(anchor, anchor_stride, row, valid, first, dim, BLOCK_K)
+            pull = tl.zeros((BLOCK, BLOCK_K), tl.float32)
+            if NEED_ANCHOR:
+                z = rounded(a.to(tl.float32) * inverse[:, None], anchor.dtype.element_ty)
+                pull = matmul(coefficient, z, pull, PRECISION) * largest[:, None]
+            store_gradients(
+                anchor, positive, anchor_stride, positive_stride, d_anchor, d_positive, row, valid, is_anchor, ignored,
+                first, dim, pull, along, pairs, agreement, inverse, positive_inverse, kappa,
+                NORMALIZE, NEED_ANCHOR, NEED_POSITIVE, BLOCK_K,
+            )  # fmt: skip
+
+
+def specializations(architecture: str) -> Iterator[Specialization]:
+    """Every table entry: in a training step, and in the backward of single rows' losses with everything wanted."""
+    common = {"NORMALIZE": True, "NEED_ANCHOR": True, "NEED_POSITIVE": True}
+    common["PRECISION"] = product_precision_of(architecture)
+    step = {"WITH_LOSS": True, "WITH_UPSTREAM": False, "upstream": None, "NEED_TEMPERATURE": False}
+    backward = {"WITH_LOSS": False, "WITH_UPSTREAM": True, "losses": None, "lse": None, "NEED_TEMPERATURE": True}
+    for element, size in ELEMENTS.items():
+        for options in tables.entries("one_tile", architecture, size).values():
+            for flags in (step, backward):
+                yield specialize(
+                    one_tile,
+                    argument_types(element),
+                    common | flags,
+                    options,
+                    matrix_unit=True,
+                    description=f"{element}, {'step' if flags is step else 'backward'}",
+                    divisible=ALIGNED,
+                )
