@@ -68,7 +68,7 @@ def run_case(n: int, c: int, device: torch.device, seconds: float) -> Iterator[R
         name: lambda k, function=function: call(function, k) for name, function in chosen.items()
     }
     calls["floor: copy of the logits"] = lambda k: target.copy_(inputs[k % INPUT_SETS][0].detach())
-    times = measure.interleaved(calls, device, seconds)
+    times = measure.interleaved(calls, measure.clock(device), seconds)
     medians = {name: measure.quantiles(seconds_)["median_ms"] for name, seconds_ in times.items()}
     for name, seconds_ in times.items():
         row = {

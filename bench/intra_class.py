@@ -52,16 +52,19 @@ MEMORY = Case(131072, 256, 1024)
 QUICK = [Case(512, 32, 8)]
 
 
-def make_inputs(case: Case, seed: int, device: torch.device) -> Inputs:
+def make_inputs(
+    case: Case, seed: int, device: torch.device, dtype: torch.dtype = torch.float32, active: float = ACTIVE
+) -> Inputs:
     """Fresh random inputs of a case; classes of exactly the sizes it says, in random order."""
-    random = torch.Generator().manual_seed(seed)
-    anchor, positive = (torch.randn(case.n, case.d, generator=random) for _ in range(2))
-    labels = _labels(case)[torch.randperm(case.n, generator=random)]
-    gate = torch.rand(case.n, generator=random).argsort() < ACTIVE * case.n
-    return Inputs(anchor.to(device), positive.to(device), labels.to(device), gate.to(device), case.c)
+    random = torch.Generator(device).manual_seed(seed)
+    anchor, positive = (torch.randn(case.n, case.d, generator=random, device=device).to(dtype) for _ in range(2))
+    labels = class_labels(case).to(device)[torch.randperm(case.n, generator=random, device=device)]
+    gate = torch.rand(case.n, generator=random, device=device).argsort() < active * case.n
+    return Inputs(anchor, positive, labels, gate, case.c)
 
 
-def _labels(case: Case) -> Tensor:
+def class_labels(case: Case) -> Tensor:
+    """The label of every row (N,), class by class."""
     if case.sizes == "equal":
         return torch.arange(case.n) * case.c // case.n
     shares = 1 / torch.arange(1, case.c + 1, dtype=torch.float64)
@@ -104,12 +107,12 @@ class _Peer:
 
 
 def _padded_numbers(case: Case) -> float:
-    largest = int(_labels(case).bincount().max())
+    largest = int(class_labels(case).bincount().max())
     return 4 * case.c * largest**2 + 6 * case.c * largest * case.d
 
 
 _PEERS = [
-    _Peer("loop over classes", peers.loop_over_classes, lambda case: 4 * int(_labels(case).bincount().max()) ** 2),
+    _Peer("loop over classes", peers.loop_over_classes, lambda case: 4 * int(class_labels(case).bincount().max()) ** 2),
     _Peer("padded bmm", peers.padded_bmm, _padded_numbers),
     _Peer("padded bmm, gradient by hand", peers.padded_by_hand, _padded_numbers),
     _Peer("dense", peers.dense, lambda case: 5 * case.n**2, targets_only=True),
@@ -176,7 +179,7 @@ def run_case(sweep: str, case: Case, device: torch.device, seconds: float) -> It
         for name, loss in chosen.items()
         if name.startswith("icckd")
     }
-    times = measure.interleaved(calls | floor_parts(case, device), device, seconds)
+    times = measure.interleaved(calls | floor_parts(case, device), measure.clock(device), seconds)
     medians = {name: measure.quantiles(seconds)["median_ms"] for name, seconds in times.items()}
     floor = sum(value for name, value in medians.items() if name.startswith("floor"))
     best = min(value for name, value in medians.items() if not name.startswith(("icckd", "floor")))

@@ -2,7 +2,7 @@
 
 Contenders take turns within each round and the order rotates from round to round, so that whatever else the machine
 does meets all of them. A contender that needs seconds a call gets fewer rounds; one beyond `too_slow` is left out, and
-said so.
+said so. A clock times calls in the way of its device: wall time on a CPU, events between them on a GPU.
 """
 
 import datetime
@@ -17,31 +17,116 @@ import torch
 from icckd.environment import processor, versions
 
 Row = dict[str, Any]
+# Works on the k-th of several inputs.
+Contender = Callable[[int], Any]
 _PEERS = ("triton", "pykeops", "pytorch-metric-learning")
 
 
+class HostClock:
+    """Wall time, for calls that end when they return: those of a CPU."""
+
+    shortest = 0.0
+
+    def seconds(self, contender: Contender, first: int, calls: int = 1) -> float:
+        """Seconds per call of `contender(first)` … `contender(first + calls − 1)`."""
+        start = time.perf_counter()
+        for k in range(first, first + calls):
+            contender(k)
+        return (time.perf_counter() - start) / calls
+
+    def captured(self, contender: Contender, inputs: int) -> Contender:
+        """The same work without the time that launching it takes: here the contender itself."""
+        return contender
+
+    def peak_bytes(self, call: Callable[[], Any]) -> int | None:
+        """The most memory that a call takes beyond what is there; None where that cannot be told."""
+        call()
+        return None
+
+    def is_usable(self) -> bool:
+        """Whether the device still works after an error."""
+        return True
+
+
+class DeviceClock:
+    """Time between two events on a CUDA device."""
+
+    # Events are half a microsecond apart at best: short calls are timed several together.
+    shortest = 3e-4
+
+    def seconds(self, contender: Contender, first: int, calls: int = 1) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        for k in range(first, first + calls):
+            contender(k)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / calls
+
+    def captured(self, contender: Contender, inputs: int) -> Contender:
+        """Replays of CUDA graphs, one for each of so many inputs. Raises RuntimeError where it synchronises."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for k in range(inputs):
+                contender(k)
+        torch.cuda.current_stream().wait_stream(side)
+        graphs = []
+        for k in range(inputs):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=graphs[0].pool() if graphs else None):
+                contender(k)
+            graphs.append(graph)
+        return lambda k: graphs[k % inputs].replay()
+
+    def peak_bytes(self, call: Callable[[], Any]) -> int | None:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+    def is_usable(self) -> bool:
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+        return True
+
+
+Clock = HostClock | DeviceClock
+
+
+def clock(device: torch.device) -> Clock:
+    """How calls on `device` are timed."""
+    return DeviceClock() if device.type == "cuda" else HostClock()
+
+
 def interleaved(
-    contenders: dict[str, Callable[[int], Any]], device: torch.device, seconds: float, too_slow: float = 20.0
+    contenders: dict[str, Contender], timer: Clock, seconds: float, too_slow: float = 20.0
 ) -> dict[str, list[float]]:
-    """Seconds per call of each contender, measured for about `seconds` each; `contender(k)` works on the k-th inputs.
+    """Seconds per call of each contender, measured for about `seconds` each.
 
     A contender whose first timed call takes over `too_slow` seconds is not in the result.
     """
     times: dict[str, list[float]] = {}
-    rounds = {}
+    rounds, together = {}, {}
     for name, contender in contenders.items():
         contender(0)
-        once = _timed(contender, 0, device)
+        once = timer.seconds(contender, 0)
         if once > too_slow:
             print(f"    {name}: left out, one call takes {once:.0f} s")
             continue
         times[name] = []
-        rounds[name] = min(200, max(3, int(seconds / once)))
+        together[name] = max(1, int(timer.shortest / once))
+        rounds[name] = min(200, max(3, int(seconds / (once * together[name]))))
     for k in range(max(rounds.values(), default=0)):
         names = [name for name in times if k < rounds[name]]
         shift = k % len(names)
         for name in names[shift:] + names[:shift]:
-            times[name].append(_timed(contenders[name], k, device))
+            times[name].append(timer.seconds(contenders[name], k * together[name], together[name]))
     return times
 
 
@@ -55,10 +140,12 @@ def quantiles(seconds: list[float]) -> Row:
 def conditions(device: torch.device) -> Row:
     """What a number was measured on, for every row."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return {"device": device.type, "processor": name, "threads": torch.get_num_threads(), **provenance()}
+
+
+def provenance() -> Row:
+    """Which code a result comes from, and when."""
     return {
-        "device": device.type,
-        "processor": name,
-        "threads": torch.get_num_threads(),
         **versions(),
         **{package: _version(package) for package in _PEERS},
         "commit": _commit(),
@@ -70,19 +157,6 @@ def print_row(row: Row, *more: str) -> None:
     """One measured row of a table, on standard output."""
     spread = f"{row['q20_ms']:.2f}–{row['q80_ms']:.2f}"
     print(f"    {row['contender']:<34}{row['median_ms']:>10.2f} ms  ({spread})  {'  '.join(more)}", flush=True)
-
-
-def _timed(contender: Callable[[int], Any], k: int, device: torch.device) -> float:
-    _synchronize(device)
-    start = time.perf_counter()
-    contender(k)
-    _synchronize(device)
-    return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _version(package: str) -> str | None:

@@ -67,7 +67,9 @@ def test_contenders_take_turns_and_slow_ones_fewer(monkeypatch):
     calls = []
     clock = iter(range(10**6))
     monkeypatch.setattr(measure.time, "perf_counter", lambda: 0.01 * next(clock))
-    times = measure.interleaved({name: lambda k, name=name: calls.append((name, k)) for name in "ab"}, CPU, 0.05)
+    times = measure.interleaved(
+        {name: lambda k, name=name: calls.append((name, k)) for name in "ab"}, measure.HostClock(), 0.05
+    )
     assert {name: len(values) for name, values in times.items()} == {"a": 5, "b": 5}
     assert calls[4:8] == [("a", 0), ("b", 0), ("b", 1), ("a", 1)]
 
