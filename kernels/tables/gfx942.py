@@ -23,12 +23,11 @@ TABLE = {
     "log_sum_exp": {
         "half": {
             64: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
-            128: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 128, "num_warps": 8, "num_stages": 3},
+            128: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 128, "num_warps": 8, "num_stages": 2},
             256: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 256, "num_warps": 8, "num_stages": 2},
             4096: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
         },
         "float": {
-            64: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2},
             4096: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
         },
     },
@@ -44,13 +43,12 @@ TABLE = {
         "half": {
             64: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_V": 64, "num_warps": 8, "num_stages": 3},
             128: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 128, "BLOCK_V": 128, "num_warps": 8, "num_stages": 2},
-            256: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 256, "BLOCK_V": 256, "num_warps": 8, "num_stages": 2},
-            512: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 512, "BLOCK_V": 512, "num_warps": 8, "num_stages": 2},
-            4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "BLOCK_V": 256, "num_warps": 8, "num_stages": 2},
+            256: {"BLOCK_M": 128, "BLOCK_N": 32, "BLOCK_K": 256, "BLOCK_V": 256, "num_warps": 8, "num_stages": 2},
+            512: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "BLOCK_V": 512, "num_warps": 8, "num_stages": 2},
+            4096: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_V": 256, "num_warps": 8, "num_stages": 3},
         },
         "float": {
-            64: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_V": 64, "num_warps": 8, "num_stages": 2},
-            128: {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 128, "BLOCK_V": 128, "num_warps": 8, "num_stages": 2},
+            64: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "BLOCK_V": 64, "num_warps": 4, "num_stages": 2},
             4096: {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32, "BLOCK_V": 128, "num_warps": 8, "num_stages": 2},
         },
     },
@@ -73,7 +71,7 @@ TABLE = {
     "one_tile": {
         "half": {
             32: {"BLOCK": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
-            64: {"BLOCK": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
+            64: {"BLOCK": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
             128: {"BLOCK": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
         },
         "float": {
@@ -85,6 +83,50 @@ TABLE = {
         "float": {
             131072: {"BLOCK": 256, "CHUNK": 32, "num_warps": 4},
             1048576: {"BLOCK": 512, "CHUNK": 32, "num_warps": 8},
+        },
+    },
+    "cross_entropy_whole": {
+        "half": {
+            1024: {"TILE": 2048, "num_warps": 8},
+            4096: {"TILE": 4096, "num_warps": 4},
+            8192: {"TILE": 8192, "num_warps": 8},
+            16384: {"TILE": 16384, "num_warps": 16},
+        },
+        "float": {
+            1024: {"TILE": 2048, "num_warps": 8},
+            4096: {"TILE": 4096, "num_warps": 4},
+            8192: {"TILE": 8192, "num_warps": 8},
+            16384: {"TILE": 16384, "num_warps": 16},
+        },
+    },
+    "cross_entropy_swept": {
+        "half": {
+            1048576: {"BLOCK": 4096, "STAGES": 3, "num_warps": 16},
+        },
+        "float": {
+            1048576: {"BLOCK": 2048, "STAGES": 3, "num_warps": 16},
+        },
+    },
+    "kd_kl_whole": {
+        "half": {
+            1024: {"TILE": 2048, "num_warps": 4},
+            4096: {"TILE": 4096, "num_warps": 8},
+            8192: {"TILE": 8192, "num_warps": 16},
+            16384: {"TILE": 16384, "num_warps": 16},
+        },
+        "float": {
+            1024: {"TILE": 2048, "num_warps": 4},
+            4096: {"TILE": 4096, "num_warps": 8},
+            8192: {"TILE": 8192, "num_warps": 16},
+            16384: {"TILE": 16384, "num_warps": 16},
+        },
+    },
+    "kd_kl_swept": {
+        "half": {
+            1048576: {"BLOCK": 4096, "num_warps": 16},
+        },
+        "float": {
+            1048576: {"BLOCK": 2048, "num_warps": 16},
         },
     },
 }

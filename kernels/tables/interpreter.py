@@ -87,10 +87,10 @@ TABLE = {
     },
     "cross_entropy_swept": {
         "half": {
-            1024: {"BLOCK": 32, "num_warps": 1},
+            1024: {"BLOCK": 32, "STAGES": 1, "num_warps": 1},
         },
         "float": {
-            1024: {"BLOCK": 32, "num_warps": 1},
+            1024: {"BLOCK": 32, "STAGES": 1, "num_warps": 1},
         },
     },
     "kd_kl_whole": {

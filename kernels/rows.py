@@ -1,0 +1,92 @@
+"""What the row-wise kernels share: how many rows a program holds, and sums of exponentials in one sweep over a row.
+
+A sweep keeps a running maximum and sums in every lane, with one exponential a number, and brings the lanes together
+once at the end:
+
+    chunks of BLOCK numbers   x₀ … x₃ | x₄ … x₇ | x₈ …        lane l: max and Σ exp(x − max) over x_l, x_l+4, x_l+8 …
+"""
+
+from collections.abc import Iterator
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from icckd.kernels import tables
+
+# Where a running maximum begins: finite, as −∞ − (−∞) is not a number.
+LOWEST = tl.constexpr(-3.4028234663852886e38)
+# The narrowest tile.
+_NARROWEST = 16
+# Bytes of the widest load of a thread.
+_VECTOR = 16
+
+
+def whole_tile(kernel: str, architecture: str, element_size: int, length: int) -> tables.Options | None:
+    """The launch options for rows of `length` held whole in registers, several to a program; None if they are too long.
+
+    The table gives the numbers in a program's registers, TILE, by the length of its rows.
+    """
+    longest = max(tables.entries(kernel, architecture, element_size))
+    return None if length > longest else _tile(kernel, architecture, element_size, length)
+
+
+def whole_tiles(kernel: str, architecture: str, element_size: int) -> Iterator[tables.Options]:
+    """Every launch option that `whole_tile` can give."""
+    length, longest = _NARROWEST, max(tables.entries(kernel, architecture, element_size))
+    while length <= longest:
+        yield _tile(kernel, architecture, element_size, length)
+        length *= 2
+
+
+def _tile(kernel: str, architecture: str, element_size: int, length: int) -> tables.Options:
+    options = tables.options(kernel, architecture, element_size, length)
+    block = max(_NARROWEST, triton.next_power_of_2(length))
+    return {"ROWS": max(1, options["TILE"] // block), "BLOCK": block, "num_warps": options["num_warps"]}
+
+
+def vector_group(*rows: Tensor) -> int:
+    """How many numbers of these rows one load can take: all strides and lengths are multiples of it, or it is 1.
+
+    Kernels get strides and lengths in such groups: the compiler then sees what they are divisible by.
+    """
+    group = _VECTOR // min(x.element_size() for x in rows)
+    return group if all(x.stride(0) % group == 0 and x.shape[1] % group == 0 for x in rows) else 1
+
+
+def with_unit_columns(x: Tensor) -> Tensor:
+    """x, or a copy whose rows are contiguous."""
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
+@triton.jit
+def load_rows(x, stride, row, valid, length, BLOCK: tl.constexpr):
+    """Whole rows in float32 (rows, BLOCK); −∞ beyond their length, and where not `valid`."""
+    column = tl.arange(0, BLOCK)
+    at = x + (row * stride)[:, None] + column[None, :]
+    return tl.load(at, mask=valid[:, None] & (column < length)[None, :], other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
+def largest(x, axis: tl.constexpr):
+    """The maximum, and NaN where one is among the numbers; Triton's own passes over them."""
+    return tl.where(tl.max((x != x).to(tl.int32), axis) > 0, float("nan"), tl.max(x, axis))
+
+
+@triton.jit
+def rescale(highest, x):
+    """The running maximum of every lane after x, and what its sums so far and the term of x are multiplied by.
+
+    NaN stays, in the maximum and in Σ exp(x − maximum). x = −∞ adds 0.
+    """
+    higher = x > highest
+    ratio = tl.exp(-tl.abs(x - highest))
+    return tl.where(higher | (x != x), x, highest), tl.where(higher, ratio, 1.0), tl.where(higher, 1.0, ratio)
+
+
+@triton.jit
+def lane_shares(highest, total):
+    """The maximum over all lanes (−∞ without a number above), and what the sums of each lane are multiplied by."""
+    highest = tl.where(total == 0, float("-inf"), highest)
+    top = largest(highest, 0)
+    return top, tl.where(total == 0, 0.0, tl.exp(highest - top))
