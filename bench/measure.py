@@ -105,9 +105,9 @@ def clock(device: torch.device) -> Clock:
 
 
 def interleaved(
-    contenders: dict[str, Contender], timer: Clock, seconds: float, too_slow: float = 20.0
+    contenders: dict[str, Contender], timer: Clock, seconds: float, too_slow: float = 20.0, least: int = 3
 ) -> dict[str, list[float]]:
-    """Seconds per call of each contender, measured for about `seconds` each.
+    """Seconds per call of each contender, measured for about `seconds` each, and at least so many times.
 
     A contender whose first timed call takes over `too_slow` seconds is not in the result.
     """
@@ -121,7 +121,7 @@ def interleaved(
             continue
         times[name] = []
         together[name] = max(1, int(timer.shortest / once))
-        rounds[name] = min(200, max(3, int(seconds / (once * together[name]))))
+        rounds[name] = min(200, max(least, int(seconds / (once * together[name]))))
     for k in range(max(rounds.values(), default=0)):
         names = [name for name in times if k < rounds[name]]
         shift = k % len(names)

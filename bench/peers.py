@@ -1,11 +1,13 @@
 """The intra-class loss as people compute it today, each in the way of its kind: (Inputs) → scalar, by autograd.
 
-All are the mean of docs/method.md at temperature 0.1 over unit rows; `bench.intra_class` compares their results with
-float64 before it times them.
+All but `inf_cl` are the mean of docs/method.md at temperature 0.1 over unit rows; `bench.intra_class` and `bench.gpu`
+compare their results with float64 before they time them.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -83,6 +85,9 @@ class _PaddedByHand(torch.autograd.Function):
         total = own.exp() + e.sum(2).flatten().index_select(0, slot)
         gate = x.gate / x.gate.sum()
         weight = gate / total
+        loss = (gate * (total.log() - own)).sum()
+        if not any(ctx.needs_input_grad):
+            return loss
         by_slot = _blocks(weight[:, None], slot, len(sizes), longest)
         e.mul_(by_slot + by_slot.mT)
         agreement = (weight * own.exp() - gate)[:, None]
@@ -92,12 +97,135 @@ class _PaddedByHand(torch.autograd.Function):
             (dz - z * (z * dz).sum(1, keepdim=True)) / anchor_norm,
             (dp - p * (p * dp).sum(1, keepdim=True)) / positive_norm,
         )
-        return (gate * (total.log() - own)).sum()
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         d_anchor, d_positive = ctx.saved_tensors
         return grad_loss * d_anchor, grad_loss * d_positive, None
+
+
+def chunked_by_hand(x: Inputs) -> Tensor:
+    """Rows sorted by class, in chunks against the columns of their classes; matrix products by the tuned library.
+
+    The gradient is that of docs/method.md in closed form, from a second pass over the chunks.
+    """
+    return _ChunkedByHand.apply(x.anchor, x.positive, x)
+
+
+class _ChunkedByHand(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, positive: Tensor, x: Inputs) -> Tensor:
+        kappa = 1 / TEMPERATURE
+        order, sizes = _sorted_by_class(x)
+        labels, gate = x.labels[order], x.gate[order] / x.gate.sum()
+        anchor_norm, positive_norm = (t.norm(dim=1, keepdim=True)[order] for t in (anchor, positive))
+        z, p = anchor[order] / anchor_norm, positive[order] / positive_norm
+        chunks = _chunks(sizes.tolist())
+        own = kappa * (_wide((z * p).sum(1)) - 1)
+        total = own.exp()
+        for rows, columns in chunks:
+            total[rows] += _exponentials(z, labels, rows, columns).sum(1)
+        loss = (gate * (total.log() - own)).sum()
+        if not any(ctx.needs_input_grad):
+            return loss
+        weight = gate / total
+        dz = torch.empty_like(z)
+        for rows, columns in chunks:
+            e = _exponentials(z, labels, rows, columns).mul_(weight[rows, None] + weight[columns])
+            torch.mm(e.to(z.dtype), z[columns], out=dz[rows])
+        agreement = (weight * own.exp() - gate)[:, None]
+        dz, dp = kappa * (dz + agreement * p), kappa * agreement * z
+        d_anchor = (dz - z * (z * dz).sum(1, keepdim=True)) / anchor_norm
+        d_positive = (dp - p * (p * dp).sum(1, keepdim=True)) / positive_norm
+        ctx.save_for_backward(*(torch.empty_like(d).index_copy_(0, order, d) for d in (d_anchor, d_positive)))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        d_anchor, d_positive = ctx.saved_tensors
+        return grad_loss * d_anchor, grad_loss * d_positive, None
+
+
+def _exponentials(z: Tensor, labels: Tensor, rows: slice, columns: slice) -> Tensor:
+    """exp(κ (S − 1)) of a chunk; 0 between classes, and where a row meets itself."""
+    e = _wide(torch.mm(z[rows], z[columns].T)).sub_(1).mul_(1 / TEMPERATURE).exp_()
+    e.mul_(labels[rows, None] == labels[columns])
+    itself = torch.arange(rows.start, rows.stop, device=z.device)
+    e[itself - rows.start, itself - columns.start] = 0
+    return e
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _chunks(sizes: list[int]) -> list[tuple[slice, slice]]:
+    """Rows of about the largest class, but 1024 to 4096, and all rows of the classes that they belong to."""
+    ends = list(accumulate(sizes))
+    length = min(4096, max(1024, *sizes))
+    chunks = []
+    for first in range(0, ends[-1], length):
+        last = min(first + length, ends[-1])
+        low, high = bisect_right(ends, first), bisect_right(ends, last - 1)
+        chunks.append((slice(first, last), slice(ends[low] - sizes[low], ends[high])))
+    return chunks
+
+
+def flex_attention(attention: Callable[..., Any]) -> Loss:
+    """The loss from the log-sum-exp of PyTorch's FlexAttention, which `attention` is, compiled or not.
+
+    Rows are sorted by class, so that the block mask is one range of blocks for each block of rows. The values that
+    attention would average are as narrow as can be.
+    """
+    from torch.nn.attention.flex_attention import AuxRequest
+
+    def loss(x: Inputs) -> Tensor:
+        order, sizes = _sorted_by_class(x)
+        z, p = (normalize(rows, dim=1).index_select(0, order) for rows in (x.anchor, x.positive))
+        nothing = z.new_zeros(1, 1, len(z), _NARROWEST)
+        mask = _block_mask(x.labels[order], sizes)
+        _, aux = attention(
+            z[None, None], z[None, None], nothing,
+            block_mask=mask, scale=1 / TEMPERATURE, return_aux=AuxRequest(lse=True),
+        )  # fmt: skip
+        return _mean(aux.lse[0, 0], (z * p).sum(1) / TEMPERATURE, x.gate[order])
+
+    return loss
+
+
+# Columns of FlexAttention's values at least, and rows of a block of its mask.
+_NARROWEST, _MASK_BLOCK = 16, 128
+
+
+def _block_mask(labels: Tensor, sizes: Tensor) -> Any:
+    """Pairs of one class, but no row with itself, among rows sorted by class."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    rows = len(labels)
+    ends = sizes.cumsum(0)
+    blocks = torch.arange(-(-rows // _MASK_BLOCK), device=labels.device)
+    first_row = blocks * _MASK_BLOCK
+    last_row = (first_row + _MASK_BLOCK - 1).clamp(max=rows - 1)
+    low = (ends - sizes)[labels[first_row]] // _MASK_BLOCK
+    high = (ends[labels[last_row]] - 1) // _MASK_BLOCK
+    indices = (low[:, None] + blocks) % len(blocks)
+
+    def same_class(_: Tensor, __: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (labels[i] == labels[j]) & (i != j)
+
+    return BlockMask.from_kv_blocks(
+        (high - low + 1).int()[None, None], indices.int()[None, None],
+        BLOCK_SIZE=_MASK_BLOCK, mask_mod=same_class, seq_lengths=(rows, rows),
+    )  # fmt: skip
+
+
+def inf_cl(x: Inputs) -> Tensor:
+    """Inf-CL's loss of all N² pairs of anchors and positives (package inf-cl): this loss's neighbour, not the same."""
+    from inf_cl import cal_inf_loss
+
+    z, p = normalize(x.anchor, dim=1), normalize(x.positive, dim=1)
+    return cal_inf_loss(z, p, scale=torch.tensor(1 / TEMPERATURE, device=z.device))
 
 
 def _sorted_by_class(x: Inputs) -> tuple[Tensor, Tensor]:

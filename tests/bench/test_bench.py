@@ -16,7 +16,14 @@ CASE = intra_class.Case(60, 8, 5, "skewed")
 
 @pytest.mark.parametrize(
     "peer",
-    [peers.dense, peers.loop_over_classes, peers.padded_bmm, peers.padded_by_hand, peers.metric_learning],
+    [
+        peers.dense,
+        peers.loop_over_classes,
+        peers.padded_bmm,
+        peers.padded_by_hand,
+        peers.chunked_by_hand,
+        peers.metric_learning,
+    ],
 )
 def test_every_peer_computes_the_definition(peer):
     x = intra_class.make_inputs(CASE, seed=3, device=CPU)
@@ -48,6 +55,24 @@ def test_keops_computes_the_definition():
     loss_error, gradient_error = intra_class._error(peers.keops, x)
     assert loss_error < 1e-5
     assert gradient_error < 1e-5
+
+
+def test_flex_attention_computes_the_definition():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    x = intra_class.make_inputs(intra_class.Case(300, 16, 5, "skewed"), seed=3, device=CPU)
+    torch.testing.assert_close(peers.flex_attention(flex_attention)(x), peers.dense(x), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("sizes", [[5], [700, 600, 1500, 1], [3000, 100, 5000]])
+def test_every_chunk_holds_the_whole_classes_of_its_rows(sizes):
+    labels = [c for c, size in enumerate(sizes) for _ in range(size)]
+    rows = []
+    for chunk, columns in peers._chunks(sizes):
+        rows += range(chunk.start, chunk.stop)
+        classes = set(labels[chunk])
+        assert list(range(columns.start, columns.stop)) == [j for j, c in enumerate(labels) if c in classes]
+    assert rows == list(range(sum(sizes)))
 
 
 def test_a_peer_that_would_not_fit_is_left_out_and_said_so(capsys):
