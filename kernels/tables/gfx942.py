@@ -112,21 +112,19 @@ TABLE = {
             1024: {"TILE": 2048, "num_warps": 4},
             4096: {"TILE": 4096, "num_warps": 8},
             8192: {"TILE": 8192, "num_warps": 16},
-            16384: {"TILE": 16384, "num_warps": 16},
         },
         "float": {
             1024: {"TILE": 2048, "num_warps": 4},
             4096: {"TILE": 4096, "num_warps": 8},
             8192: {"TILE": 8192, "num_warps": 16},
-            16384: {"TILE": 16384, "num_warps": 16},
         },
     },
     "kd_kl_swept": {
         "half": {
-            1048576: {"BLOCK": 4096, "num_warps": 16},
+            1048576: {"BLOCK": 2048, "STAGES": 3, "num_warps": 16},
         },
         "float": {
-            1048576: {"BLOCK": 2048, "num_warps": 16},
+            1048576: {"BLOCK": 2048, "STAGES": 3, "num_warps": 16},
         },
     },
 }

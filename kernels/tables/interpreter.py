@@ -3,18 +3,18 @@
 TABLE = {
     "prepare": {
         "half": {
-            1024: {"BLOCK": 16, "BLOCK_K": 16, "num_warps": 1},
+            1024: {"BLOCK": 32, "BLOCK_K": 32, "num_warps": 1},
         },
         "float": {
-            1024: {"BLOCK": 16, "BLOCK_K": 16, "num_warps": 1},
+            1024: {"BLOCK": 32, "BLOCK_K": 32, "num_warps": 1},
         },
     },
     "memory_norms": {
         "half": {
-            1024: {"BLOCK": 16, "BLOCK_K": 16, "num_warps": 1},
+            1024: {"BLOCK": 32, "BLOCK_K": 32, "num_warps": 1},
         },
         "float": {
-            1024: {"BLOCK": 16, "BLOCK_K": 16, "num_warps": 1},
+            1024: {"BLOCK": 32, "BLOCK_K": 32, "num_warps": 1},
         },
     },
     "log_sum_exp": {
@@ -55,10 +55,10 @@ TABLE = {
     },
     "add_splits": {
         "half": {
-            1024: {"BLOCK": 16, "BLOCK_K": 16, "num_warps": 1},
+            1024: {"BLOCK": 32, "BLOCK_K": 16, "num_warps": 1},
         },
         "float": {
-            1024: {"BLOCK": 16, "BLOCK_K": 16, "num_warps": 1},
+            1024: {"BLOCK": 32, "BLOCK_K": 16, "num_warps": 1},
         },
     },
     "one_tile": {
@@ -74,7 +74,7 @@ TABLE = {
     "layout": {
         "float": {
             64: {"BLOCK": 16, "CHUNK": 8, "num_warps": 1},
-            1048576: {"BLOCK": 32, "CHUNK": 16, "num_warps": 1},
+            1048576: {"BLOCK": 64, "CHUNK": 32, "num_warps": 1},
         },
     },
     "cross_entropy_whole": {
@@ -103,10 +103,10 @@ TABLE = {
     },
     "kd_kl_swept": {
         "half": {
-            1024: {"BLOCK": 32, "num_warps": 1},
+            1024: {"BLOCK": 32, "STAGES": 1, "num_warps": 1},
         },
         "float": {
-            1024: {"BLOCK": 32, "num_warps": 1},
+            1024: {"BLOCK": 32, "STAGES": 1, "num_warps": 1},
         },
     },
 }

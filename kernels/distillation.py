@@ -1,0 +1,309 @@
+"""The softened predictions' divergence of rows of student's logits x and teacher's y, at temperature T.
+
+    a = (x − max x) / T,  p = exp(a) / A,  A = Σ exp(a);      b = (y − max y) / T,  q = exp(b) / B,  B = Σ exp(b)
+    loss     = T² (1/B Σ exp(b) (b − a) + log A/B)
+    gradient = u T (p − q)
+
+and where rows are standardised first, x = (v − mean v) / (σ + 1e-7) with σ² = Σ (v − mean v)² / (C − 1):
+
+    gradient = u T ((p − q) / (σ + 1e-7) − x Σ (p − q) x / ((C − 1) σ)),     as Σ (p − q) = 0
+
+                            C up to the table's longest row          beyond
+    kernel                  kd_kl_whole                              kd_kl_swept
+    a program holds         ROWS rows of BLOCK ≥ C in registers      BLOCK running maxima and sums of one row
+    reads of a logit        1                                        1, and 1 more each to standardise and for the
+                                                                     gradient: from L2 as far as it holds the row
+
+Bytes: 3 · N · C · element size with the gradient, 2 · N · C without. Two exponentials and some 20 operations a class:
+memory is the limit at any C. Meant for a row and more per multiprocessor. Measured times are owed: no GPU has run
+this yet.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from icckd.kernels import tables
+from icckd.kernels.precision import rounded
+from icckd.kernels.rows import (
+    LOWEST,
+    lane_shares,
+    load_rows,
+    rescale,
+    vector_group,
+    whole_tile,
+    whole_tiles,
+    with_unit_columns,
+)
+from icckd.kernels.specialization import ELEMENTS, Specialization, specialize
+
+
+def kd_kl_rows(student: Tensor, teacher: Tensor, temperature: float, standardize: bool) -> Tensor:
+    """T² KL(softmax(teacher / T) ‖ softmax(student / T)) of every row (N,), float32."""
+    losses = torch.empty(len(student), dtype=torch.float32, device=student.device)
+    _launch(student, teacher, None, losses, None, temperature, standardize, 1.0)
+    return losses
+
+
+def kd_kl_rows_backward(
+    grad_rows: Tensor, student: Tensor, teacher: Tensor, temperature: float, standardize: bool
+) -> Tensor:
+    """The gradient of Σ grad_rows · rows with respect to the student's logits, in their dtype."""
+    d_student = torch.empty(student.shape, dtype=student.dtype, device=student.device)
+    _launch(student, teacher, grad_rows, None, d_student, temperature, standardize, 1.0)
+    return d_student
+
+
+def kd_kl_sum(
+    student: Tensor, teacher: Tensor, temperature: float, standardize: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """scale · Σ rows, and its gradient with respect to the student's logits."""
+    losses = torch.empty(len(student), dtype=torch.float32, device=student.device)
+    d_student = torch.empty(student.shape, dtype=student.dtype, device=student.device)
+    _launch(student, teacher, None, losses, d_student, temperature, standardize, scale)
+    return losses.sum(), d_student
+
+
+def _launch(
+    student: Tensor,
+    teacher: Tensor,
+    upstream: Tensor | None,
+    losses: Tensor | None,
+    d_student: Tensor | None,
+    temperature: float,
+    standardize: bool,
+    scale: float,
+) -> None:
+    """Fill in what is given of the losses and the gradients, both times `scale`."""
+    rows, classes = student.shape
+    if rows == 0:
+        return
+    student, teacher = with_unit_columns(student), with_unit_columns(teacher)
+    group = vector_group(student, teacher)
+    arguments = (
+        student, teacher, None if upstream is None else upstream.contiguous(), losses, d_student,
+        student.stride(0) // group, teacher.stride(0) // group, rows, classes // group, temperature, scale,
+    )  # fmt: skip
+    constants = {
+        "STANDARDIZE": standardize, "WITH_UPSTREAM": upstream is not None, "WITH_LOSS": losses is not None,
+        "WITH_GRADIENT": d_student is not None, "GROUP": group,
+    }  # fmt: skip
+    architecture, size = tables.architecture(student.device), max(student.element_size(), teacher.element_size())
+    whole = whole_tile("kd_kl_whole", architecture, size, classes)
+    if whole is not None:
+        kd_kl_whole[(triton.cdiv(rows, whole["ROWS"]),)](*arguments, **constants, **whole)
+    else:
+        kd_kl_swept[(rows,)](*arguments, **constants, **tables.options("kd_kl_swept", architecture, size, classes))
+
+
+@triton.jit
+def _degrees(classes):
+    """What σ² divides by: 1 for a single class, whose deviation is 0."""
+    return tl.maximum(classes - 1, 1).to(tl.float32)
+
+
+@triton.jit
+def _standardized(x, within, classes):
+    """Standardised rows, 0 beyond their ends, and their standard deviations."""
+    centred = x - (tl.sum(tl.where(within, x, 0.0), 1) / classes)[:, None]
+    centred = tl.where(within, centred, 0.0)
+    deviation = tl.sqrt(tl.sum(centred * centred, 1) / _degrees(classes))
+    return centred / (deviation + 1e-7)[:, None], deviation
+
+
+@triton.jit
+def _softened(x, within, temperature):
+    """exp((x − max x) / T), its exponents, and its sum over the row."""
+    top = tl.max(tl.where(within, x, float("-inf")), 1)
+    exponent = tl.where(within, (x - top[:, None]) / temperature, float("-inf"))
+    share = tl.exp(exponent)
+    return share, exponent, tl.sum(share, 1)
+
+
+@triton.jit
+def kd_kl_whole(
+    student, teacher, upstream, losses, d_student,
+    student_groups, teacher_groups, rows, class_groups, temperature, scale,
+    STANDARDIZE: tl.constexpr, WITH_UPSTREAM: tl.constexpr, WITH_LOSS: tl.constexpr, WITH_GRADIENT: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    classes = class_groups * GROUP
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    valid, within = row < rows, (tl.arange(0, BLOCK) < classes)[None, :]
+    x = load_rows(student, student_groups.to(tl.int64) * GROUP, row, valid, classes, BLOCK)
+    y = load_rows(teacher, teacher_groups.to(tl.int64) * GROUP, row, valid, classes, BLOCK)
+    if STANDARDIZE:
+        x, deviation = _standardized(x, within, classes)
+        y, _ = _standardized(y, within, classes)
+    p, a, student_total = _softened(x, within, temperature)
+    q, b, teacher_total = _softened(y, within, temperature)
+    if WITH_LOSS:
+        # A class that the teacher rules out adds 0, whatever the student says.
+        cross = tl.sum(tl.where(q == 0, 0.0, q * (b - a)), 1)
+        divergence = cross / teacher_total + tl.log(student_total / teacher_total)
+        tl.store(losses + row, divergence * (temperature * temperature * scale), mask=valid)
+    if WITH_GRADIENT:
+        u = tl.full((ROWS,), 1.0, tl.float32)
+        if WITH_UPSTREAM:
+            u = tl.load(upstream + row, mask=valid, other=0.0)
+        u *= temperature * scale
+        gradient = p * (1 / student_total)[:, None] - q * (1 / teacher_total)[:, None]
+        if STANDARDIZE:
+            # Σ (p − q) is 0 but for roundings, which a small deviation would magnify.
+            gradient = tl.where(within, gradient - (tl.sum(gradient, 1) / classes)[:, None], 0.0)
+            along = tl.sum(gradient * x, 1) / _degrees(classes)
+            along = tl.where(deviation == 0, 0.0, along / deviation)
+            gradient = gradient / (deviation + 1e-7)[:, None] - x * along[:, None]
+        at = d_student + (row * classes)[:, None] + tl.arange(0, BLOCK)[None, :]
+        tl.store(at, rounded(gradient * u[:, None], d_student.dtype.element_ty), mask=valid[:, None] & within)
+
+
+@triton.jit
+def _moments(logits, level, classes, BLOCK: tl.constexpr, STAGES: tl.constexpr):
+    """Mean of x − level and standard deviation of one row: Welford's recurrence in every lane, then over the lanes."""
+    lane = tl.arange(0, BLOCK)
+    count = tl.zeros((BLOCK,), tl.float32)
+    mean = tl.zeros((BLOCK,), tl.float32)
+    squares = tl.zeros((BLOCK,), tl.float32)
+    for first in tl.range(0, classes, BLOCK, num_stages=STAGES):
+        within = first + lane < classes
+        x = tl.load(logits + first + lane, mask=within, other=0.0).to(tl.float32) - level
+        count += within.to(tl.float32)
+        step = tl.where(within, x - mean, 0.0)
+        mean += step / tl.maximum(count, 1.0)
+        squares += step * (x - mean)
+    overall = tl.sum(count * mean, 0) / classes
+    distance = mean - overall
+    return overall, tl.sqrt(tl.sum(squares + count * distance * distance, 0) / _degrees(classes))
+
+
+@triton.jit
+def _level(logits, classes, temperature, STANDARDIZE: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr):
+    """The exponents of a row are (x − level) · factor, before their maximum is taken off; its deviation, or 1.
+
+    The level is a logit, or the mean: near the others, so that large ones keep their differences.
+    """
+    level = tl.load(logits).to(tl.float32)
+    level = tl.where(tl.abs(level) < float("inf"), level, 0.0)
+    deviation = 1.0
+    factor = 1 / temperature
+    if STANDARDIZE:
+        mean, deviation = _moments(logits, level, classes, BLOCK, STAGES)
+        level += mean
+        factor = 1 / ((deviation + 1e-7) * temperature)
+    return level, factor, deviation
+
+
+@triton.jit
+def _exponents(logits, column, classes, level, factor):
+    x = tl.load(logits + column, mask=column < classes, other=float("-inf")).to(tl.float32)
+    return (x - level) * factor
+
+
+@triton.jit
+def _times(x, share):
+    """share · x, and 0 for a share of 0, whatever x is."""
+    return tl.where(share == 0, 0.0, x * share)
+
+
+@triton.jit
+def kd_kl_swept(
+    student, teacher, upstream, losses, d_student,
+    student_groups, teacher_groups, rows, class_groups, temperature, scale,
+    STANDARDIZE: tl.constexpr, WITH_UPSTREAM: tl.constexpr, WITH_LOSS: tl.constexpr, WITH_GRADIENT: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    classes = class_groups * GROUP
+    row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    student += row * (student_groups.to(tl.int64) * GROUP)
+    teacher += row * (teacher_groups.to(tl.int64) * GROUP)
+    level, factor, deviation = _level(student, classes, temperature, STANDARDIZE, BLOCK, STAGES)
+    teacher_level, teacher_factor, _ = _level(teacher, classes, temperature, STANDARDIZE, BLOCK, STAGES)
+    highest = tl.full((BLOCK,), LOWEST, tl.float32)
+    teacher_highest = tl.full((BLOCK,), LOWEST, tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    teacher_total = tl.zeros((BLOCK,), tl.float32)
+    # Σ exp(b) (b − a), and for the standardised gradient Σ exp(a) a and Σ exp(b) a.
+    cross = tl.zeros((BLOCK,), tl.float32)
+    own_along = tl.zeros((BLOCK,), tl.float32)
+    teacher_along = tl.zeros((BLOCK,), tl.float32)
+    for first in tl.range(0, classes, BLOCK, num_stages=STAGES):
+        a = _exponents(student, first + lane, classes, level, factor)
+        b = _exponents(teacher, first + lane, classes, teacher_level, teacher_factor)
+        highest, old, new = rescale(highest, a)
+        total = total * old + new
+        if STANDARDIZE and WITH_GRADIENT:
+            own_along = own_along * old + _times(a, new)
+        teacher_highest, old, new = rescale(teacher_highest, b)
+        teacher_total = teacher_total * old + new
+        # A class that the teacher rules out adds 0, whatever the student says.
+        cross = _times(cross, old) + _times(b - a, new)
+        if STANDARDIZE and WITH_GRADIENT:
+            teacher_along = teacher_along * old + _times(a, new)
+    top, share = lane_shares(highest, total)
+    teacher_top, teacher_share = lane_shares(teacher_highest, teacher_total)
+    total = tl.sum(total * share, 0)
+    teacher_total = tl.sum(teacher_total * teacher_share, 0)
+    if WITH_LOSS:
+        cross_entropy = tl.sum(_times(cross, teacher_share), 0) / teacher_total - (teacher_top - top)
+        divergence = cross_entropy + tl.log(total / teacher_total)
+        tl.store(losses + row, divergence * (temperature * temperature * scale))
+    if WITH_GRADIENT:
+        u = temperature * scale
+        if WITH_UPSTREAM:
+            u *= tl.load(upstream + row)
+        if STANDARDIZE:
+            along = tl.sum(own_along * share, 0) / total - tl.sum(teacher_along * teacher_share, 0) / teacher_total
+            # Both here and below a = x / T stands for x.
+            along *= temperature * temperature / _degrees(classes)
+            along = tl.where(deviation == 0, 0.0, along / deviation)
+        chunks = tl.cdiv(classes, BLOCK)
+        for chunk in tl.range(0, chunks, num_stages=STAGES):
+            column = (chunks - 1 - chunk) * BLOCK + lane
+            a = _exponents(student, column, classes, level, factor)
+            b = _exponents(teacher, column, classes, teacher_level, teacher_factor)
+            gradient = tl.exp(a - top) * (1 / total) - tl.exp(b - teacher_top) * (1 / teacher_total)
+            if STANDARDIZE:
+                gradient = gradient / (deviation + 1e-7) - a * along
+            gradient = rounded(gradient * u, d_student.dtype.element_ty)
+            at = d_student + row * classes + column
+            tl.store(at, gradient, mask=column < classes, eviction_policy="evict_first")
+
+
+def specializations(architecture: str) -> Iterator[Specialization]:
+    """Every tile in a training step; the longest of rows, and the sweep, also for losses alone and gradients alone."""
+    for element, size in ELEMENTS.items():
+        tiles = list(whole_tiles("kd_kl_whole", architecture, size))
+        for tile in tiles:
+            yield _form(kd_kl_whole, element, tile, ("losses", "d_student"), standardize=True)
+        swept = tables.entries("kd_kl_swept", architecture, size).values()
+        for kernel, options in [(kd_kl_whole, tiles[-1]), *((kd_kl_swept, x) for x in swept)]:
+            for standardize in (False, True):
+                yield _form(kernel, element, options, ("losses",), standardize)
+                yield _form(kernel, element, options, ("upstream", "d_student"), standardize)
+            yield _form(kernel, element, options, ("losses", "d_student"), True, group=1)
+            if kernel is kd_kl_swept:
+                yield _form(kernel, element, options, ("losses", "d_student"), True)
+
+
+def _form(
+    kernel: triton.JITFunction,
+    element: str,
+    options: tables.Options,
+    given: tuple[str, ...],
+    standardize: bool,
+    group: int | None = None,
+) -> Specialization:
+    """A kernel for what is `given`; rows are aligned unless `group` is 1."""
+    types = {name: f"*{element}" for name in ("student", "teacher", "d_student")}
+    types |= {"upstream": "*fp32", "losses": "*fp32", "temperature": "fp32", "scale": "fp32"}
+    optional = {"upstream": "WITH_UPSTREAM", "losses": "WITH_LOSS", "d_student": "WITH_GRADIENT"}
+    absent = [name for name in optional if name not in given]
+    constants = {flag: name in given for name, flag in optional.items()} | dict.fromkeys(absent)
+    constants |= {"STANDARDIZE": standardize, "GROUP": group or 16 // ELEMENTS[element]}
+    columns = f", C ≤ {options['BLOCK']}" if "ROWS" in options else ""
+    description = f"{element}{columns}, {' and '.join(given)}" + (", any C" if group else "")
+    return specialize(kernel, types, constants, options, description=description + standardize * ", standardised")
