@@ -1,6 +1,8 @@
 """The pieces of the intra-class loss that its kernels share: exponents, a row's loss, a row's gradients.
 
-Similarities are scaled to powers of two: x_ij = κ log2(e) z_i·z_j, so that exp(κ z_i·z_j) = 2^x_ij.
+Exponentials are powers of two: x_ij = κ log2(e) z_i·z_j, so that exp(κ z_i·z_j) = 2^x_ij. Rows enter matrix products
+not as unit rows, which would have to be rounded, but scaled by the power of two below 1/norm, which is exact; what is
+left of 1/norm, its mantissa, multiplies the products. Half-precision losses are so as exact as float32 sums are.
 """
 
 import triton
@@ -11,8 +13,8 @@ from icckd.kernels.precision import rounded
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-# Columns that `store_gradients` writes at a time.
-_STORED = tl.constexpr(64)
+# Numbers that `store_gradients` writes at a time.
+_STORED = tl.constexpr(4096)
 
 
 @triton.jit
@@ -30,6 +32,24 @@ def inverse_norm(squares, NORMALIZE: tl.constexpr):
         return tl.where(squares > 0, 1.0 / tl.sqrt(tl.where(squares > 0, squares, 1.0)), 0.0)
     else:
         return tl.full(squares.shape, 1.0, tl.float32)
+
+
+@triton.jit
+def power_of_two(inverse):
+    """The largest power of two that is no more than each of these numbers; 0 for 0."""
+    return (inverse.to(tl.uint32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def mantissa(inverse):
+    """What is left of these numbers when they are divided by their power of two: at least 1, less than 2."""
+    return ((inverse.to(tl.uint32, bitcast=True) & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def finite(s):
+    """The similarities; 0 where there is no pair, which they show by −∞."""
+    return tl.where(s == float("-inf"), 0.0, s)
 
 
 @triton.jit
@@ -63,8 +83,8 @@ def store_gradients(
 
     pull: Σ_j C_ij z_j of these columns. along: z_i · Σ_j C_ij z_j. pairs: r_i. agreement: a_i.
     """
-    if BLOCK_K > _STORED:
-        # By halves: registers that hold `pull` leave no room for as many columns of both inputs.
+    if pull.shape[0] * BLOCK_K > _STORED:
+        # By halves: registers that hold `pull` leave no room for as many numbers of both inputs.
         left, right = tl.split(tl.permute(tl.reshape(pull, (pull.shape[0], 2, BLOCK_K // 2)), (0, 2, 1)))
         store_gradients(
             anchor, positive, anchor_stride, positive_stride, d_anchor, d_positive, row, valid, is_anchor, ignored,

@@ -7,7 +7,7 @@ Which class goes which way is read on the device: both kinds of kernels are laun
 at once. A training step without a memory takes ten launches: four for the layout, one for small classes, four for large
 ones, one for the sum.
 
-Rows are normalised to the inputs' dtype, memory rows to that of the batch; sums are float32. A row whose squared norm
+Products take rows in the inputs' dtype, memory rows in that of the batch; sums are float32. A row whose squared norm
 is no float32 number (norms beyond 10^±19) counts as zero or gives NaN. NaN makes its class NaN, and may do so to
 classes in the same tile.
 """
@@ -163,7 +163,7 @@ class _Batch:
 
 @dataclass
 class _Prepared:
-    """Unit rows (N, padded D) by position; 1/norms and a_i (N,), 1/norms of the memory (M,)."""
+    """Scaled rows (N, padded D) by position; 1/norms and a_i (N,), 1/norms of the memory (M,)."""
 
     z: Tensor
     inverse: Tensor
@@ -172,7 +172,7 @@ class _Prepared:
     memory_inverse: Tensor | None
 
     def tiles(self, rows: int, columns: int) -> TensorDescriptor:
-        """The unit rows in tiles of this size, 0 beyond their edges."""
+        """The scaled rows in tiles of this size, 0 beyond their edges."""
         return TensorDescriptor.from_tensor(self.z, [rows, columns])
 
 
@@ -254,7 +254,7 @@ def _losses(batch: _Batch, rows: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     splits = _splits(batch, tiles, options["BLOCK_N"])
     negatives = torch.empty(splits, count, dtype=torch.float32, device=rows.device)
     log_sum_exp[(tiles, splits)](
-        prepared.z, prepared.tiles(options["BLOCK_N"], options["BLOCK_K"]),
+        prepared.z, prepared.tiles(options["BLOCK_N"], options["BLOCK_K"]), prepared.inverse,
         layout.anchors, layout.rank, layout.start, layout.size, layout.totals, batch.temperature, negatives,
         batch.memory, layout.memory_order, layout.memory_start, layout.memory_size, prepared.memory_inverse,
         _row_stride(batch.memory), count, dim, padded, splits,

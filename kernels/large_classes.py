@@ -7,7 +7,7 @@ tile of rows are one range of columns, whatever number of classes the tile touch
     rows  of A    [#######]
     tile  of B             [#######]                         masked where labels differ, and on the diagonal
 
-    prepare         read a, p; write unit rows z in order, padded; ‖a‖, ‖p‖, a_i        3 · N · D elements
+    prepare         read a, p; write scaled rows in order, padded; ‖a‖, ‖p‖, a_i         3 · N · D elements
     memory_norms    only with a memory: ‖m‖ of the rows of the batch's classes          up to M · D elements
     log_sum_exp     anchors × columns: running maximum and Σ 2^x                        2 · pairs · D FLOP
     row_losses      log-sum-exp over the splits → loss, lse; weights in order           O(N)
@@ -15,10 +15,10 @@ tile of rows are one range of columns, whatever number of classes the tile touch
     add_splits      only where columns were split: Σ over the splits                    splits · N · D · 4 bytes
 
 `pairs` counts anchors only in the first product. A tile of `gradient` owns its rows and BLOCK_V columns of D: nothing
-is read, changed and written again, nothing added atomically; D beyond BLOCK_V recomputes S for each chunk. Unit rows
-are written once so that the tiles of both passes come through tensor descriptors (TMA on NVIDIA from sm_90). Rows of
-the memory are read where they are and normalised as they are loaded, since a second memory would be a large one; many
-of them against few anchors are split over programs.
+is read, changed and written again, nothing added atomically; D beyond BLOCK_V recomputes S for each chunk. Scaled rows
+(`contrast`) are written once so that the tiles of both passes come through tensor descriptors (TMA on NVIDIA from
+sm_90). Rows of the memory are read where they are and scaled as they are loaded, since a second memory would be a large
+one; many of them against few anchors are split over programs.
 
 Meant for compute-bound shapes: 6 · pairs · D FLOP against 7 · N · D elements. Measured times are owed: no GPU has run
 this yet.
@@ -36,8 +36,11 @@ from icckd.kernels.contrast import (
     LOG2_E,
     add_exponents,
     argument_types,
+    finite,
     inverse_norm,
     load_chunk,
+    mantissa,
+    power_of_two,
     product_precision_of,
     row_loss,
     store_gradients,
@@ -55,7 +58,7 @@ def prepare(
     anchor_stride, positive_stride, rows, dim, padded,
     NORMALIZE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The unit rows of large classes, in order; 1/norms, and a_i of the anchors, by position."""
+    """The scaled rows of large classes, in order; 1/norms, and a_i of the anchors, by position."""
     large = tl.load(totals + 2)
     position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if tl.program_id(0) * BLOCK >= large + MARGIN:
@@ -78,7 +81,8 @@ def prepare(
     tl.store(positive_inverse + position, positive_norm, mask=valid)
     tl.store(agreement + position, products * norm * positive_norm, mask=valid)
     for first in range(0, padded, BLOCK_K):
-        a = load_chunk(anchor, anchor_stride, row, valid, first, dim, BLOCK_K).to(tl.float32) * norm[:, None]
+        a = load_chunk(anchor, anchor_stride, row, valid, first, dim, BLOCK_K).to(tl.float32)
+        a *= power_of_two(norm)[:, None]
         column = first + tl.arange(0, BLOCK_K)
         at = z + position.to(tl.int64)[:, None] * padded + column[None, :]
         tl.store(at, rounded(a, z.dtype.element_ty), mask=(position < rows)[:, None] & (column < padded)[None, :])
@@ -121,15 +125,15 @@ def _columns(low, high, memory_low, memory_high, split, splits, BLOCK_N: tl.cons
 
 
 @triton.jit
-def _unit_chunk(memory, stride, row, valid, inverse, first, dim, dtype: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Columns first … first + BLOCK_K of memory rows, normalised as they are loaded."""
+def _scaled_chunk(memory, stride, row, valid, inverse, first, dim, dtype: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Columns first … first + BLOCK_K of memory rows, scaled as they are loaded."""
     m = load_chunk(memory, stride, row, valid, first, dim, BLOCK_K).to(tl.float32)
-    return rounded(m * inverse[:, None], dtype)
+    return rounded(m * power_of_two(inverse)[:, None], dtype)
 
 
 @triton.jit(do_not_specialize=["rows", "splits"])
 def log_sum_exp(
-    z, z_tiles, anchors, rank, start, size, totals, temperature, negatives,
+    z, z_tiles, inverse, anchors, rank, start, size, totals, temperature, negatives,
     memory, memory_order, memory_start, memory_size, memory_inverse, memory_stride,
     rows, dim, padded, splits,
     HAS_MEMORY: tl.constexpr, ONE_CHUNK: tl.constexpr, PRECISION: tl.constexpr,
@@ -158,7 +162,7 @@ def log_sum_exp(
         low, high, memory_low, memory_high, split, splits, BLOCK_N, HAS_MEMORY
     )
 
-    scale = LOG2_E / tl.load(temperature)
+    scale = LOG2_E / tl.load(temperature) * mantissa(tl.load(inverse + position, mask=valid, other=0.0))
     highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     zi = load_chunk(z, padded, position, valid, 0, padded, BLOCK_K)
@@ -171,22 +175,24 @@ def log_sum_exp(
             for k in range(0, padded, BLOCK_K):
                 chunk = load_chunk(z, padded, position, valid, k, padded, BLOCK_K)
                 s = matmul(chunk, z_tiles.load([first_column, k]).T, s, PRECISION)
+        x = s * scale[:, None] * mantissa(tl.load(inverse + j, mask=j < high, other=0.0))[None, :]
         pair = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None]) & (j[None, :] != position[:, None])
-        highest, total = add_exponents(highest, total, tl.where(pair, s * scale, float("-inf")))
+        highest, total = add_exponents(highest, total, tl.where(pair, x, float("-inf")))
     if HAS_MEMORY:
         begin = tl.load(memory_start + class_rank)
         end = tl.where(valid, begin + tl.load(memory_size + class_rank), begin)
         for first_column in range(memory_low, memory_high, BLOCK_N):
             j = first_column + tl.arange(0, BLOCK_N)
             row = tl.load(memory_order + j, mask=j < memory_high, other=0)
-            inverse = tl.load(memory_inverse + j, mask=j < memory_high, other=0.0)
+            m_inverse = tl.load(memory_inverse + j, mask=j < memory_high, other=0.0)
             s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             for k in range(0, padded, BLOCK_K):
                 chunk = load_chunk(z, padded, position, valid, k, padded, BLOCK_K)
-                m = _unit_chunk(memory, memory_stride, row, j < memory_high, inverse, k, dim, chunk.dtype, BLOCK_K)
+                m = _scaled_chunk(memory, memory_stride, row, j < memory_high, m_inverse, k, dim, chunk.dtype, BLOCK_K)
                 s = matmul(chunk, tl.trans(m), s, PRECISION)
+            x = s * scale[:, None] * mantissa(m_inverse)[None, :]
             pair = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None])
-            highest, total = add_exponents(highest, total, tl.where(pair, s * scale, float("-inf")))
+            highest, total = add_exponents(highest, total, tl.where(pair, x, float("-inf")))
     # No pair at all leaves −∞ + log2 0 = −∞.
     tl.store(negatives + split * rows + position, highest + tl.log2(total), mask=valid)
 
@@ -290,6 +296,7 @@ def gradient(
     pairs = tl.zeros((BLOCK_M,), tl.float32)
     along = tl.zeros((BLOCK_M,), tl.float32)
     slope = tl.zeros((BLOCK_M,), tl.float32)
+    mantissa_i = mantissa(tl.load(inverse + position, mask=valid, other=0.0))
     zi = z_rows.load([first, 0])
     for first_column in range(low, high, BLOCK_N):
         j = first_column + tl.arange(0, BLOCK_N)
@@ -301,19 +308,19 @@ def gradient(
             for k in range(0, padded, BLOCK_K):
                 s = matmul(z_rows.load([first, k]), z_columns.load([first_column, k]).T, s, PRECISION)
         pair = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None]) & (j[None, :] != position[:, None])
-        s = tl.where(pair, s, 0.0)
-        x = tl.where(pair, s * scale, float("-inf"))
-        share = tl.exp2(x - log_total_i[:, None])
+        mantissa_j = mantissa(tl.load(inverse + j, mask=j < high, other=0.0))
+        s = tl.where(pair, s * mantissa_i[:, None] * mantissa_j[None, :], float("-inf"))
+        share = tl.exp2(s * scale - log_total_i[:, None])
         pairs += tl.sum(share, 1)
         if NEED_TEMPERATURE:
-            slope += tl.sum(share * s, 1)
+            slope += tl.sum(share * finite(s), 1)
         if NEED_ANCHOR:
             log_total_j = tl.load(log_total + j, mask=j < high, other=float("inf"))
             factor_j = tl.load(factor + j, mask=j < high, other=0.0) * (1.0 / unit)
-            c = factor_i[:, None] * share + factor_j[None, :] * tl.exp2(x - log_total_j[None, :])
+            c = factor_i[:, None] * share + factor_j[None, :] * tl.exp2(s * scale - log_total_j[None, :])
             if NORMALIZE:
-                along += tl.sum(c * s, 1)
-            c = rounded(c, zi.dtype)
+                along += tl.sum(c * finite(s), 1)
+            c = rounded(c * mantissa_j[None, :], zi.dtype)
             if ONE_CHUNK:
                 pull = matmul(c, zj, pull, PRECISION)
             else:
@@ -327,20 +334,24 @@ def gradient(
             m_inverse = tl.load(memory_inverse + j, mask=j < memory_high, other=0.0)
             s = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             for k in range(0, padded, BLOCK_K):
-                m = _unit_chunk(memory, memory_stride, row, j < memory_high, m_inverse, k, dim, zi.dtype, BLOCK_K)
+                m = _scaled_chunk(memory, memory_stride, row, j < memory_high, m_inverse, k, dim, zi.dtype, BLOCK_K)
                 s = matmul(z_rows.load([first, k]), tl.trans(m), s, PRECISION)
             pair = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None])
-            s = tl.where(pair, s, 0.0)
-            share = tl.exp2(tl.where(pair, s * scale, float("-inf")) - log_total_i[:, None])
+            mantissa_j = mantissa(m_inverse)
+            s = tl.where(pair, s * mantissa_i[:, None] * mantissa_j[None, :], float("-inf"))
+            share = tl.exp2(s * scale - log_total_i[:, None])
             pairs += tl.sum(share, 1)
             if NEED_TEMPERATURE:
-                slope += tl.sum(share * s, 1)
+                slope += tl.sum(share * finite(s), 1)
             if NEED_ANCHOR:
                 c = factor_i[:, None] * share
                 if NORMALIZE:
-                    along += tl.sum(c * s, 1)
-                m = _unit_chunk(memory, memory_stride, row, j < memory_high, m_inverse, first_v, dim, zi.dtype, BLOCK_V)
-                pull = matmul(rounded(c, zi.dtype), m, pull, PRECISION)
+                    along += tl.sum(c * finite(s), 1)
+                c = rounded(c * mantissa_j[None, :], zi.dtype)
+                m = _scaled_chunk(
+                    memory, memory_stride, row, j < memory_high, m_inverse, first_v, dim, c.dtype, BLOCK_V
+                )
+                pull = matmul(c, m, pull, PRECISION)
 
     pairs, slope, along, pull = factor_i * pairs * unit, factor_i * slope * unit, along * unit, pull * unit
     if SPLIT:

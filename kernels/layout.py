@@ -129,7 +129,7 @@ def _count(
 # Keys and blocks that one program of `_sum_blocks` holds at a time; the classes that one of `_rank_classes` ranks, and
 # those it compares them with at a time.
 _KEYS, _BLOCKS = 32, 64
-_CLASSES, _COMPARED = 32, 128
+_CLASSES, _COMPARED = 32, 64
 
 
 @triton.jit

@@ -25,8 +25,11 @@ from icckd.kernels.contrast import (
     LN_2,
     LOG2_E,
     argument_types,
+    finite,
     inverse_norm,
     load_chunk,
+    mantissa,
+    power_of_two,
     product_precision_of,
     row_loss,
     store_gradients,
@@ -84,17 +87,16 @@ def one_tile(
     inverse = inverse_norm(squares, NORMALIZE)
     positive_inverse = inverse_norm(positive_squares, NORMALIZE)
     agreement = products * inverse * positive_inverse
-    s = s * inverse[:, None] * inverse[None, :]
+    pair = (class_rank[:, None] == class_rank[None, :]) & (k[:, None] != k[None, :]) & valid[:, None] & valid[None, :]
+    # One array holds similarities and says which pairs there are: registers are few.
+    s = tl.where(pair, s * inverse[:, None] * inverse[None, :], float("-inf"))
 
     kappa = 1.0 / tl.load(temperature)
     scale = kappa * LOG2_E
     own = scale * agreement
-    pair = (class_rank[:, None] == class_rank[None, :]) & (k[:, None] != k[None, :]) & valid[:, None] & valid[None, :]
-    s = tl.where(pair, s, 0.0)
-    x = tl.where(pair, s * scale, float("-inf"))
-    highest = tl.max(x, 1)
+    highest = tl.max(s, 1) * scale
     highest = tl.where(highest == float("-inf"), 0.0, highest)
-    negatives = highest + tl.log2(tl.sum(tl.exp2(x - highest[:, None]), 1))
+    negatives = highest + tl.log2(tl.sum(tl.exp2(s * scale - highest[:, None]), 1))
     loss = row_loss(negatives, own)
     log_total = own + loss * LOG2_E
     if WITH_LOSS:
@@ -106,27 +108,27 @@ def one_tile(
             factor *= tl.load(upstream + row, mask=is_anchor, other=0.0)
         # +∞ makes the shares of a row that is no anchor vanish.
         log_total = tl.where(is_anchor, log_total, float("inf"))
-        share = tl.exp2(x - log_total[:, None])
-        coefficient = factor[:, None] * share
+        coefficient = factor[:, None] * tl.exp2(s * scale - log_total[:, None])
         pairs = tl.sum(coefficient, 1)
         if NEED_TEMPERATURE:
-            slope = tl.sum(coefficient * s, 1) - pairs * agreement
+            slope = tl.sum(coefficient * finite(s), 1) - pairs * agreement
             tl.store(d_kappa + row, tl.where(is_anchor, slope, 0.0), mask=valid)
-        coefficient += factor[None, :] * tl.exp2(x - log_total[None, :])
-        along = tl.sum(coefficient * s, 1)
+        # u_j P_ji are the transposed, as S is symmetric: half the exponentials, no column's numbers in registers.
+        coefficient += tl.trans(coefficient)
+        along = tl.sum(coefficient * finite(s), 1)
         largest = tl.full((BLOCK,), 1.0, tl.float32)
         if anchor.dtype.element_ty == tl.float16:
             # It has no room for small weights: bring the largest of each row near 1.
             largest = tl.max(tl.abs(coefficient), 1)
             largest = tl.where(largest > 0, largest, 1.0)
             coefficient = coefficient * (1.0 / largest)[:, None]
-        coefficient = rounded(coefficient, anchor.dtype.element_ty)
+        coefficient = rounded(coefficient * mantissa(inverse)[None, :], anchor.dtype.element_ty)
         ignored = k < 0
         for first in range(0, dim, BLOCK_K):
             a = load_chunk(anchor, anchor_stride, row, valid, first, dim, BLOCK_K)
             pull = tl.zeros((BLOCK, BLOCK_K), tl.float32)
             if NEED_ANCHOR:
-                z = rounded(a.to(tl.float32) * inverse[:, None], anchor.dtype.element_ty)
+                z = rounded(a.to(tl.float32) * power_of_two(inverse)[:, None], anchor.dtype.element_ty)
                 pull = matmul(coefficient, z, pull, PRECISION) * largest[:, None]
             store_gradients(
                 anchor, positive, anchor_stride, positive_stride, d_anchor, d_positive, row, valid, is_anchor, ignored,

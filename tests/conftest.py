@@ -17,13 +17,18 @@ hypothesis.settings.register_profile("icckd", deadline=None, derandomize=True, m
 hypothesis.settings.load_profile("icckd")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(2)
+    # NumPy's, of exponentials of −∞ and of lanes that are masked out.
+    config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
 
 
-@pytest.fixture(
-    scope="session", params=[name for name in ("reference", "cpu") if backends.why_unavailable(name) is None]
-)
+CPU_BACKENDS = [
+    name for name in ("reference", "cpu") if backends.why_not(name, torch.device("cpu"), torch.float32) is None
+]
+
+
+@pytest.fixture(scope="session", params=CPU_BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """The name of every backend that computes on this machine's CPU."""
     return request.param

@@ -6,35 +6,12 @@ import torch.nn.functional as F
 
 from icckd import reference
 from icckd.functional import classification_margin, cross_entropy_with_margin
+from tests.problems import SMALL, assert_as_accurate
+from tests.problems import logits_and_labels as make
+from tests.problems import loss_margin_and_gradient as loss_and_gradient
 
 SIZES = [(1, 1), (13, 1), (7, 2), (5, 3), (31, 17), (64, 100), (3, 1000), (2, 5003)]
-SMALL = [torch.float32, torch.bfloat16, torch.float16]
 SPACES = ["probability", "logit"]
-
-
-def make(rows, classes, dtype=torch.float32, seed=0, scale=3.0, ignored=True):
-    generator = torch.Generator().manual_seed(seed + 1000 * rows + classes)
-    logits = (torch.randn(rows, classes, generator=generator) * scale).to(dtype)
-    labels = torch.randint(0, classes, (rows,), generator=generator)
-    if ignored and rows > 2:
-        labels[1] = -100
-    return logits, labels
-
-
-def loss_and_gradient(function, logits, labels, upstream=None, **options):
-    """Loss, margin (None from PyTorch's own cross_entropy) and gradient, as `function` computes them."""
-    logits = logits.detach().requires_grad_()
-    result = function(logits, labels, **options)
-    loss, margin = result if isinstance(result, tuple) else (result, None)
-    loss.backward(torch.ones_like(loss) if upstream is None else upstream.to(loss))
-    return loss.detach(), margin, logits.grad
-
-
-def assert_as_accurate(actual, same_precision, exact, slack):
-    """The error against float64 is at most twice that of PyTorch in the same precision, plus a few roundings."""
-    error = (actual.double() - exact).abs().max()
-    budget = 2 * (same_precision.double() - exact).abs().max() + slack
-    assert error <= budget, f"error {error:.3e}, budget {budget:.3e}"
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -6,33 +6,12 @@ import torch.nn.functional as F
 
 from icckd import reference
 from icckd.functional import kd_kl, rkd_angle, rkd_distance
+from tests.problems import SMALL, assert_as_accurate, loss_and_gradient
+from tests.problems import student_and_teacher as make
 
 KD_SIZES = [(1, 1), (7, 2), (5, 3), (31, 17), (64, 100), (3, 1000), (2, 5003)]
 RKD_SIZES = [(1, 3, 2), (2, 1, 1), (3, 5, 7), (17, 31, 13), (37, 64, 10), (64, 5, 128), (13, 257, 3)]
-SMALL = [torch.float32, torch.bfloat16, torch.float16]
 RELATIONAL = {"rkd_distance": rkd_distance, "rkd_angle": rkd_angle}
-
-
-def make(rows, student_width, teacher_width=None, dtype=torch.float32, scale=3.0):
-    width = student_width if teacher_width is None else teacher_width
-    generator = torch.Generator().manual_seed(1000 * rows + student_width)
-    student = torch.randn(rows, student_width, generator=generator) * scale
-    teacher = torch.randn(rows, width, generator=generator) * scale
-    return student.to(dtype), teacher.to(dtype)
-
-
-def loss_and_gradient(function, student, teacher, upstream=None, **options):
-    student = student.detach().requires_grad_()
-    loss = function(student, teacher, **options)
-    loss.backward(torch.ones_like(loss) if upstream is None else upstream.to(loss))
-    return loss.detach(), student.grad
-
-
-def assert_as_accurate(actual, same_precision, exact, slack):
-    """The error against float64 is at most twice that of PyTorch in the same precision, plus a few roundings."""
-    error = (actual.double() - exact).abs().max()
-    budget = 2 * (same_precision.double() - exact).abs().max() + slack
-    assert error <= budget, f"error {error:.3e}, budget {budget:.3e}"
 
 
 def angle_loss_by_triples(student, teacher):

@@ -9,58 +9,9 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.losses import NTXentLoss
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from icckd import BackendUnavailable, backends, reference
+from icckd import BackendUnavailable, backends
 from icckd.functional import intra_class_contrastive
-
-
-def problem(count=40, dim=9, classes=4, slots=0, dtype=torch.float32, seed=0):
-    """Anchors, their views, labels from −1 up, a float gate with zeros, and a memory with empty slots."""
-    generator = torch.Generator().manual_seed(seed)
-    anchor = torch.randn(count, dim, generator=generator, dtype=torch.float64)
-    positive = anchor + 0.7 * torch.randn(count, dim, generator=generator, dtype=torch.float64)
-    labels = torch.randint(-1, classes, (count,), generator=generator)
-    gate = torch.rand(count, generator=generator) * (torch.rand(count, generator=generator) < 0.7)
-    options = {"gate": gate}
-    if slots:
-        options["memory"] = torch.randn(slots, dim, generator=generator, dtype=torch.float64).to(dtype)
-        options["memory_labels"] = torch.randint(-1, classes + 1, (slots,), generator=generator)
-    return anchor.to(dtype), positive.to(dtype), labels, options
-
-
-def with_gradients(function, anchor, positive, labels, temperature=0.1, upstream=None, **options):
-    """The loss, and its gradients with respect to anchor, positive and temperature."""
-    anchor, positive = anchor.detach().requires_grad_(), positive.detach().requires_grad_()
-    dtype = torch.promote_types(anchor.dtype, torch.float32)
-    temperature = torch.tensor(temperature, dtype=dtype, requires_grad=True)
-    loss = function(anchor, positive, labels, temperature=temperature, **options)
-    loss.backward(torch.ones_like(loss) if upstream is None else upstream)
-    return loss.detach(), anchor.grad, positive.grad, temperature.grad
-
-
-def exact(anchor, positive, labels, upstream=None, **options):
-    """What the definition gives in float64."""
-    options = {name: x.double() if name in ("memory", "gate") else x for name, x in options.items()}
-    upstream = None if upstream is None else upstream.double()
-    function = reference.intra_class_contrastive
-    return with_gradients(function, anchor.double(), positive.double(), labels, upstream=upstream, **options)
-
-
-def assert_as_exact_as_pytorch(backend, anchor, positive, labels, temperature=0.1, **options):
-    """The largest error is at most twice that of the definition in the inputs' own precision, or rounding.
-
-    Rounding of the result, and of the logits: the similarities' error over the temperature, which exp passes on.
-    """
-    options["temperature"] = temperature
-    truth = exact(anchor, positive, labels, **options)
-    plain = with_gradients(reference.intra_class_contrastive, anchor, positive, labels, **options)
-    computed = with_gradients(intra_class_contrastive, anchor, positive, labels, backend=backend, **options)
-    for name, x, y, z in zip(("loss", "anchor", "positive", "temperature"), computed, plain, truth, strict=True):
-        assert x.dtype == y.dtype
-        assert x.shape == y.shape
-        error, budget = ((v.double() - z).abs().max() if v.numel() else 0 for v in (x, y))
-        scale = z.abs().max() if z.numel() else 0
-        rounding = 4 * torch.finfo(x.dtype).eps + 1.2e-7 * max(1, 1 / temperature)
-        assert error <= 2 * budget + rounding * scale + 1e-7, name
+from tests.problems import assert_as_exact_as_pytorch, exact, problem, with_gradients
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
