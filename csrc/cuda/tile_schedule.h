@@ -48,7 +48,7 @@ ICCKD_HOST_DEVICE constexpr int tile_end(int begin, int share_end, int rows, con
 // Rows of a tile that one warp multiplies.
 constexpr int warp_rows = 16;
 // Numbers that are kept for each row of a tile (TileRows, twice, and RowNumbers in whole_class.h).
-constexpr int numbers_of_row = 2 * 5 + 10;
+constexpr int numbers_of_row = 2 * 5 + 8 + 5;
 
 // Where the parts begin, in bytes, and how large they are.
 //   operand   chunks of 128 bytes of every row of the tile, in the 128-byte swizzle

@@ -62,16 +62,20 @@ struct TileRows {
   float factor[rows];                        // u: weight, times upstream
 };
 
-// What the kernel finds out about them.
+// A row's gradients: of the anchor pull Σ_j C_ij z_j + positive p + own operand, of the positive positive_positive p + positive_own operand.
+struct alignas(16) GradientFactors {
+  float pull, positive, own;
+  float positive_positive, positive_own;
+};
+
+// What the kernel finds out about the rows of a tile.
 template <int rows>
 struct RowNumbers {
-  float scale[rows];                                     // z = scale · operand
-  float inverse[rows], positive_inverse[rows];           // 1/‖f‖
-  float agreement[rows];                                 // a
-  float log_total[rows];                                 // log2 of the sum of exponentials; +∞ where there is no anchor
-  // df = of_pull Σ_j C_ij z_j + of_positive p + of_own operand, for the anchor; and the positive's without the pull
-  float of_pull[rows], of_positive[rows], of_own[rows];
-  float positive_of_positive[rows], positive_of_own[rows];
+  GradientFactors factors[rows];
+  float scale[rows];                            // z = scale · operand
+  float inverse[rows], positive_inverse[rows];  // 1/‖f‖
+  float agreement[rows];                        // a
+  float log_total[rows];                        // log2 of the sum of exponentials; +∞ where there is no anchor
 };
 
 constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
@@ -478,7 +482,10 @@ class WholeClass {
   // A zero row: products read it, and nothing must come of it.
   ICCKD_DEVICE void take_nothing(int k) const {
     for (int piece = lane(); piece < p.plan.chunks * 8; piece += warp_size) store16(operand_piece(k, piece), Vector16{});
-    if (lane() == 0) numbers.scale[k] = numbers.inverse[k] = numbers.positive_inverse[k] = numbers.agreement[k] = 0;
+    if (lane() == 0) {
+      numbers.scale[k] = numbers.inverse[k] = numbers.positive_inverse[k] = numbers.agreement[k] = 0;
+      numbers.log_total[k] = INFINITY;
+    }
   }
 
   ICCKD_DEVICE float inverse_norm(float norm) const {
@@ -497,7 +504,23 @@ class WholeClass {
   ICCKD_DEVICE int own_column(int j) const { return 8 * j + lane() % 4 * 2; }
 
   ICCKD_DEVICE void contrast(const TileRows<rows>& tile, int count) const {
+    const bool has_rows = (warpgroups ? warp() / 4 * 64 : warp() * warp_rows) < count;
+    const float kappa = 1 / *p.temperature;
     float s[rows / 8][4] = {};
+    if (has_rows) {
+      multiply_rows(s);
+      find_losses(tile, count, s, kappa * log2_e);
+    }
+    if (!p.d_anchor && !p.d_positive && !p.d_kappa) return;
+    // Coefficients ask for the log-sum-exps of all rows.
+    block_barrier();
+    if (!has_rows) return;
+    find_coefficients(tile, count, s, kappa);
+    warp_barrier();
+    if (p.d_anchor || p.d_positive) write_gradients(tile, count, Coefficients<E, rows>(s));
+  }
+
+  ICCKD_DEVICE void multiply_rows(float (&s)[rows / 8][4]) const {
     if constexpr (warpgroups) {
 #if ICCKD_HAS_WGMMA
       add_similarities_by_warpgroup<E, rows>(s, operand, p.plan.chunks);
@@ -507,13 +530,6 @@ class WholeClass {
     } else {
       add_similarities<E, rows, false>(s, operand, p.plan.chunks);
     }
-    const float kappa = 1 / *p.temperature;
-    find_losses(tile, count, s, kappa * log2_e);
-    if (!p.d_anchor && !p.d_positive && !p.d_kappa) return;
-    block_barrier();
-    find_coefficients(tile, count, s, kappa);
-    warp_barrier();
-    if (p.d_anchor || p.d_positive) write_gradients(tile, count, Coefficients<E, rows>(s));
   }
 
   // Similarities of the unit rows, −∞ where there is no pair; losses and log-sum-exps.
@@ -594,11 +610,13 @@ class WholeClass {
       const float inverse = numbers.inverse[k], positive_inverse = numbers.positive_inverse[k];
       const float row_scale = numbers.scale[k], agreement = numbers.agreement[k];
       const float radial = pairs * agreement;
-      numbers.of_pull[k] = kappa * inverse * unit;
-      numbers.of_positive[k] = -kappa * inverse * pairs * positive_inverse;
-      numbers.of_own[k] = p.normalize ? -kappa * inverse * (along - radial) * row_scale : 0;
-      numbers.positive_of_positive[k] = p.normalize ? kappa * radial * positive_inverse * positive_inverse : 0;
-      numbers.positive_of_own[k] = -kappa * pairs * positive_inverse * row_scale;
+      numbers.factors[k] = {
+          .pull = kappa * inverse * unit,
+          .positive = -kappa * inverse * pairs * positive_inverse,
+          .own = p.normalize ? -kappa * inverse * (along - radial) * row_scale : 0,
+          .positive_positive = p.normalize ? kappa * radial * positive_inverse * positive_inverse : 0,
+          .positive_own = -kappa * pairs * positive_inverse * row_scale,
+      };
       if (p.d_kappa && k < count) p.d_kappa[tile.row[k]] = tile.is_anchor[k] ? slope - radial : 0;
     }
   }
@@ -606,7 +624,6 @@ class WholeClass {
   // A chunk after the other: C Z, then 16 bytes of 4 rows for each thread.
   ICCKD_DEVICE void write_gradients(const TileRows<rows>& tile, int count, const Coefficients<E, rows>& c) const {
     const int first = warp_rows * warp(), piece = lane() % 8;
-    if (first >= count && !warpgroups) return;
     const unsigned char* chunk = operand;
     for (int column = piece * per_vector<E>; chunk < operand + p.plan.chunks * rows * swizzle_row_bytes;
          column += chunk_columns<E>, chunk += rows * swizzle_row_bytes) {
@@ -664,17 +681,16 @@ class WholeClass {
     float z[per_vector<E>], y[per_vector<E>], d[per_vector<E>];
     to_floats<E>(own, z);
     to_floats<E>(positive, y);
+    const GradientFactors of = numbers.factors[k];
     const int64_t at = static_cast<int64_t>(row) * p.dim;
     if (p.d_anchor) {
 #pragma unroll
-      for (int i = 0; i < per_vector<E>; ++i)
-        d[i] = fmaf(numbers.of_pull[k], pull[i], fmaf(numbers.of_positive[k], y[i], numbers.of_own[k] * z[i]));
+      for (int i = 0; i < per_vector<E>; ++i) d[i] = fmaf(of.pull, pull[i], fmaf(of.positive, y[i], of.own * z[i]));
       store_elements(static_cast<E*>(p.d_anchor) + at, column, p.dim, d, p.aligned);
     }
     if (p.d_positive) {
 #pragma unroll
-      for (int i = 0; i < per_vector<E>; ++i)
-        d[i] = fmaf(numbers.positive_of_own[k], z[i], numbers.positive_of_positive[k] * y[i]);
+      for (int i = 0; i < per_vector<E>; ++i) d[i] = fmaf(of.positive_own, z[i], of.positive_positive * y[i]);
       store_elements(static_cast<E*>(p.d_positive) + at, column, p.dim, d, p.aligned);
     }
   }
