@@ -109,4 +109,24 @@ TABLE = {
             1024: {"BLOCK": 32, "STAGES": 1, "num_warps": 1},
         },
     },
+    "squared_distances": {
+        "float": {
+            1024: {"BLOCK": 16, "UNROLL": 1, "num_warps": 1},
+        },
+    },
+    "compare_distances": {
+        "float": {
+            1024: {"BLOCK": 16, "num_warps": 1},
+        },
+    },
+    "compare_angles": {
+        "float": {
+            1024: {"BLOCK": 16, "UNROLL": 1, "num_warps": 1},
+        },
+    },
+    "pull": {
+        "float": {
+            1024: {"BLOCK": 16, "BLOCK_K": 8, "UNROLL": 1, "num_warps": 1},
+        },
+    },
 }

@@ -127,4 +127,27 @@ TABLE = {
             1048576: {"BLOCK": 2048, "STAGES": 3, "num_warps": 16},
         },
     },
+    "squared_distances": {
+        "float": {
+            512: {"BLOCK": 16, "UNROLL": 4, "num_warps": 2},
+            4096: {"BLOCK": 32, "UNROLL": 4, "num_warps": 4},
+        },
+    },
+    "compare_distances": {
+        "float": {
+            4096: {"BLOCK": 32, "num_warps": 4},
+        },
+    },
+    "compare_angles": {
+        "float": {
+            512: {"BLOCK": 16, "UNROLL": 2, "num_warps": 4},
+            4096: {"BLOCK": 32, "UNROLL": 1, "num_warps": 8},
+        },
+    },
+    "pull": {
+        "float": {
+            512: {"BLOCK": 16, "BLOCK_K": 16, "UNROLL": 4, "num_warps": 2},
+            4096: {"BLOCK": 32, "BLOCK_K": 32, "UNROLL": 4, "num_warps": 4},
+        },
+    },
 }
