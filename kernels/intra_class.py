@@ -12,9 +12,10 @@ is no float32 number (norms beyond 10^±19) counts as zero or gives NaN. NaN mak
 classes in the same tile.
 """
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 import triton
@@ -23,8 +24,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from icckd.kernels import tables
 from icckd.kernels.large_classes import add_splits, gradient, log_sum_exp, memory_norms, prepare, row_losses
-from icckd.kernels.layout import Layout, class_layout
-from icckd.kernels.one_tile import one_tile
+from icckd.kernels.layout import Layout
+from icckd.kernels.one_tile import OneTile
 from icckd.kernels.precision import product_precision
 
 # Rows that one program of `row_losses` takes.
@@ -43,12 +44,15 @@ def intra_class_rows(
     temperature: Tensor,
     normalize: bool,
     num_classes: int | None,
+    small_classes: "SmallClassesFor" = OneTile.for_rows,
 ) -> tuple[Tensor, Tensor]:
     """The weighted loss of every row and its log-sum-exp, both (N,), 0 where the weight is 0."""
-    batch = _Batch.of(anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes)
+    batch = Batch.of(
+        anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes, small_classes
+    )
     rows, lse = batch.per_row(), batch.per_row()
-    nothing = _Gradients.of(batch, False, False, False)
-    _small(batch, rows, lse, None, nothing)
+    nothing = Gradients.of(batch, False, False, False)
+    batch.compute_small(rows, lse, None, nothing)
     if len(rows):
         _losses(batch, rows, lse)
     return rows, lse
@@ -69,15 +73,18 @@ def intra_class_rows_backward(
     need_anchor: bool,
     need_positive: bool,
     need_temperature: bool,
+    small_classes: "SmallClassesFor" = OneTile.for_rows,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of Σ grad_rows · rows; an empty tensor for each that is not needed."""
-    batch = _Batch.of(anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes)
-    gradients = _Gradients.of(batch, need_anchor, need_positive, need_temperature)
+    batch = Batch.of(
+        anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes, small_classes
+    )
+    gradients = Gradients.of(batch, need_anchor, need_positive, need_temperature)
     grad_rows = grad_rows.contiguous()
-    _small(batch, None, None, grad_rows, gradients)
+    batch.compute_small(None, None, grad_rows, gradients)
     if len(lse):
-        log_total, factor = _row_losses(batch, None, lse.contiguous(), None, grad_rows)
-        _gradient(batch, log_total, factor, gradients)
+        loss_bits, factor = _row_losses(batch, None, lse.contiguous(), None, grad_rows)
+        _gradient(batch, loss_bits, factor, gradients)
     return gradients.of_inputs(batch)
 
 
@@ -94,20 +101,47 @@ def intra_class_sum(
     need_anchor: bool,
     need_positive: bool,
     need_temperature: bool,
+    small_classes: "SmallClassesFor" = OneTile.for_rows,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The weighted sum of the losses, and its gradients; an empty tensor for each that is not needed."""
-    batch = _Batch.of(anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes)
-    gradients = _Gradients.of(batch, need_anchor, need_positive, need_temperature)
+    batch = Batch.of(
+        anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes, small_classes
+    )
+    gradients = Gradients.of(batch, need_anchor, need_positive, need_temperature)
     rows, lse = batch.per_row(), batch.per_row()
-    _small(batch, rows, lse, None, gradients)
+    batch.compute_small(rows, lse, None, gradients)
     if len(rows):
-        log_total, factor = _losses(batch, rows, lse)
-        _gradient(batch, log_total, factor, gradients)
+        loss_bits, factor = _losses(batch, rows, lse)
+        _gradient(batch, loss_bits, factor, gradients)
     return rows.sum(), *gradients.of_inputs(batch)
 
 
+class SmallClasses(Protocol):
+    """Who lays out the rows, and computes the classes that fit on chip: `OneTile`, or another backend's.
+
+    limit: The rows of the largest class that it computes; 0 for none.
+    """
+
+    @property
+    def limit(self) -> int: ...
+
+    def layout(
+        self, labels: Tensor, weight: Tensor, memory_labels: Tensor | None, num_classes: int | None, limit: int
+    ) -> Layout:
+        """The layout of rows with these labels (N,) and weights (N,), and of memory rows with theirs (M,)."""
+
+    def compute(
+        self, batch: "Batch", rows: Tensor | None, lse: Tensor | None, upstream: Tensor | None, gradients: "Gradients"
+    ) -> None:
+        """Fill in rows and lse (N,) unless None, and `gradients`: those of Σ upstream · rows, or of Σ rows without."""
+
+
+# From the anchors (N, D) and the number of classes, if it is known.
+SmallClassesFor = Callable[[Tensor, int | None], SmallClasses]
+
+
 @dataclass
-class _Batch:
+class Batch:
     """The arguments of an operator as kernels take them, and the layout of its rows."""
 
     anchor: Tensor
@@ -116,7 +150,7 @@ class _Batch:
     memory: Tensor | None
     temperature: Tensor
     normalize: bool
-    one_tile: tables.Options
+    small_classes: "SmallClasses"
     layout: Layout
 
     @classmethod
@@ -131,17 +165,25 @@ class _Batch:
         temperature: Tensor,
         normalize: bool,
         num_classes: int | None,
-    ) -> "_Batch":
+        small_classes: "SmallClassesFor",
+    ) -> "Batch":
         anchor, positive = _with_unit_columns(anchor), _with_unit_columns(positive)
         if memory is not None and len(memory):
             memory = _with_unit_columns(memory)
         else:
             memory = memory_labels = None
         labels, weight = labels.contiguous(), weight.contiguous()
-        one_tile = _options("one_tile", anchor, _likely_size(len(labels), num_classes))
-        limit = one_tile["BLOCK"] if memory is None else 0
-        layout = class_layout(labels, weight, memory_labels, num_classes, limit)
-        return cls(anchor, positive, weight, memory, temperature, normalize, one_tile, layout)
+        small = small_classes(anchor, num_classes)
+        limit = small.limit if memory is None else 0
+        layout = small.layout(labels, weight, memory_labels, num_classes, limit)
+        return cls(anchor, positive, weight, memory, temperature, normalize, small, layout)
+
+    def compute_small(
+        self, rows: Tensor | None, lse: Tensor | None, upstream: Tensor | None, gradients: "Gradients"
+    ) -> None:
+        """Loss and gradients of the classes that fit on chip."""
+        if self.memory is None and self.small_classes.limit and len(self.weight):
+            self.small_classes.compute(self, rows, lse, upstream, gradients)
 
     def options(self, kernel: str) -> tables.Options:
         """The launch options of a kernel for rows of this length."""
@@ -177,7 +219,7 @@ class _Prepared:
 
 
 @dataclass
-class _Gradients:
+class Gradients:
     """Room for the gradients that are wanted, (0,) for others; dκ by row (N,)."""
 
     anchor: Tensor
@@ -186,7 +228,7 @@ class _Gradients:
     needed: tuple[bool, bool, bool]
 
     @classmethod
-    def of(cls, batch: _Batch, *needed: bool) -> "_Gradients":
+    def of(cls, batch: Batch, *needed: bool) -> "Gradients":
         anchor, positive, _ = (
             torch.empty(x.shape if need else (0,), dtype=x.dtype, device=x.device)
             for x, need in zip((batch.anchor, batch.positive, batch.weight), needed, strict=True)
@@ -194,7 +236,7 @@ class _Gradients:
         kappa = batch.per_row() if needed[2] else batch.weight.new_empty(0)
         return cls(anchor, positive, kappa, (needed[0], needed[1], needed[2]))
 
-    def of_inputs(self, batch: _Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def of_inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of anchor, positive and temperature: dτ = −κ² dκ."""
         need_temperature = self.needed[2]
         temperature = -self.kappa.sum() / batch.temperature.square() if need_temperature else self.kappa
@@ -205,25 +247,7 @@ class _Gradients:
         return dict(zip(("NEED_ANCHOR", "NEED_POSITIVE", "NEED_TEMPERATURE"), self.needed, strict=True))
 
 
-def _small(
-    batch: _Batch, rows: Tensor | None, lse: Tensor | None, upstream: Tensor | None, gradients: _Gradients
-) -> None:
-    """Loss and gradients of the classes that fit in one tile."""
-    layout = batch.layout
-    ranks = min(len(layout.size), len(batch.weight))
-    if batch.memory is not None or ranks == 0:
-        return
-    one_tile[(ranks,)](
-        batch.anchor, batch.positive, batch.weight, upstream, batch.temperature,
-        layout.order, layout.rank, layout.start, layout.size, layout.active,
-        rows, lse, gradients.anchor, gradients.positive, gradients.kappa,
-        batch.anchor.stride(0), batch.positive.stride(0), batch.anchor.shape[1], len(layout.size),
-        NORMALIZE=batch.normalize, WITH_LOSS=rows is not None, WITH_UPSTREAM=upstream is not None, **gradients.flags,
-        PRECISION=product_precision(), **batch.one_tile,
-    )  # fmt: skip
-
-
-def _prepare(batch: _Batch) -> _Prepared:
+def _prepare(batch: Batch) -> _Prepared:
     layout, memory, (rows, dim) = batch.layout, batch.memory, batch.anchor.shape
     options = batch.options("prepare")
     chunk = max(batch.options_of_pass(kernel)["BLOCK_K"] for kernel in ("log_sum_exp", "gradient"))
@@ -246,7 +270,7 @@ def _prepare(batch: _Batch) -> _Prepared:
     return _Prepared(z, inverse, positive_inverse, agreement, memory_inverse)
 
 
-def _losses(batch: _Batch, rows: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+def _losses(batch: Batch, rows: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     """Fill in loss and lse of the rows of large classes; what `gradient` wants to know of them by position."""
     layout, options, prepared = batch.layout, batch.options_of_pass("log_sum_exp"), batch.prepared
     (count, dim), padded = batch.anchor.shape, prepared.z.shape[1]
@@ -254,7 +278,7 @@ def _losses(batch: _Batch, rows: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     splits = _splits(batch, tiles, options["BLOCK_N"])
     negatives = torch.empty(splits, count, dtype=torch.float32, device=rows.device)
     log_sum_exp[(tiles, splits)](
-        prepared.z, prepared.tiles(options["BLOCK_N"], options["BLOCK_K"]), prepared.inverse,
+        prepared.z, prepared.tiles(options["BLOCK_N"], options["BLOCK_K"]), prepared.inverse, prepared.agreement,
         layout.anchors, layout.rank, layout.start, layout.size, layout.totals, batch.temperature, negatives,
         batch.memory, layout.memory_order, layout.memory_start, layout.memory_size, prepared.memory_inverse,
         _row_stride(batch.memory), count, dim, padded, splits,
@@ -265,26 +289,26 @@ def _losses(batch: _Batch, rows: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _row_losses(
-    batch: _Batch,
+    batch: Batch,
     rows: Tensor | None,
     lse: Tensor,
     negatives: Tensor | None,
     upstream: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Fill in rows and lse if there are `negatives`; log2 Σ 2^x and the weight in the gradient, by position (N,)."""
+    """Fill in rows and lse if there are `negatives`; L_i and the weight in the gradient, by position (N,)."""
     layout, count = batch.layout, len(lse)
     # `gradient` wants the largest factor of float16: it then looks at those of small classes, too.
-    log_total, factor = batch.per_row(), torch.zeros_like(lse) if _is_half(batch.anchor) else batch.per_row()
+    loss_bits, factor = batch.per_row(), torch.zeros_like(lse) if _is_half(batch.anchor) else batch.per_row()
     row_losses[(triton.cdiv(count, _ROWS),)](
         layout.order, layout.rank, layout.start, layout.active, layout.totals, batch.weight, upstream,
-        batch.prepared.agreement, batch.temperature, negatives, rows, lse, log_total, factor, count,
+        batch.prepared.agreement, batch.temperature, negatives, rows, lse, loss_bits, factor, count,
         0 if negatives is None else len(negatives),
         FROM_LSE=negatives is None, WITH_UPSTREAM=upstream is not None, BLOCK=_ROWS,
     )  # fmt: skip
-    return log_total, factor
+    return loss_bits, factor
 
 
-def _gradient(batch: _Batch, log_total: Tensor, factor: Tensor, gradients: _Gradients) -> None:
+def _gradient(batch: Batch, loss_bits: Tensor, factor: Tensor, gradients: Gradients) -> None:
     """The gradients of the rows of large classes, and zeros for ignored rows."""
     if not any(gradients.needed):
         return
@@ -301,7 +325,7 @@ def _gradient(batch: _Batch, log_total: Tensor, factor: Tensor, gradients: _Grad
     gradient[(tiles, chunks, splits)](
         batch.anchor, batch.positive, prepared.tiles(block_m, block_k), prepared.tiles(block_n, block_k),
         prepared.tiles(block_n, block_v), layout.order, layout.rank, layout.start, layout.size, layout.active,
-        layout.totals, batch.temperature, log_total, factor, largest,
+        layout.totals, batch.temperature, loss_bits, factor, largest,
         prepared.inverse, prepared.positive_inverse, prepared.agreement,
         batch.memory, layout.memory_order, layout.memory_start, layout.memory_size, prepared.memory_inverse,
         gradients.anchor, gradients.positive, gradients.kappa, pulls, sums,
@@ -320,7 +344,7 @@ def _gradient(batch: _Batch, log_total: Tensor, factor: Tensor, gradients: _Grad
         )  # fmt: skip
 
 
-def _splits(batch: _Batch, programs: int, block_n: int) -> int:
+def _splits(batch: Batch, programs: int, block_n: int) -> int:
     """Into how many parts the columns of a tile are split: more than one where few tiles meet a long memory.
 
     Kernels count splits · N in 32 bits: with more than one split there are few tiles, and so few rows.
@@ -333,15 +357,6 @@ def _splits(batch: _Batch, programs: int, block_n: int) -> int:
 
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-
-
-def _likely_size(rows: int, num_classes: int | None) -> int:
-    """What nearly every class will not exceed if labels are drawn alike: the mean and four standard deviations.
-
-    Larger ones go the longer way. Nothing is known without a number of classes.
-    """
-    mean = rows / num_classes if num_classes else math.inf
-    return math.ceil(min(mean + 4 * math.sqrt(mean), rows))
 
 
 def _options(kernel: str, rows: Tensor, size: int) -> tables.Options:

@@ -14,15 +14,19 @@ classes of n rows stand BLOCK // n in a tile. Meant for many small classes, wher
 more than BLOCK rows is left to `large_classes`. Measured times are owed: no GPU has run this yet.
 """
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from icckd.kernels import tables
 from icckd.kernels.contrast import (
     ALIGNED,
-    LN_2,
+    HALF_UNIT,
     LOG2_E,
     argument_types,
     finite,
@@ -34,8 +38,12 @@ from icckd.kernels.contrast import (
     row_loss,
     store_gradients,
 )
-from icckd.kernels.precision import matmul, rounded
+from icckd.kernels.layout import class_layout
+from icckd.kernels.precision import matmul, product_precision, rounded
 from icckd.kernels.specialization import ELEMENTS, Specialization, specialize
+
+if TYPE_CHECKING:
+    from icckd.kernels.intra_class import Batch, Gradients
 
 
 @triton.jit(do_not_specialize=["ranks"])
@@ -93,22 +101,20 @@ def one_tile(
 
     kappa = 1.0 / tl.load(temperature)
     scale = kappa * LOG2_E
-    own = scale * agreement
-    highest = tl.max(s, 1) * scale
+    highest = (tl.max(s, 1) - agreement) * scale
     highest = tl.where(highest == float("-inf"), 0.0, highest)
-    negatives = highest + tl.log2(tl.sum(tl.exp2(s * scale - highest[:, None]), 1))
-    loss = row_loss(negatives, own)
-    log_total = own + loss * LOG2_E
+    exponents = (s - agreement[:, None]) * scale
+    loss = row_loss(highest + tl.log2(tl.sum(tl.exp2(exponents - highest[:, None]), 1)))
     if WITH_LOSS:
         tl.store(losses + row, tl.where(is_anchor, factor * loss, 0.0), mask=valid)
-        tl.store(lse + row, tl.where(is_anchor, log_total * LN_2, 0.0), mask=valid)
+        tl.store(lse + row, tl.where(is_anchor, kappa * agreement + loss, 0.0), mask=valid)
 
     if NEED_ANCHOR or NEED_POSITIVE or NEED_TEMPERATURE:
         if WITH_UPSTREAM:
             factor *= tl.load(upstream + row, mask=is_anchor, other=0.0)
         # +∞ makes the shares of a row that is no anchor vanish.
-        log_total = tl.where(is_anchor, log_total, float("inf"))
-        coefficient = factor[:, None] * tl.exp2(s * scale - log_total[:, None])
+        loss_bits = tl.where(is_anchor, loss * LOG2_E, float("inf"))
+        coefficient = factor[:, None] * tl.exp2((s - agreement[:, None]) * scale - loss_bits[:, None])
         pairs = tl.sum(coefficient, 1)
         if NEED_TEMPERATURE:
             slope = tl.sum(coefficient * finite(s), 1) - pairs * agreement
@@ -118,8 +124,8 @@ def one_tile(
         along = tl.sum(coefficient * finite(s), 1)
         largest = tl.full((BLOCK,), 1.0, tl.float32)
         if anchor.dtype.element_ty == tl.float16:
-            # It has no room for small weights: bring the largest of each row near 1.
-            largest = tl.max(tl.abs(coefficient), 1)
+            # It has no room for small numbers: bring the largest of each row near its own largest.
+            largest = tl.max(tl.abs(coefficient), 1) * HALF_UNIT
             largest = tl.where(largest > 0, largest, 1.0)
             coefficient = coefficient * (1.0 / largest)[:, None]
         coefficient = rounded(coefficient * mantissa(inverse)[None, :], anchor.dtype.element_ty)
@@ -137,10 +143,56 @@ def one_tile(
             )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class OneTile:
+    """Computes classes of up to BLOCK rows by `one_tile`: Triton's `SmallClasses`."""
+
+    options: tables.Options
+
+    @classmethod
+    def for_rows(cls, anchor: Tensor, num_classes: int | None) -> "OneTile":
+        """With the smallest tile that holds classes of the size that is likely."""
+        size, architecture = _likely_size(len(anchor), num_classes), tables.architecture(anchor.device)
+        return cls(tables.options("one_tile", architecture, anchor.element_size(), size))
+
+    @property
+    def limit(self) -> int:
+        return self.options["BLOCK"]
+
+    layout = staticmethod(class_layout)
+
+    def compute(
+        self, batch: "Batch", rows: Tensor | None, lse: Tensor | None, upstream: Tensor | None, gradients: "Gradients"
+    ) -> None:
+        layout = batch.layout
+        ranks = min(len(layout.size), len(batch.weight))
+        one_tile[(ranks,)](
+            batch.anchor, batch.positive, batch.weight, upstream, batch.temperature,
+            layout.order, layout.rank, layout.start, layout.size, layout.active,
+            rows, lse, gradients.anchor, gradients.positive, gradients.kappa,
+            batch.anchor.stride(0), batch.positive.stride(0), batch.anchor.shape[1], len(layout.size),
+            NORMALIZE=batch.normalize, WITH_LOSS=rows is not None, WITH_UPSTREAM=upstream is not None,
+            **gradients.flags, PRECISION=product_precision(), **self.options,
+        )  # fmt: skip
+
+
+def _likely_size(rows: int, num_classes: int | None) -> int:
+    """What nearly every class will not exceed if labels are drawn alike: the mean and four standard deviations.
+
+    Larger ones go the longer way. Nothing is known without a number of classes.
+    """
+    mean = rows / num_classes if num_classes else math.inf
+    return math.ceil(min(mean + 4 * math.sqrt(mean), rows))
+
+
 def specializations(architecture: str) -> Iterator[Specialization]:
     """Every table entry: in a training step, and in the backward of single rows' losses with everything wanted."""
-    common = {"NORMALIZE": True, "NEED_ANCHOR": True, "NEED_POSITIVE": True}
-    common["PRECISION"] = product_precision_of(architecture)
+    common = {
+        "NORMALIZE": True,
+        "NEED_ANCHOR": True,
+        "NEED_POSITIVE": True,
+        "PRECISION": product_precision_of(architecture),
+    }
     step = {"WITH_LOSS": True, "WITH_UPSTREAM": False, "upstream": None, "NEED_TEMPERATURE": False}
     backward = {"WITH_LOSS": False, "WITH_UPSTREAM": True, "losses": None, "lse": None, "NEED_TEMPERATURE": True}
     for element, size in ELEMENTS.items():

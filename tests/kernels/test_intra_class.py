@@ -9,6 +9,7 @@ import torch
 
 from icckd import reference
 from icckd.kernels import intra_class as kernels
+from icckd.kernels import one_tile
 from tests.problems import SMALL, assert_as_exact, exact, with_gradients
 
 # Sizes of classes; in the interpreter one tile holds 32 rows, or 16 where classes are promised to be small.
@@ -255,7 +256,7 @@ def test_strides(guard, slots):
 def test_counting_and_sorting_give_the_same_bits(guard, monkeypatch, sizes, slots):
     problem = Problem(sizes, slots=slots)
     # Without a promise the tile is chosen for any size: the same one, then, for both.
-    monkeypatch.setattr(kernels, "_likely_size", lambda *_: 32)
+    monkeypatch.setattr(one_tile, "_likely_size", lambda *_: 32)
     one, other = (
         kernels.intra_class_sum(*problem.arguments(guard, num_classes), True, True, True)
         for num_classes in (None, problem.num_classes)
@@ -264,10 +265,10 @@ def test_counting_and_sorting_give_the_same_bits(guard, monkeypatch, sizes, slot
 
 
 def test_the_tile_is_chosen_by_the_likely_size_of_a_class():
-    assert kernels._likely_size(65536, 1000) == 98
-    assert kernels._likely_size(1024, 1000) == 6
-    assert kernels._likely_size(100, 1) == kernels._likely_size(100, None) == 100
-    assert kernels._likely_size(0, 10) == kernels._likely_size(0, None) == 0
+    assert one_tile._likely_size(65536, 1000) == 98
+    assert one_tile._likely_size(1024, 1000) == 6
+    assert one_tile._likely_size(100, 1) == one_tile._likely_size(100, None) == 100
+    assert one_tile._likely_size(0, 10) == one_tile._likely_size(0, None) == 0
 
 
 def test_nan_stays_in_its_class(guard):
