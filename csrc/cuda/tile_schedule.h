@@ -79,11 +79,11 @@ constexpr WholeClassPlan plan_with(int rows, int stages, int dim, int element_by
 }
 
 // With as many stages as fit into `shared_limit` bytes, 4 or 2; rows 0 where a tile of that many rows does not fit at all.
-constexpr WholeClassPlan plan_whole_class(int rows, int dim, int element_bytes, int shared_limit) {
+constexpr WholeClassPlan plan_whole_class(int rows, int64_t dim, int element_bytes, int shared_limit) {
   // No row, or one so long that the number of its bytes might overflow.
   if (dim <= 0 || dim > 1 << 16) return {};
   for (int stages : {4, 2})
-    if (const WholeClassPlan plan = plan_with(rows, stages, dim, element_bytes); plan.bytes <= shared_limit) return plan;
+    if (const WholeClassPlan plan = plan_with(rows, stages, static_cast<int>(dim), element_bytes); plan.bytes <= shared_limit) return plan;
   return {};
 }
 

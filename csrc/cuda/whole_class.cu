@@ -1,26 +1,23 @@
-// The whole-class kernel as an operator: checks, the tile, the launch.
+// The whole-class kernel as operators.
 //
-//   whole_class_limit   the largest class that a tile holds, hence the limit that the layout is made with; 0: rows are too long
-//   whole_class         outputs of all rows in classes of up to `limit` rows; others are left as they are
+//   whole_class_limit   the rows of a tile, and so the largest class that the kernel computes; 0: rows are too long for it
+//   whole_class         computes the rows of classes of up to `limit` rows, which the layout was made with; leaves others alone
 //
-// An output that is null is not wanted. losses and lse are written together: the weighted loss and the log-sum-exp of anchors, 0 of other
-// rows. Gradients are those of Σ upstream · losses, or of Σ losses without upstream; d_kappa is κ's by row. No losses with upstream.
+// An output that is None is not wanted. losses, the weighted loss of anchors, and lse, their log-sum-exp, are wanted together; both are 0
+// of other rows. The gradients are those of Σ losses, or of Σ upstream · losses; losses are not computed with upstream.
+#include "cuda/whole_class.h"
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <initializer_list>
+#include <limits>
 #include <optional>
 
-#include "cuda/whole_class.h"
+#include "cuda/tensors.h"
 
 namespace icckd::cuda {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 // What registers suffice for without spilling: C of the largest tile takes many, less so where wgmma shares out its columns.
@@ -43,117 +40,90 @@ Kernel kernel_for(int rows) {
   }
 }
 
-Kernel kernel_for(ScalarType element, int rows) {
-  switch (element) {
-    case ScalarType::BFloat16: return kernel_for<bfloat16>(rows);
-    case ScalarType::Half: return kernel_for<float16>(rows);
-    default: return kernel_for<float>(rows);
-  }
-}
+int shared_limit(const Tensor& x) { return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, x); }
 
-void check(cudaError_t error) { STD_TORCH_CHECK(error == cudaSuccess, "whole_class: ", cudaGetErrorString(error)); }
-
-int attribute_of(int device, cudaDeviceAttr attribute) {
-  int value = 0;
-  check(cudaDeviceGetAttribute(&value, attribute, device));
-  return value;
-}
-
-int shared_limit_of(const Tensor& x) { return attribute_of(x.get_device_index(), cudaDevAttrMaxSharedMemoryPerBlockOptin); }
-
-void check_tensor(const Tensor& x, ScalarType type, std::initializer_list<int64_t> shape, const char* name) {
-  STD_TORCH_CHECK(x.is_cuda(), name, " should be on a GPU");
-  STD_TORCH_CHECK(x.scalar_type() == type, name, " has the wrong dtype");
-  STD_TORCH_CHECK(x.dim() == static_cast<int64_t>(shape.size()), name, " has ", x.dim(), " dimensions; it should have ", shape.size());
-  int64_t dim = 0;
-  for (int64_t wanted : shape) {
-    STD_TORCH_CHECK(x.size(dim) == wanted, name, " has size ", x.size(dim), " in dimension ", dim, "; it should have ", wanted);
-    ++dim;
-  }
-}
-
-// The data of a contiguous tensor of this shape, or null of none.
+// The data of a tensor of this shape, or null of none.
 template <class T>
-T* data_of(const OptionalTensor& x, ScalarType type, std::initializer_list<int64_t> shape, const char* name) {
+T* data_of(const OptionalTensor& x, ScalarType dtype, std::initializer_list<int64_t> shape, const char* name) {
   if (!x) return nullptr;
-  check_tensor(*x, type, shape, name);
-  STD_TORCH_CHECK(x->is_contiguous(), name, " should be contiguous");
-  return static_cast<T*>(x->data_ptr());
+  check_dtype(*x, dtype, name);
+  check_tensor(*x, shape, name);
+  return static_cast<T*>(x->mutable_data_ptr());
 }
 
-void launch(Kernel kernel, const WholeClassParams& params, int64_t row_count, int device) {
-  const int threads = params.plan.rows * 2;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, params.plan.bytes));
-  int per_multiprocessor = 0;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads, params.plan.bytes));
-  STD_TORCH_CHECK(per_multiprocessor > 0, "whole_class: no multiprocessor has room for a tile of ", params.plan.rows, " rows");
-  const int64_t resident = per_multiprocessor * attribute_of(device, cudaDevAttrMultiProcessorCount);
-  // No more blocks than have 16 rows each: of few rows, many multiprocessors compute a few.
-  const int64_t blocks = std::min(resident, (row_count + warp_rows - 1) / warp_rows);
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  kernel<<<static_cast<unsigned>(blocks), threads, params.plan.bytes, static_cast<cudaStream_t>(stream)>>>(params);
-  check(cudaGetLastError());
+// Rows that may be far apart, but are not scattered themselves.
+void check_rows(const Tensor& x, const Tensor& like, const char* name) {
+  STD_TORCH_CHECK(x.is_cuda() && x.dim() == 2, name, " should be a matrix on a CUDA device");
+  STD_TORCH_CHECK(x.size(0) == like.size(0) && x.size(1) == like.size(1), name, " should have the shape of anchor");
+  STD_TORCH_CHECK(x.stride(1) == 1 || x.size(1) == 1, name, " should have stride 1 along its rows");
+  check_dtype(x, like.scalar_type(), name);
+}
+
+void launch(const Tensor& anchor, const WholeClassParams& params) {
+  Kernel kernel = nullptr;
+  with_type(element_of(anchor, "anchor"), [&](auto element) { kernel = kernel_for<decltype(element)>(params.plan.rows); });
+  const int threads = params.plan.rows / warp_rows * warp_size;
+  const OnDevice device(anchor);
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, params.plan.bytes));
+  int resident = 0;
+  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, params.plan.bytes));
+  resident *= device_attribute(cudaDevAttrMultiProcessorCount, anchor);
+  // A few rows each for many blocks, where rows are few.
+  const int64_t busy = (anchor.size(0) + warp_rows - 1) / warp_rows;
+  device.launch(kernel, dim3(static_cast<unsigned>(std::min<int64_t>(std::max(resident, 1), busy))), threads, params.plan.bytes, params);
 }
 
 int64_t whole_class_limit(const Tensor& anchor, std::optional<int64_t> num_classes) {
-  STD_TORCH_CHECK(anchor.is_cuda() && anchor.dim() == 2, "anchor should be a matrix on a GPU");
-  const int64_t expected = num_classes && *num_classes > 0 ? (anchor.size(0) + *num_classes - 1) / *num_classes : 0;
-  const int dim = static_cast<int>(std::min<int64_t>(anchor.size(1), INT32_MAX));
-  return tile_rows_for(dim, static_cast<int>(anchor.element_size()), shared_limit_of(anchor),
-                       static_cast<int>(std::min<int64_t>(expected, 1 << 20)));
+  check_rows(anchor, anchor, "anchor");
+  constexpr int64_t most = 1 << 20;  // far more than any tile holds
+  const int64_t expected = num_classes.value_or(0) > 0 ? (anchor.size(0) + *num_classes - 1) / *num_classes : 0;
+  return tile_rows_for(static_cast<int>(std::min(anchor.size(1), most)), static_cast<int>(anchor.element_size()), shared_limit(anchor),
+                       static_cast<int>(std::min(expected, most)));
 }
 
 void whole_class(const Tensor& anchor, const Tensor& positive, const Tensor& weight, const OptionalTensor& upstream,
                  const Tensor& temperature, const Tensor& order, const Tensor& rank, const Tensor& start, const Tensor& size,
-                 const Tensor& active, const Tensor& totals, int64_t limit, bool normalize, bool allow_tf32, OptionalTensor losses,
-                 OptionalTensor lse, OptionalTensor d_anchor, OptionalTensor d_positive, OptionalTensor d_kappa) {
-  STD_TORCH_CHECK(anchor.dim() == 2, "anchor has ", anchor.dim(), " dimensions; it should have 2");
-  const int64_t rows = anchor.size(0), dim = anchor.size(1), ranks = start.size(0);
-  const ScalarType element = anchor.scalar_type();
-  STD_TORCH_CHECK(element == ScalarType::Float || element == ScalarType::BFloat16 || element == ScalarType::Half,
-                  "anchor should be float32, bfloat16 or float16");
-  STD_TORCH_CHECK(rows <= INT32_MAX, "anchor has too many rows");
-  for (const Tensor* x : {&anchor, &positive}) {
-    check_tensor(*x, element, {rows, dim}, "a matrix of features");
-    STD_TORCH_CHECK(x->stride(1) == 1 || dim == 1, "rows of features should be contiguous");
-  }
-  STD_TORCH_CHECK(losses.has_value() == lse.has_value(), "losses and lse are wanted together");
+                 const Tensor& active, const Tensor& totals, int64_t limit, bool normalize, bool allow_tf32, const OptionalTensor& losses,
+                 const OptionalTensor& lse, const OptionalTensor& d_anchor, const OptionalTensor& d_positive,
+                 const OptionalTensor& d_kappa) {
+  check_rows(anchor, anchor, "anchor");
+  check_rows(positive, anchor, "positive");
+  STD_TORCH_CHECK(losses.has_value() == lse.has_value(), "losses and lse should be wanted together");
   STD_TORCH_CHECK(!losses || !upstream, "losses are not computed with upstream");
-  const std::initializer_list<int64_t> per_row = {rows}, per_rank = {ranks};
+  const int64_t count = anchor.size(0), dim = anchor.size(1), ranks = start.numel();
+  STD_TORCH_CHECK(count <= std::numeric_limits<int32_t>::max(), "there are too many rows: ", count);
+  const int element_bytes = static_cast<int>(anchor.element_size());
+  const WholeClassPlan plan = limit == 32 || limit == 64 || limit == 128
+                                  ? plan_whole_class(static_cast<int>(limit), dim, element_bytes, shared_limit(anchor))
+                                  : WholeClassPlan{};
+  STD_TORCH_CHECK(plan.rows > 0, "limit is ", limit, "; it should be what whole_class_limit says, and not 0");
   WholeClassParams params{
-      .anchor = anchor.data_ptr(),
-      .positive = positive.data_ptr(),
+      .anchor = anchor.const_data_ptr(),
+      .positive = positive.const_data_ptr(),
       .anchor_stride = anchor.stride(0),
       .positive_stride = positive.stride(0),
-      .dim = static_cast<int>(std::min<int64_t>(dim, INT32_MAX)),
-      .weight = data_of<float>(weight, ScalarType::Float, per_row, "weight"),
-      .upstream = data_of<float>(upstream, ScalarType::Float, per_row, "upstream"),
+      .dim = static_cast<int>(dim),
+      .weight = data_of<float>(weight, ScalarType::Float, {count}, "weight"),
+      .upstream = data_of<float>(upstream, ScalarType::Float, {count}, "upstream"),
       .temperature = data_of<float>(temperature, ScalarType::Float, {}, "temperature"),
-      .order = data_of<int32_t>(order, ScalarType::Int, per_row, "order"),
-      .active = data_of<int32_t>(active, ScalarType::Int, per_rank, "active"),
+      .order = data_of<int32_t>(order, ScalarType::Int, {count}, "order"),
+      .active = data_of<int32_t>(active, ScalarType::Int, {ranks}, "active"),
       .totals = data_of<int32_t>(totals, ScalarType::Int, {4}, "totals"),
-      .classes = {.rank = data_of<int32_t>(rank, ScalarType::Int, per_row, "rank"),
-                  .start = data_of<int32_t>(start, ScalarType::Int, per_rank, "start"),
-                  .size = data_of<int32_t>(size, ScalarType::Int, per_rank, "size")},
-      .losses = data_of<float>(losses, ScalarType::Float, per_row, "losses"),
-      .lse = data_of<float>(lse, ScalarType::Float, per_row, "lse"),
-      .d_kappa = data_of<float>(d_kappa, ScalarType::Float, per_row, "d_kappa"),
-      .d_anchor = data_of<void>(d_anchor, element, {rows, dim}, "d_anchor"),
-      .d_positive = data_of<void>(d_positive, element, {rows, dim}, "d_positive"),
+      .classes = {.rank = data_of<int32_t>(rank, ScalarType::Int, {count}, "rank"),
+                  .start = data_of<int32_t>(start, ScalarType::Int, {ranks}, "start"),
+                  .size = data_of<int32_t>(size, ScalarType::Int, {ranks}, "size")},
+      .losses = data_of<float>(losses, ScalarType::Float, {count}, "losses"),
+      .lse = data_of<float>(lse, ScalarType::Float, {count}, "lse"),
+      .d_kappa = data_of<float>(d_kappa, ScalarType::Float, {count}, "d_kappa"),
+      .d_anchor = data_of<void>(d_anchor, anchor.scalar_type(), {count, dim}, "d_anchor"),
+      .d_positive = data_of<void>(d_positive, anchor.scalar_type(), {count, dim}, "d_positive"),
       .normalize = normalize,
       .aligned = false,
       .exact = !allow_tf32,
-      .plan = {},
+      .plan = plan,
   };
-  const int64_t element_bytes = static_cast<int64_t>(anchor.element_size());
   params.aligned = rows_are_aligned(params, element_bytes);
-  params.plan = plan_whole_class(static_cast<int>(limit), params.dim, static_cast<int>(element_bytes), shared_limit_of(anchor));
-  STD_TORCH_CHECK(std::ranges::count(tile_sizes, limit) == 1 && params.plan.rows > 0, "limit is ", limit,
-                  "; it should be what whole_class_limit says");
-  if (rows == 0 || ranks == 0) return;
-  const torch::stable::accelerator::DeviceGuard guard(anchor.get_device_index());
-  launch(kernel_for(element, params.plan.rows), params, rows, anchor.get_device_index());
+  if (count > 0 && ranks > 0) launch(anchor, params);
 }
 
 }  // namespace

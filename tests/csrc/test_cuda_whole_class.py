@@ -1,6 +1,11 @@
-"""The whole-class kernel in the emulator: against the definition, in every mode, and what it must leave alone."""
+"""The whole-class kernel in the emulator: against the definition, in every mode, and what it must leave alone.
 
-from dataclasses import dataclass
+Compiled for sm_80 it copies by cp.async and multiplies by mma; for sm_100 by bulk copies and mma; for sm_90 by bulk
+copies and wgmma, but mma in tiles of 32 rows and for float32.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,7 +18,7 @@ from icckd.kernels.layout import Layout, sorted_layout
 from tests.csrc import emulator
 from tests.problems import with_gradients
 
-SHARED = 227 * 1024
+SHARED = 227 << 10
 FORMATS = [torch.bfloat16, torch.float16, torch.float32]
 
 
@@ -29,6 +34,12 @@ class Outputs:
 
     def present(self) -> dict[str, Tensor]:
         return {name: x for name, x in vars(self).items() if x is not None}
+
+    def assert_same_bits(self, other: "Outputs") -> None:
+        for name in self.present().keys() & other.present().keys():
+            integers = torch.int32 if getattr(self, name).dtype == torch.float32 else torch.int16
+            x, y = (getattr(outputs, name).view(integers) for outputs in (self, other))
+            assert torch.equal(x, y), name
 
 
 ALL = ("losses", "lse", "d_anchor", "d_positive", "d_kappa")
@@ -77,29 +88,25 @@ def run(p, architecture, timing="late", outputs=ALL, blocks=3, padding=0, offset
     dtype, (count, dim) = p.anchor.dtype, p.anchor.shape
     stride = dim + padding
 
-    def between_poison(x):
+    def between_poison(x, unread):
         buffer = torch.full((offset + count * stride,), torch.nan, dtype=dtype)
-        buffer[offset:].view(count, stride)[:, :dim] = x
-        # What nobody may read, or has to.
-        buffer[offset:].view(count, stride)[p.labels < 0] = torch.nan
-        return buffer[: len(buffer) - padding].contiguous()
+        buffer[offset:].view(count, stride)[:, :dim] = torch.where(unread[:, None], torch.nan, x)
+        return buffer[: len(buffer) - padding].clone()
 
-    positive = p.positive.clone()
-    positive[p.gate == 0] = torch.nan
     result = Outputs()
     for name in outputs:
         shape = (count, dim) if name in ("d_anchor", "d_positive") else (count,)
         number_format = dtype if name in ("d_anchor", "d_positive") else torch.float32
         setattr(result, name, torch.full(shape, torch.nan, dtype=number_format))
-    layout = p.layout()
+    layout, unread = p.layout(), ~p.served()
     kernel = getattr(emulator.load("whole_class", architecture), f"whole_class_{str(dtype).removeprefix('torch.')}")
     kernel(
-        between_poison(p.anchor), between_poison(positive), offset, stride, stride, dim, p.weight(), p.upstream,
-        torch.tensor(p.temperature), layout.order, layout.rank, layout.start, layout.size, layout.active, layout.totals,
-        p.limit, shared, blocks, p.normalize, exact, *vars(result).values(), timing,
+        between_poison(p.anchor, unread), between_poison(p.positive, unread | (p.gate == 0)), offset, stride, stride, dim,
+        p.weight(), p.upstream, torch.tensor(p.temperature), layout.order, layout.rank, layout.start, layout.size,
+        layout.active, layout.totals, p.limit, shared, blocks, p.normalize, exact, *vars(result).values(), timing,
     )  # fmt: skip
     for name, x in result.present().items():
-        assert x[~p.served()].isnan().all(), f"{name} of rows that are others' was written"
+        assert x[unread].isnan().all(), f"{name} of rows that are others' was written"
     return result
 
 
@@ -128,7 +135,7 @@ def log_sum_exp(p):
 
 
 def assert_exact(p, result):
-    """Errors against float64 are at most twice those of PyTorch in the same precision, or rounding: tests/problems.py."""
+    """Errors are at most twice those of PyTorch in the same precision, or rounding, as tests/problems.py has it."""
     served = p.served()
     for x, plain, truth, name in zip(
         (result.losses, result.d_anchor, result.d_positive, result.d_kappa),
@@ -162,3 +169,268 @@ def assert_close(x, plain, truth, temperature, name):
 def test_is_the_definition(architecture, timing, dtype, limit):
     p = problem([limit, 17, 9, 9, 2, 1, 1], 72, dtype, limit=limit)
     assert_exact(p, run(p, architecture, timing))
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+def test_largest_tile(architecture, dtype):
+    p = problem([128, 70, 50, 3], 136, dtype, limit=128)
+    assert_exact(p, run(p, architecture))
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize(
+    ("sizes", "ignored"),
+    [([1], 0), ([2], 0), ([], 4), ([1] * 70, 5), ([32], 0), ([32] * 4, 1), ([31, 2] * 3, 0), ([16] * 9, 0)],
+    ids=str,
+)
+def test_sizes(architecture, dtype, sizes, ignored):
+    p = problem(sizes, 40, dtype, ignored=ignored)
+    assert_exact(p, run(p, architecture))
+
+
+def test_classes_beyond_the_limit_are_left_alone(architecture, timing):
+    p = problem([300, 65, 33, 32, 32, 5, 1], 24)
+    assert p.served().sum() == 70
+    assert_exact(p, run(p, architecture, timing))
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize("dim", [1, 3, 8, 37, 64, 65, 130])
+def test_row_lengths(architecture, dtype, dim):
+    # The direction of a single number has no gradient, and its errors no measure.
+    p = problem([20, 12, 7], dim, dtype, normalize=dim > 1, temperature=0.1 if dim > 1 else 1.0)
+    assert_exact(p, run(p, architecture, blocks=2))
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize(("padding", "offset"), [(8, 0), (16, 8), (3, 0), (0, 1), (5, 3)])
+def test_strides_and_misaligned_rows(architecture, timing, dtype, padding, offset):
+    p = problem([20, 12, 7, 7], 40, dtype)
+    run(p, architecture).assert_same_bits(run(p, architecture, timing, padding=padding, offset=offset))
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+def test_a_ring_of_two_stages(architecture, timing, dtype):
+    p = problem([32, 32, 20, 12, 7, 7], 72, dtype)
+    need = 32 * 72 * p.anchor.element_size()
+    tight = next(limit for limit in range(need, SHARED, 256) if plan(architecture, 32, 72, p, limit))
+    assert plan(architecture, 32, 72, p, tight) != plan(architecture, 32, 72, p, SHARED)
+    run(p, architecture).assert_same_bits(run(p, architecture, timing, shared=tight))
+
+
+def plan(architecture, rows, dim, p, limit):
+    return emulator.load("whole_class", architecture).plan(rows, dim, p.anchor.element_size(), limit)
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize("limit", [32, 64])
+def test_every_output_alone_is_the_same(architecture, dtype, limit):
+    p = problem([limit, 12, 7], 72, dtype, limit=limit)
+    everything = run(p, architecture)
+    for outputs in (LOSSES, *((name,) for name in GRADIENTS), GRADIENTS[:2]):
+        everything.assert_same_bits(run(p, architecture, outputs=outputs))
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize("limit", [32, 64])
+def test_backward_of_rows(architecture, timing, dtype, limit):
+    upstream = torch.randn(limit + 29 + 3, generator=torch.Generator().manual_seed(1))
+    p = problem([limit, 20, 8, 1], 72, dtype, limit=limit, upstream=upstream)
+    assert_exact(p, run(p, architecture, timing, GRADIENTS))
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_without_normalisation(architecture, dtype, temperature):
+    p = problem([32, 20, 8, 1], 24, dtype, temperature=temperature, normalize=False)
+    assert_exact(p, run(p, architecture))
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize("temperature", [0.005, 0.02, 1.0, 50.0])
+def test_temperatures(architecture, dtype, temperature):
+    p = problem([32, 20, 8, 1], 24, dtype, temperature=temperature)
+    first, second, third = (p.labels == 1).nonzero().flatten()[:3]
+    # Pairs that agree wholly and that oppose each other wholly, as positives and as negatives.
+    p.anchor[second], p.anchor[third], p.positive[first], p.positive[second] = (
+        p.anchor[first], -p.anchor[first], p.anchor[first], p.anchor[third],
+    )  # fmt: skip
+    assert_exact(p, run(p, architecture))
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e6])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_extreme_temperatures_stay_finite(architecture, temperature, normalize):
+    p = problem([32, 20, 8, 1], 24, temperature=temperature, normalize=normalize)
+    for x in run(p, architecture).present().values():
+        assert x[p.served()].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize("gate", [0.0, 1.0])
+def test_gates(architecture, dtype, gate):
+    p = problem([32, 20, 8, 1], 40, dtype)
+    p.gate.fill_(gate)
+    result = run(p, architecture)
+    assert_exact(p, result)
+    if gate == 0:
+        assert not any(x[p.served()].any() for x in result.present().values())
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+def test_zero_rows(architecture, dtype):
+    p = problem([32, 20, 8, 1], 40, dtype)
+    p.gate.fill_(0.5)
+    p.anchor[::5], p.positive[::7] = 0, 0
+    result = run(p, architecture)
+    assert_exact(p, result)
+    served = p.served()
+    assert not result.d_anchor[::5][served[::5]].any()
+    assert not result.d_positive[::7][served[::7]].any()
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+def test_rows_of_very_different_norms(architecture, dtype):
+    p = problem([32, 20, 8, 1], 40, dtype)
+    # float16 has no number between 0 and 6e-8, so that the smaller rows are a few bits each.
+    norms = torch.logspace(-6, 3, len(p.labels))[torch.randperm(len(p.labels))]
+    p = replace(p, anchor=(p.anchor.float() * norms[:, None]).to(dtype))
+    result = run(p, architecture)
+    for x, truth in zip(
+        (result.losses, result.d_anchor, result.d_positive), expected(p, torch.float64)[:3], strict=True
+    ):
+        # Gradients scale with 1/norm: each row by itself.
+        error = (x.double() - truth).abs().reshape(len(truth), -1).amax(1)
+        largest = truth.abs().reshape(len(truth), -1).amax(1)
+        rounding = 4 * torch.finfo(x.dtype).eps + 1.2e-7 / p.temperature
+        tolerance = rounding * largest + torch.finfo(x.dtype).smallest_normal + 2e-6
+        overflow = largest > torch.finfo(x.dtype).max
+        assert (overflow | ~p.served() | (error <= tolerance)).all()
+
+
+@pytest.mark.parametrize("limit", [32, 64])
+def test_not_a_number_stays_in_its_tile(architecture, limit):
+    p = problem([limit, limit, 3, 3], 72, torch.bfloat16, limit=limit)
+    clean = run(p, architecture, blocks=1)
+    p.anchor[(p.labels == 0) | (p.labels == 1)] = torch.nan
+    result = run(p, architecture, blocks=1)
+    rest = p.labels >= 2
+    for name, x in result.present().items():
+        assert torch.equal(x[rest], getattr(clean, name)[rest]), name
+        assert x[(p.labels == 0) & (p.gate > 0)].isnan().all(), name
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize("limit", [32, 64])
+def test_same_bits_whatever_the_timing(architecture, dtype, limit):
+    p = problem([limit, limit, 30, 20, 20, 9, 3], 72, dtype, limit=limit)
+    run(p, architecture, "late").assert_same_bits(run(p, architecture, "early"))
+
+
+def test_one_tf32_product_where_it_is_allowed(architecture):
+    p = problem([32, 20, 8, 1], 40)
+    truth = expected(p, torch.float64)[1]
+    three, one = (
+        (run(p, architecture, exact=exact).d_anchor - truth)[p.served()].abs().max() for exact in (True, False)
+    )
+    assert three < 1e-5 < one < 1e-2
+
+
+def test_rows_beyond_32_bits(architecture):
+    """Rows so far apart that their offsets do not fit into 32 bits; nothing between them is touched."""
+    p = problem([12, 8, 3], 16, torch.bfloat16)
+    count, stride = len(p.labels), 1 << 27
+    buffers = []
+    for x in (p.anchor, p.positive):
+        buffer = torch.empty((count - 1) * stride + 16, dtype=x.dtype)
+        buffer.as_strided((count, 16), (stride, 1)).copy_(x)
+        buffers.append(buffer)
+    layout, close = p.layout(), run(p, architecture)
+    far = Outputs(*(torch.full_like(x, torch.nan) for x in close.present().values()))
+    emulator.load("whole_class", architecture).whole_class_bfloat16(
+        *buffers, 0, stride, stride, 16, p.weight(), None, torch.tensor(p.temperature), layout.order, layout.rank,
+        layout.start, layout.size, layout.active, layout.totals, 32, SHARED, 3, True, True, *vars(far).values(), "late",
+    )  # fmt: skip
+    far.assert_same_bits(close)
+
+
+# --- the schedule and the plan ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def index_logic():
+    if (reason := emulator.why_unavailable()) is not None:
+        pytest.skip(f"no emulator: {reason}")
+    return emulator.load("whole_class", "sm_90")
+
+
+@given(
+    sizes=st.lists(st.integers(1, 64), max_size=60),
+    larger=st.lists(st.integers(65, 200), max_size=3),
+    empty=st.integers(0, 3),
+    blocks=st.integers(1, 70),
+)
+def test_every_class_is_in_one_tile(index_logic, sizes, larger, empty, blocks):
+    sizes, larger = sorted(sizes, reverse=True), sorted(larger, reverse=True)
+    every = larger + sizes + [0] * empty
+    begins = torch.tensor([0, *every]).cumsum(0).tolist()
+    rank = [r for r, n in enumerate(every) for _ in range(n)]
+    first, labelled = sum(larger), sum(every)
+    tiles = index_logic.tiles(rank, begins[:-1], every, first, labelled, 64, blocks)
+    assert not tiles or tiles[0][1] == first
+    assert all(a[2] == b[1] and a[0] <= b[0] for a, b in pairwise(tiles))
+    assert not sizes or tiles[-1][2] == labelled
+    starts = set(begins[len(larger) :])
+    for block, begin, end in tiles:
+        assert 0 <= block < blocks
+        assert {begin, end} <= starts
+        assert end - begin <= 64
+    for a, b in pairwise(tiles):
+        if a[0] == b[0]:
+            # Another class would not have fitted.
+            assert a[2] - a[1] + every[rank[b[1]]] > 64
+    for block in range(blocks):
+        rows = sum(end - begin for owner, begin, end in tiles if owner == block)
+        assert rows <= (labelled - first) / blocks + max(sizes, default=0)
+
+
+@given(
+    dim=st.integers(1, 3000),
+    element_bytes=st.sampled_from([2, 4]),
+    shared_limit=st.sampled_from([99 << 10, 163 << 10, SHARED]),
+    expected_rows=st.integers(0, 300),
+)
+def test_the_plan_fits(index_logic, dim, element_bytes, shared_limit, expected_rows):
+    rows = index_logic.tile_rows_for(dim, element_bytes, shared_limit, expected_rows)
+    largest = index_logic.tile_rows_for(dim, element_bytes, shared_limit, 0)
+    assert rows <= largest
+    assert rows == largest or expected_rows * 3 <= rows * 2
+    if rows == 0:
+        assert index_logic.plan(32, dim, element_bytes, shared_limit) == []
+        return
+    operand, ring, bounce, numbers, barriers, end = index_logic.plan(rows, dim, element_bytes, shared_limit)
+    row_bytes = (dim * element_bytes + 15) // 16 * 16
+    assert ring - operand >= rows * row_bytes
+    assert ring % 1024 == bounce % 16 == numbers % 16 == barriers % 8 == 0
+    assert bounce - ring >= rows // 16 * 2 * 2 * row_bytes
+    assert operand < ring < bounce < numbers < barriers < end <= shared_limit
+
+
+@pytest.mark.parametrize(
+    ("dim", "element_bytes", "shared_limit", "expected_rows", "rows"),
+    [
+        (512, 2, SHARED, 0, 128),
+        (512, 2, SHARED, 66, 128),
+        (512, 2, SHARED, 42, 64),
+        (512, 2, SHARED, 8, 32),
+        (512, 2, 163 << 10, 66, 64),
+        (1024, 2, SHARED, 66, 64),
+        (1024, 4, SHARED, 66, 32),
+        (1024, 4, 163 << 10, 66, 0),
+        (4096, 2, SHARED, 8, 0),
+        (0, 2, SHARED, 8, 0),
+        (2**31 - 1, 4, SHARED, 8, 0),
+    ],
+)
+def test_tiles_of_usual_shapes(index_logic, dim, element_bytes, shared_limit, expected_rows, rows):
+    assert index_logic.tile_rows_for(dim, element_bytes, shared_limit, expected_rows) == rows
