@@ -3,7 +3,7 @@
 import torch
 
 from icckd import backends
-from icckd.backends import native, triton
+from icckd.backends import native
 from icckd.environment import package_versions, processor, versions
 from icckd.models import ARCHITECTURES
 
@@ -31,7 +31,7 @@ def diagnose() -> str:
 def _available(backend: str) -> str:
     details = {
         "cpu": lambda: f", with {native.instruction_set()} instructions",
-        "triton": lambda: ", in its interpreter, on the CPU" if triton.DEVICE == "cpu" else "",
+        "triton": lambda: ", in its interpreter" if backends.module("triton").DEVICE == "cpu" else "",
     }
     return "available" + details.get(backend, lambda: "")()
 

@@ -75,6 +75,14 @@ def test_triton_runs_on_the_cpu_in_its_interpreter_only(interpret, expected):
     assert expected in line
 
 
+def test_without_triton_its_backends_are_missing_and_nothing_else():
+    code = "import sys; sys.modules['triton'] = None; from icckd.doctor import diagnose; print(diagnose())"
+    report = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for name in ("cuda", "triton"):
+        assert f"  {name:<12}not available: it needs Triton, which cannot be imported" in report
+    assert "  cuda                reference: triton cannot run" in report
+
+
 def test_doctor_says_what_auto_takes_and_why(hopper):
     hopper.setattr(torch.cuda, "device_count", lambda: 0)
     hopper.setattr(backends, "PROVEN", {"sm_90": {"intra_class": "cuda"}})

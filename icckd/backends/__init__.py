@@ -35,7 +35,12 @@ class Choice(NamedTuple):
 
 def why_unavailable(backend: str) -> str | None:
     """None where `backend` can run on this machine, else why not and what would make it available."""
-    return None if backend == "reference" else module(backend).why_unavailable()
+    if backend == "reference":
+        return None
+    try:
+        return module(backend).why_unavailable()
+    except ImportError as error:
+        return f"it needs Triton, which cannot be imported ({error}); `pip install triton` on Linux"
 
 
 @torch.compiler.assume_constant_result

@@ -4,12 +4,19 @@ Its library is a file of its own, loaded only where PyTorch is built with CUDA a
 code for. Triton's kernels compute classes that are too large for one multiprocessor, memories, and relational losses.
 """
 
-from functools import cache
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from icckd.backends import triton
+from icckd.kernels import intra_class
+from icckd.kernels.relational import rkd_angle, rkd_distance
+from icckd.kernels.layout import Layout, sorted_layout
+from icckd.kernels.precision import product_precision
 
 DEVICE = "cuda"
 LIBRARY = Path(__file__).parents[1] / "_cuda.so"
@@ -38,3 +45,66 @@ def _why_not_loaded() -> str | None:
     except OSError as error:
         return f"{LIBRARY.name} cannot be loaded ({error}); install icckd again with this PyTorch"
     return None
+
+
+def __getattr__(name: str) -> Callable:
+    """An operator that the library computes alone."""
+    operator = getattr(torch.ops.icckd_cuda, name, None)
+    if operator is None:
+        raise AttributeError(f"the cuda backend has no operator {name!r}")
+    return operator.default
+
+
+@dataclass(frozen=True)
+class WholeClass:
+    """Computes classes of up to `limit` rows by csrc/cuda/whole_class.h: the `SmallClasses` of this backend."""
+
+    limit: int
+
+    @classmethod
+    def for_rows(cls, anchor: Tensor, num_classes: int | None) -> "WholeClass":
+        return cls(torch.ops.icckd_cuda.whole_class_limit(anchor, num_classes))
+
+    def layout(
+        self, labels: Tensor, weight: Tensor, memory_labels: Tensor | None, num_classes: int | None, limit: int
+    ) -> Layout:
+        if num_classes is None or num_classes > torch.ops.icckd_cuda.most_classes():
+            return sorted_layout(labels, weight, memory_labels, num_classes, limit)
+        return Layout(*torch.ops.icckd_cuda.class_layout(labels, weight, memory_labels, num_classes, limit))
+
+    def compute(
+        self,
+        batch: intra_class.Batch,
+        rows: Tensor | None,
+        lse: Tensor | None,
+        upstream: Tensor | None,
+        gradients: intra_class.Gradients,
+    ) -> None:
+        layout = batch.layout
+        wanted = zip((gradients.anchor, gradients.positive, gradients.kappa), gradients.needed, strict=True)
+        torch.ops.icckd_cuda.whole_class(
+            batch.anchor,
+            batch.positive,
+            batch.weight,
+            upstream,
+            batch.temperature,
+            layout.order,
+            layout.rank,
+            layout.start,
+            layout.size,
+            layout.active,
+            layout.totals,
+            self.limit,
+            batch.normalize,
+            product_precision() == "tf32",
+            rows,
+            lse,
+            *(gradient if needed else None for gradient, needed in wanted),
+        )
+
+
+intra_class_rows = partial(intra_class.intra_class_rows, small_classes=WholeClass.for_rows)
+intra_class_rows_backward = partial(intra_class.intra_class_rows_backward, small_classes=WholeClass.for_rows)
+intra_class_sum = partial(intra_class.intra_class_sum, small_classes=WholeClass.for_rows)
+
+__all__ = ["intra_class_rows", "intra_class_rows_backward", "intra_class_sum", "rkd_angle", "rkd_distance"]

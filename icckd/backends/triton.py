@@ -5,26 +5,24 @@ The interpreter is for tests: TRITON_INTERPRET=1 in the environment, before this
 
 import torch
 
-_load_error: str | None = None
-_interpreted = False
-try:
-    from icckd.kernels.intra_class import intra_class_rows, intra_class_rows_backward, intra_class_sum
-    from icckd.kernels.tables import interpreted
+from icckd.kernels.cross_entropy import (
+    cross_entropy_margin_rows,
+    cross_entropy_margin_rows_backward,
+    cross_entropy_margin_sum,
+)
+from icckd.kernels.distillation import kd_kl_rows, kd_kl_rows_backward, kd_kl_sum
+from icckd.kernels.intra_class import intra_class_rows, intra_class_rows_backward, intra_class_sum
+from icckd.kernels.relational import rkd_angle, rkd_distance
+from icckd.kernels.tables import interpreted
 
-    _interpreted = interpreted()
-except ImportError as error:
-    _load_error = str(error)
-
-DEVICE = "cpu" if _interpreted else "cuda"
+DEVICE = "cpu" if interpreted() else "cuda"
 # NVIDIA's first architecture with bfloat16 and cp.async: A100.
 _OLDEST = (8, 0)
 
 
 def why_unavailable() -> str | None:
     """None where the kernels can run, else why not."""
-    if _load_error is not None:
-        return f"Triton cannot be imported ({_load_error}); `pip install triton` on Linux"
-    if _interpreted:
+    if interpreted():
         return None
     if not torch.cuda.is_available():
         return "there is no CUDA or ROCm device that PyTorch can use"
@@ -34,7 +32,15 @@ def why_unavailable() -> str | None:
 
 
 __all__ = [
+    "cross_entropy_margin_rows",
+    "cross_entropy_margin_rows_backward",
+    "cross_entropy_margin_sum",
     "intra_class_rows",
     "intra_class_rows_backward",
     "intra_class_sum",
+    "kd_kl_rows",
+    "kd_kl_rows_backward",
+    "kd_kl_sum",
+    "rkd_angle",
+    "rkd_distance",
 ]
