@@ -14,9 +14,9 @@ from torch import Tensor
 
 from icckd.backends import triton
 from icckd.kernels import intra_class
-from icckd.kernels.relational import rkd_angle, rkd_distance
 from icckd.kernels.layout import Layout, sorted_layout
 from icckd.kernels.precision import product_precision
+from icckd.kernels.relational import rkd_angle, rkd_distance
 
 DEVICE = "cuda"
 LIBRARY = Path(__file__).parents[1] / "_cuda.so"
@@ -69,6 +69,7 @@ class WholeClass:
         self, labels: Tensor, weight: Tensor, memory_labels: Tensor | None, num_classes: int | None, limit: int
     ) -> Layout:
         if num_classes is None or num_classes > torch.ops.icckd_cuda.most_classes():
+            memory_labels = labels.new_empty(0) if memory_labels is None else memory_labels
             return sorted_layout(labels, weight, memory_labels, num_classes, limit)
         return Layout(*torch.ops.icckd_cuda.class_layout(labels, weight, memory_labels, num_classes, limit))
 
