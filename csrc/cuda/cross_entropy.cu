@@ -13,7 +13,7 @@ namespace icckd::cuda {
 namespace {
 
 template <class E, bool whole_block>
-__global__ void __launch_bounds__(most_threads<whole_block>, whole_block ? 1 : 4)
+__global__ void __launch_bounds__(most_threads<whole_block>, whole_block ? 0 : 8)
     cross_entropy_kernel(const __grid_constant__ CrossEntropyParams params) {
   cross_entropy_margin<E, whole_block>(params);
 }

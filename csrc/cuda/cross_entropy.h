@@ -123,9 +123,10 @@ ICCKD_DEVICE void cross_entropy_margin(const CrossEntropyParams& p) {
     if (counts) {
       row.again(j).read(x);
       for (int k = 0; k < V; ++k) {
-        x[k] = exp_fast(x[k] - top) * scale - uniform;
+        x[k] = exp_fast(x[k] - top);
         // Before the rounding to E.
-        if (j * V + k == own_class) x[k] -= g * (1 - smoothing);
+        if (j * V + k == own_class) x[k] -= (1 - smoothing) * s;
+        x[k] = x[k] * scale - uniform;
       }
     }
     row.write(gradient, j, x);

@@ -13,7 +13,7 @@ namespace icckd::cuda {
 namespace {
 
 template <class S, class T, bool whole_block>
-__global__ void __launch_bounds__(most_threads<whole_block>, whole_block ? 1 : 3)
+__global__ void __launch_bounds__(most_threads<whole_block>, whole_block ? 0 : 5)
     kd_kl_kernel(const __grid_constant__ KdKlParams params) {
   KdKl<S, T, whole_block>{params}();
 }

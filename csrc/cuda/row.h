@@ -55,7 +55,7 @@ constexpr RowPlan plan_rows(int classes, int width, int chunk_bytes, bool keep, 
   if (whole_block) {
     plan.threads = plan.team = plan.chunks > 4 * 256 ? 512 : power_of_two_from((plan.chunks + 3) / 4);
   } else {
-    plan.threads = 256;
+    plan.threads = 128;
     plan.team = plan.chunks > 2 * 16 ? 32 : power_of_two_from((plan.chunks + 1) / 2);
   }
   plan.rows = plan.threads / plan.team;

@@ -1,4 +1,8 @@
 // csrc/cuda/cross_entropy.h for tests/csrc/test_cuda_cross_entropy.py.
+#include <pybind11/stl.h>
+
+#include <array>
+
 #include "bind.h"
 #include "cuda/cross_entropy.h"
 
@@ -40,10 +44,17 @@ void cross_entropy(
   run<E>(p, classes, shared_limit, timing);
 }
 
+// How rows are divided: classes, chunks, slots, team, threads, rows, shared_bytes.
+std::array<int, 7> plan(int classes, int width, int chunk_bytes, bool keep, int shared_limit) {
+  const RowPlan p = plan_rows(classes, width, chunk_bytes, keep, shared_limit);
+  return {p.classes, p.chunks, p.slots, p.team, p.threads, p.rows, p.shared_bytes};
+}
+
 }  // namespace
 }  // namespace icckd::cuda
 
 ICCKD_MODULE(m) {
+  m.def("plan", &icckd::cuda::plan);
   m.def("float32", &icckd::cuda::cross_entropy<float>);
   m.def("bfloat16", &icckd::cuda::cross_entropy<icckd::bfloat16>);
   m.def("float16", &icckd::cuda::cross_entropy<icckd::float16>);
