@@ -68,7 +68,7 @@ class WholeClass:
     def layout(
         self, labels: Tensor, weight: Tensor, memory_labels: Tensor | None, num_classes: int | None, limit: int
     ) -> Layout:
-        if num_classes is None or num_classes > torch.ops.icckd_cuda.most_classes():
+        if num_classes is None or num_classes > torch.ops.icckd_cuda.class_layout_most_classes():
             memory_labels = labels.new_empty(0) if memory_labels is None else memory_labels
             return sorted_layout(labels, weight, memory_labels, num_classes, limit)
         return Layout(*torch.ops.icckd_cuda.class_layout(labels, weight, memory_labels, num_classes, limit))
