@@ -1,7 +1,8 @@
 """Fills the tables of a Markdown file from recorded rows, so that no number is typed by hand.
 
 `python -m bench.table FILE.md ROWS.json …` replaces what stands between `<!-- table: NAME -->` and `<!-- end -->`.
-NAME is one of: targets, memory, cross_entropy.
+NAME is one of: targets, memory, cross_entropy, and those of `bench.gpu.report`, which say that they are owed where no
+rows of a GPU are given.
 """
 
 import json
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.gpu import report
 from bench.measure import Row
 
 
@@ -59,7 +61,12 @@ def cross_entropy(rows: list[Row]) -> str:
     return "\n".join([*lines, "", _conditions(chosen)])
 
 
-TABLES: dict[str, Callable[[list[Row]], str]] = {"targets": targets, "memory": memory, "cross_entropy": cross_entropy}
+TABLES: dict[str, Callable[[list[Row]], str]] = {
+    "targets": targets,
+    "memory": memory,
+    "cross_entropy": cross_entropy,
+    **report.TABLES,
+}
 
 
 def _line(cells: list[str]) -> str:

@@ -1,0 +1,75 @@
+"""The class layout alone: what the intra-class loss does before it looks at a row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bench.gpu.case import Case, Contender, Function, Work
+from icckd import backends
+
+# Classes of more rows count as large; the layout's cost does not depend on it.
+_LIMIT = 128
+
+
+@dataclass
+class Inputs:
+    """labels (N,) in [0, classes), weight (N,)."""
+
+    labels: Tensor
+    weight: Tensor
+    classes: int
+
+
+@dataclass(frozen=True)
+class ClassLayout(Case):
+    """N rows in C classes."""
+
+    family: ClassVar[str] = "layout"
+    differentiated: ClassVar[tuple[str, ...]] = ()
+    outputs: ClassVar[tuple[str, ...]] = ("order",)
+    n: int = 65536
+    c: int = 1000
+
+    def inputs(self, seed: int, device: torch.device) -> Inputs:
+        random = torch.Generator(device).manual_seed(seed)
+        labels = torch.randint(self.c, (self.n,), generator=random, device=device)
+        return Inputs(labels, torch.rand(self.n, generator=random, device=device), self.c)
+
+    def ours(self, backend: str) -> Function:
+        """Without and with a promised number of classes: "reference" sorts, "triton" counts."""
+        counted = backend == "triton"
+
+        def order(x: Inputs) -> Tensor:
+            from icckd.kernels.layout import class_layout
+
+            # Layouts differ in the order of the classes, by size or label: by label they are the same.
+            return class_layout(x.labels, x.weight, None, x.classes if counted else None, _LIMIT).order
+
+        return order
+
+    def contenders(self, device: torch.device) -> list[Contender]:
+        why_not = backends.why_not("triton", device, torch.float32)
+        ours = {"icckd triton": "triton", "icckd triton, without num_classes": "reference"}
+        return [
+            *(
+                Contender(name, self.ours(way), is_peer=False, why_not=why_not, compiles=True, capturable=True)
+                for name, way in ours.items()
+            ),
+            *self.peers(device),
+        ]
+
+    def peers(self, device: torch.device) -> Sequence[Contender]:
+        def sort(x: Inputs) -> Tensor:
+            return x.labels.sort(stable=True)[1]
+
+        return [Contender("one stable sort of the labels", sort, capturable=True, checked=False)]
+
+    def work(self, backward: bool) -> Work:
+        """Labels and weights read once, the order written once."""
+        return Work(self.n * (8 + 4 + 4))
+
+    def tiny(self) -> "ClassLayout":
+        return replace(self, n=40, c=5)

@@ -1,0 +1,166 @@
+"""What a visit found, in Markdown: summary.md, and the tables that `bench.table` fills into docs/gpu.md.
+
+Each table is made from recorded rows alone; where there are none it says that they are owed.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from bench.gpu.ceilings import Ceilings
+from bench.gpu.targets import best, targets
+from bench.measure import Row
+
+OWED = "Owed: no run on a GPU is recorded yet."
+
+
+def ceilings(rows: list[Row]) -> str:
+    """What the device can do."""
+    chosen = [row for row in rows if row.get("stage") == "ceilings"]
+    if not chosen:
+        return OWED
+    found = Ceilings.of(chosen)
+    lines = ["| ceiling | measured |", "| --- | --: |", f"| copy, read + written | {found.bandwidth / 1e12:.2f} TB/s |"]
+    lines += [f"| matrix products, {dtype} | {rate / 1e12:.0f} TFLOP/s |" for dtype, rate in found.rates.items()]
+    return "\n".join([*lines, "", _conditions(chosen)])
+
+
+def target_table(rows: list[Row], tiny: bool = False) -> str:
+    """Every target, met, missed or owed."""
+    lines = ["| target | backend | wanted | measured | |", "| --- | --- | --: | --: | --- |"]
+    for target in targets(tiny):
+        value, verdict = target.outcome(rows)
+        sign = "≤" if target.at_most else "≥"
+        measured = "–" if value is None else f"{value:.2f} {target.unit}".strip()
+        wanted = f"{sign} {target.bound:g} {target.unit}".strip()
+        lines.append(f"| {target.text} | {target.backend} | {wanted} | {measured} | {verdict} |")
+    return "\n".join(lines)
+
+
+def speed(rows: list[Row], family: str) -> str:
+    """A table for each case of a family: contenders, the fastest first."""
+    chosen = [row for row in rows if row.get("stage") == "speed" and row["family"] == family]
+    if not chosen:
+        return OWED
+    parts = [_case_table([row for row in chosen if row["case"] == case]) for case in _distinct(chosen, "case")]
+    return "\n\n".join([*parts, _conditions(chosen)])
+
+
+def _case_table(rows: list[Row]) -> str:
+    header = ["contender", "forward, ms", "step, ms", "in a CUDA graph, ms", "of the floor", "peak memory, MB", "error"]
+    lines = [f"**{rows[0]['case']}**", "", _line(header), _line(["---", *["--:"] * (len(header) - 1)])]
+    names = _distinct(rows, "contender")
+    for name in sorted(names, key=lambda name: _median(best(rows, rows[0]["case"], name))):
+        own = {row["mode"]: row for row in rows if row["contender"] == name and "mode" in row}
+        fastest = best(rows, rows[0]["case"], name)
+        if fastest is None:
+            why = next(row["why_not"] for row in rows if row["contender"] == name)
+            lines.append(_line([name, why.replace("|", "\\|"), *[""] * (len(header) - 2)]))
+            continue
+        graph = own.get("step, graph") or own.get("forward, graph")
+        cells = [_milliseconds(own.get("forward")), _milliseconds(own.get("step")), _milliseconds(graph)]
+        peak = own.get("step", own.get("forward", fastest)).get("peak_bytes")
+        cells.append(_number(fastest["fraction_of_floor"], "{:.2f}"))
+        cells.append(_number(None if peak is None else peak / 1e6, "{:,.0f}"))
+        cells.append(_number(fastest["error"], "{:.0e}"))
+        lines.append(_line([name, *cells]))
+    return "\n".join(lines)
+
+
+def accuracy(rows: list[Row]) -> str:
+    """The largest error of each backend and dtype over that of PyTorch in the same dtype."""
+    chosen = [row for row in rows if row.get("stage") == "accuracy" and "error" in row]
+    if not chosen:
+        return OWED
+    lines = ["| family | dtype | backend | checks | passed | largest error |", "| --- | --- | --- | --: | --: | --: |"]
+    for family, dtype, contender in dict.fromkeys((r["family"], r["dtype"], r["contender"]) for r in chosen):
+        own = [r for r in chosen if (r["family"], r["dtype"], r["contender"]) == (family, dtype, contender)]
+        passed, largest = sum(r["passed"] for r in own), max(r["error"] or 0.0 for r in own)
+        lines.append(f"| {family} | {dtype} | {contender} | {len(own)} | {passed} | {largest:.1e} |")
+    return "\n".join([*lines, "", _conditions(chosen)])
+
+
+def summary(machine: Row, proof: Row, tests: list[Row], rows: list[Row], dry_run: bool) -> str:
+    """summary.md."""
+    device = machine["device"]
+    parts = [
+        f"# bench.gpu on {device['name']}",
+        f"{machine['date']}, commit {machine['commit']}, torch {machine['torch']}, Triton {machine['triton']}, "
+        f"CUDA {machine['cuda']}, {device['architecture']}.",
+    ]
+    if dry_run:
+        parts.append(
+            "A dry run: tiny sizes, in Triton's interpreter, on a CPU. No time here says anything about a GPU."
+        )
+    parts += ["## Targets", target_table(rows, dry_run), "## Ceilings", ceilings(rows), "## Accuracy", accuracy(rows)]
+    parts += ["## Backends", _verdicts(proof), "## GPU tests", _test_lines(tests), "## Stages", _stage_lines(machine)]
+    for family in _distinct([row for row in rows if row.get("stage") == "speed"], "family"):
+        parts += [f"## {family}", speed(rows, family)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _verdicts(proof: Row) -> str:
+    lines = ["| family | backend | passed | why not |", "| --- | --- | --- | --- |"]
+    for backend, families in proof["backends"].items():
+        for family, verdict in families.items():
+            lines.append(_line([family, backend, "yes" if verdict["passed"] else "no", verdict["why"] or ""]))
+    fastest = ", ".join(f"{family}: {backend}" for family, backend in proof["fastest"].items())
+    return "\n".join([*lines, "", f"Fastest of those that passed: {fastest or 'none'}."])
+
+
+def _test_lines(tests: list[Row]) -> str:
+    count = {kind: sum(test["outcome"] == kind for test in tests) for kind in ("passed", "failed", "skipped")}
+    lines = [", ".join(f"{number} {kind}" for kind, number in count.items()) + "."]
+    lines += [f"- {test['test']}: {test['why']}" for test in tests if test["outcome"] == "failed"]
+    return "\n".join(lines)
+
+
+def _stage_lines(machine: Row) -> str:
+    lines = ["| stage | seconds | |", "| --- | --: | --- |"]
+    lines += [f"| {stage['stage']} | {stage['seconds']} | {stage['why'] or ''} |" for stage in machine["stages"]]
+    lines += [f"| {row['stage']}: {row['case']} | | {row['why']} |" for row in machine["failed"]]
+    for stage, cases in machine["left_out"].items():
+        lines += [f"| {stage}: {case} | | left out for lack of time |" for case in cases]
+    return "\n".join(lines)
+
+
+def _distinct(rows: list[Row], key: str) -> list[str]:
+    return list(dict.fromkeys(row[key] for row in rows))
+
+
+def _median(row: Row | None) -> float:
+    return float("inf") if row is None else row["median_ms"]
+
+
+def _milliseconds(row: Row | None) -> str:
+    return "" if row is None else f"{row['median_ms']:.3f}"
+
+
+def _number(value: float | None, format_: str) -> str:
+    return "" if value is None else format_.format(value)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _conditions(rows: list[Row]) -> str:
+    row = rows[0]
+    software = f"torch {row['torch']}, Triton {row['triton']}, icckd at commit {row['commit']}"
+    return f"{row['processor']}, {software}, {row['date'][:10]}."
+
+
+def _on_gpus(table: Callable[[list[Row]], str]) -> Callable[[list[Row]], str]:
+    """The table of those rows that a GPU gave; the others are of dry runs."""
+    return lambda rows: table([row for row in rows if row["device"] == "cuda"])
+
+
+# What `bench.table` fills in, by name.
+TABLES: dict[str, Callable[[list[Row]], str]] = {
+    "gpu_ceilings": _on_gpus(ceilings),
+    "gpu_targets": _on_gpus(target_table),
+    "gpu_accuracy": _on_gpus(accuracy),
+    **{
+        f"gpu_{name}": _on_gpus(partial(speed, family=name))
+        for name in ("intra_class", "cross_entropy", "kd_kl", "relational", "class_memory", "layout")
+    },
+}

@@ -1,0 +1,146 @@
+"""The time of every contender of a case: forward only and with gradients, as launched and replayed from a CUDA graph.
+
+Each is compared with float64 first; a wrong one is not timed. Contenders take turns (`bench.measure`). A row gives the
+fraction of the floor that a contender reaches, and its time over that of the best peer in the same run.
+"""
+
+import gc
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import measure
+from bench.gpu.accuracy import errors, exact_results
+from bench.gpu.case import Case, Contender, forward, step, with_leaves
+from bench.gpu.ceilings import Ceilings
+from bench.measure import Clock, Row
+
+INPUT_SETS = 3
+# An error above this is another loss: low precision alone stays below it.
+_WRONG = {"bfloat16": 0.1, "float16": 0.03, "float32": 1e-3}
+# Calls shorter than this are replayed from a graph too: there launching takes a good part of the time.
+_LAUNCH_BOUND = 5e-3
+_TOO_SLOW = 2.0
+
+
+def measure_case(case: Case, device: torch.device, ceilings: Ceilings, seconds: float, least: int) -> Iterator[Row]:
+    """A row for each contender, with or without gradients, launched or replayed; or for why there is none."""
+    print(f"\n{case.name}", flush=True)
+    torch._dynamo.reset()
+    timer = measure.clock(device)
+    common = {"stage": "speed", "family": case.family, "case": case.name, **case.sizes, "dtype": case.dtype}
+    common |= measure.conditions(device)
+    usable: list[Contender] = []
+    error_of: dict[str, float | None] = {}
+    exact = exact_results(case, device)
+    for contender in case.contenders(device):
+        why_not, error = _screen(case, contender, device, timer, exact)
+        error_of[contender.name] = error
+        if why_not is None:
+            usable.append(contender)
+            continue
+        print(f"    {contender.name:<34}{why_not}", flush=True)
+        yield {**common, "contender": contender.name, "is_peer": contender.is_peer, "why_not": why_not, "error": error}
+    del exact
+    _release(device)
+    inputs = [with_leaves(case, case.inputs(seed, device)) for seed in range(INPUT_SETS)]
+    for mode, times, peaks in _timed(case, usable, inputs, timer, seconds, least):
+        yield from _rows(case, common, ceilings, usable, error_of, mode, times, peaks)
+
+
+def _screen(
+    case: Case, contender: Contender, device: torch.device, timer: Clock, exact: dict[str, Tensor]
+) -> tuple[str | None, float | None]:
+    """Why a contender is not timed, None if it is; its largest error."""
+    if contender.why_not:
+        return contender.why_not, None
+    try:
+        if not contender.checked:
+            step(case, contender.function, with_leaves(case, case.inputs(0, device)))
+            return None, None
+        error = max(errors(case, contender, device, exact).values(), key=_badness)
+    # Whatever goes wrong in one contender is its result.
+    except Exception as failure:
+        if not timer.is_usable():
+            raise
+        return f"{type(failure).__name__}: {str(failure).strip()[:300]}", None
+    finally:
+        _release(device)
+    return (None if error <= _WRONG[case.dtype] else f"wrong: off by {error:.1e}"), error
+
+
+def _badness(error: float) -> float:
+    return error if error == error else float("inf")
+
+
+def _timed(
+    case: Case, usable: list[Contender], inputs: list[Any], timer: Clock, seconds: float, least: int
+) -> Iterator[tuple[str, dict[str, list[float]], dict[str, int | None]]]:
+    """What was measured ("forward", "step", "forward, graph", "step, graph"), times and peak memory by contender."""
+    for mode in ("forward", "step") if case.differentiated else ("forward",):
+        calls = {contender.name: _call(case, contender, mode, inputs) for contender in usable}
+        peaks = {name: timer.peak_bytes(lambda call=call: call(0)) for name, call in calls.items()}
+        times = measure.interleaved(calls, timer, seconds, _TOO_SLOW, least)
+        yield mode, times, peaks
+        captured = {}
+        for contender in usable:
+            if contender.capturable and median(times.get(contender.name, [_TOO_SLOW])) < _LAUNCH_BOUND:
+                try:
+                    captured[contender.name] = timer.captured(calls[contender.name], len(inputs))
+                except RuntimeError as error:
+                    if not timer.is_usable():
+                        raise
+                    print(f"    {contender.name:<34}cannot be captured: {str(error).splitlines()[0]}", flush=True)
+        yield f"{mode}, graph", measure.interleaved(captured, timer, seconds, _TOO_SLOW, least), {}
+
+
+def _call(case: Case, contender: Contender, mode: str, inputs: list[Any]) -> measure.Contender:
+    function = contender.function
+    if mode == "forward":
+        return lambda k: forward(function, inputs[k % len(inputs)])
+    return lambda k: step(case, function, inputs[k % len(inputs)])
+
+
+def _rows(
+    case: Case,
+    common: Row,
+    ceilings: Ceilings,
+    usable: list[Contender],
+    error_of: dict[str, float | None],
+    mode: str,
+    times: dict[str, list[float]],
+    peaks: dict[str, int | None],
+) -> Iterator[Row]:
+    work = case.work(mode.startswith("step"))
+    floor = ceilings.floor(work.bytes, work.flop, case.dtype)
+    measured = {name: measure.quantiles(values) for name, values in times.items()}
+    peers = [measured[c.name]["median_ms"] for c in usable if c.is_peer and c.checked and c.name in measured]
+    for contender in usable:
+        if contender.name not in measured:
+            continue
+        row = {**common, "contender": contender.name, "is_peer": contender.is_peer, "mode": mode}
+        row |= {**measured[contender.name], "error": error_of[contender.name], "peak_bytes": peaks.get(contender.name)}
+        milliseconds = row["median_ms"]
+        row |= {
+            "floor_ms": None if floor is None else 1e3 * floor,
+            "fraction_of_floor": None if floor is None else 1e3 * floor / milliseconds,
+            "fraction_of_bandwidth": _fraction(work.bytes, ceilings.bandwidth, milliseconds),
+            "fraction_of_matrix_rate": _fraction(work.flop, ceilings.rates[case.dtype], milliseconds),
+            "times_faster_than_best_peer": min(peers) / milliseconds if peers else None,
+        }
+        share = "" if floor is None else f"{row['fraction_of_floor']:.2f} of the floor"
+        measure.print_row({**row, "contender": f"{contender.name}, {mode}"}, share)
+        yield row
+
+
+def _fraction(work: int | None, ceiling: float, milliseconds: float) -> float | None:
+    return None if work is None else work / ceiling / milliseconds * 1e3
+
+
+def _release(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
