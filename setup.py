@@ -1,13 +1,21 @@
-"""Builds the C++ extension `icckd._C` with ninja; everything else about the package is in pyproject.toml.
+"""Builds the C++ extension `icckd._C` and the CUDA library `icckd/_cuda.so` with ninja; the rest is in pyproject.toml.
+
+The CUDA library is a file of its own, because it can only be used where PyTorch has CUDA. It can be built wherever nvcc
+is, without a GPU too, and against a PyTorch without CUDA, which has no use for it: there it is built on demand.
 
 Environment variables:
-    CXX                 the C++20 compiler (default: c++, g++ or clang++, the first that exists)
-    ICCKD_NO_EXTENSION  1: install without the extension; the losses are then computed by PyTorch
-    ICCKD_SANITIZE      e.g. address,undefined: build with these sanitizers (csrc/README.md)
+    CXX                  the C++20 compiler (default: c++, g++ or clang++, the first that exists)
+    ICCKD_NO_EXTENSION   1: install without the extension; the losses are then computed by PyTorch
+    ICCKD_SANITIZE       e.g. address,undefined: build with these sanitizers (csrc/README.md)
+    ICCKD_CUDA           1: build the CUDA library whatever PyTorch this is, and fail where that fails
+    ICCKD_NO_CUDA        1: never build it
+    ICCKD_DEBUG          1: CUDA kernels check their bounds, and know the lines of their source
+    TORCH_CUDA_ARCH_LIST what to build it for (default: 8.0;9.0a;10.0a+PTX)
 """
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,6 +25,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
 
@@ -41,6 +50,20 @@ COMPILE_FLAGS = [
     *STABLE_ABIS,
 ]
 
+CUDA_ARCHITECTURES = "8.0;9.0a;10.0a+PTX"
+CUDA_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    # GCC 12 takes an optional's unused content for uninitialised.
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wno-maybe-uninitialized",
+    "-DUSE_CUDA",
+    STABLE_ABIS[0],
+]
+
+
+def is_set(variable: str) -> bool:
+    return os.environ.get(variable, "0") not in ("", "0")
+
 
 def find_compiler() -> str | None:
     candidates = [os.environ["CXX"]] if "CXX" in os.environ else ["c++", "g++", "clang++"]
@@ -54,7 +77,7 @@ def find_ninja() -> str | None:
 
 def why_no_extension() -> str | None:
     """None where the extension can be built, else why not."""
-    if os.environ.get("ICCKD_NO_EXTENSION", "0") not in ("", "0"):
+    if is_set("ICCKD_NO_EXTENSION"):
         return "ICCKD_NO_EXTENSION is set"
     if os.name != "posix":
         return "its build supports Linux and macOS only"
@@ -65,19 +88,70 @@ def why_no_extension() -> str | None:
     return None
 
 
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME")
+    return (home and shutil.which("nvcc", path=Path(home) / "bin")) or shutil.which("nvcc")
+
+
+def why_no_cuda() -> str | None:
+    """None where the CUDA library should be built, else why not."""
+    if is_set("ICCKD_NO_CUDA"):
+        return "ICCKD_NO_CUDA is set"
+    if sys.platform != "linux":
+        return "its build supports Linux only"
+    if find_nvcc() is None:
+        return "there is no nvcc (looked in $CUDA_HOME/bin and $PATH)"
+    if find_ninja() is None:
+        return "there is no ninja (pip install ninja)"
+    if is_set("ICCKD_CUDA"):
+        return None
+    import torch
+
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA (ICCKD_CUDA=1 builds it all the same)"
+    return None
+
+
+def architecture_flags(architectures: str) -> list[str]:
+    """nvcc's flags for versions such as "8.0;9.0a;10.0a+PTX": machine code for each, and PTX for later ones."""
+    flags = []
+    for name in re.split(r"[;,\s]+", architectures.strip("; ,")):
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
+        if not match:
+            raise CompileError(f"TORCH_CUDA_ARCH_LIST holds {name!r}; it should hold versions such as 9.0a or 10.0+PTX")
+        major, minor, suffix, ptx = match.groups()
+        flags.append(f"-gencode=arch=compute_{major}{minor}{suffix},code=sm_{major}{minor}{suffix}")
+        if ptx:  # without the suffix, whose PTX would run on this version alone
+            flags.append(f"-gencode=arch=compute_{major}{minor},code=compute_{major}{minor}")
+    return flags
+
+
 class NinjaBuild(build_ext):
-    """Compiles what is out of date, each source with its own flags, into build/native."""
+    """Compiles what is out of date, each source with its own flags, into build/native and build/cuda."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        if not fullname.endswith("_cuda"):
+            return super().get_ext_filename(fullname)
+        return os.path.join(*fullname.split(".")) + ".so"  # no Python module: nothing of Python's version in its name
 
     def build_extension(self, ext: Extension) -> None:
-        sanitizers = os.environ.get("ICCKD_SANITIZE", "")
-        folder = ROOT / "build" / ("native" + (f"-{sanitizers.replace(',', '-')}" if sanitizers else ""))
+        if ext.name == "icckd._cuda":
+            folder = ROOT / "build" / ("cuda-debug" if is_set("ICCKD_DEBUG") else "cuda")
+            ninja_file = _cuda_ninja_file()
+        else:
+            sanitizers = os.environ.get("ICCKD_SANITIZE", "")
+            folder = ROOT / "build" / ("native" + (f"-{sanitizers.replace(',', '-')}" if sanitizers else ""))
+            ninja_file = self._ninja_file(sanitizers)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "build.ninja").write_text(self._ninja_file(sanitizers))
-        subprocess.run([find_ninja(), "-C", str(folder), *(["-v"] if self.verbose > 1 else [])], check=True)
+        (folder / "build.ninja").write_text(ninja_file)
+        try:
+            subprocess.run([find_ninja(), "-C", str(folder), *(["-v"] if self.verbose > 1 else [])], check=True)
+        except subprocess.CalledProcessError as error:
+            raise CompileError(f"{ext.name} does not compile; the compiler's messages are above") from error
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)  # a process may have the old file mapped: never write into it
-        shutil.copy(folder / "_C.so", target)
+        shutil.copy(folder / f"{ext.name.split('.')[-1]}.so", target)
 
     def _ninja_file(self, sanitizers: str) -> str:
         from torch.utils.cpp_extension import include_paths, library_paths
@@ -112,19 +186,52 @@ def _compilations() -> Iterator[tuple[Path, str, list[str]]]:
         yield from ((source, instruction_set, [f"-DICCKD_ISA={instruction_set}", *flags]) for source in kernels)
 
 
+def _cuda_ninja_file() -> str:
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    debug = ["-DICCKD_DEBUG=1", "-lineinfo"] if is_set("ICCKD_DEBUG") else []
+    architectures = architecture_flags(os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES)
+    includes = [f"-I{ROOT / 'csrc'}", *(f"-isystem={path}" for path in include_paths())]
+    compile_flags = [*CUDA_FLAGS, *debug, *architectures, *includes]
+    # A PyTorch without CUDA has no libtorch_cuda to link with. The library then finds the names in it through libtorch,
+    # which needs libtorch_cuda wherever there is one.
+    present = {path.stem for folder in library_paths() for path in Path(folder).glob("lib*.so")}
+    libraries = [name for name in ("c10", "torch_cpu", "torch", "torch_cuda") if f"lib{name}" in present]
+    link_flags = ["-cudart=static", "-Xlinker=--no-as-needed"]
+    link_flags += [*(f"-L{path}" for path in library_paths()), *(f"-l{name}" for name in libraries)]
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    lines = [
+        "rule compile",
+        f"  command = {find_nvcc()} -MD -MF $out.d {shlex.join(compile_flags)} -c $in -o $out",
+        "  description = nvcc $in",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = {find_nvcc()} -shared $in {shlex.join(link_flags)} -o $out",
+        "  description = nvcc -shared $out",
+        *(f"build {source.stem}.o: compile {_escaped(source)}" for source in sources),
+        f"build _cuda.so: link {' '.join(f'{source.stem}.o' for source in sources)}",
+    ]
+    return "\n".join([*lines, ""])
+
+
 def _escaped(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-reason = why_no_extension()
-if reason:
-    print(
-        f"icckd: installing without the C++ extension, because {reason}. Everything works, more slowly.",
-        file=sys.stderr,
-    )
+why_not = {"C++ extension": why_no_extension(), "CUDA library": why_no_cuda()}
+for part, reason in why_not.items():
+    if reason:
+        print(f"icckd: installing without the {part}, because {reason}.", file=sys.stderr)
+extensions = []
+if not why_not["C++ extension"]:
+    extensions.append(Extension("icckd._C", sources=[], py_limited_api=True))
+if not why_not["CUDA library"]:
+    # Where it fails to compile and nobody asked for it, the installation goes on without.
+    extensions.append(Extension("icckd._cuda", sources=[], py_limited_api=True, optional=not is_set("ICCKD_CUDA")))
 setup(
     packages=find_packages(include=["icckd", "icckd.*"]),
-    ext_modules=[] if reason else [Extension("icckd._C", sources=[], py_limited_api=True)],
+    ext_modules=extensions,
     cmdclass={"build_ext": NinjaBuild},
-    options={} if reason else {"bdist_wheel": {"py_limited_api": "cp310"}},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if extensions else {},
 )
