@@ -101,8 +101,8 @@ def run(p, architecture, timing="late", outputs=ALL, blocks=3, padding=0, offset
     layout, unread = p.layout(), ~p.served()
     kernel = getattr(emulator.load("whole_class", architecture), f"whole_class_{str(dtype).removeprefix('torch.')}")
     kernel(
-        between_poison(p.anchor, unread), between_poison(p.positive, unread | (p.gate == 0)), offset, stride, stride, dim,
-        p.weight(), p.upstream, torch.tensor(p.temperature), layout.order, layout.rank, layout.start, layout.size,
+        between_poison(p.anchor, unread), between_poison(p.positive, unread | (p.gate == 0)), offset, stride, stride,
+        dim, p.weight(), p.upstream, torch.tensor(p.temperature), layout.order, layout.rank, layout.start, layout.size,
         layout.active, layout.totals, p.limit, shared, blocks, p.normalize, exact, *vars(result).values(), timing,
     )  # fmt: skip
     for name, x in result.present().items():
