@@ -47,27 +47,33 @@ inline void plan_launch(KdKlParams& p, int64_t classes, int student_size, int te
   p.plan = plan_rows(static_cast<int>(classes), width, width * (student_size + teacher_size), true, shared_limit);
 }
 
-// Of some classes, student's and teacher's.
+// The same of the student and of the teacher.
+template <class X>
+struct Both {
+  X student = {}, teacher = {};
+
+  ICCKD_DEVICE void merge(int lanes) {
+    student.merge(lanes);
+    teacher.merge(lanes);
+  }
+};
+
+// Of some classes.
 struct Range {
-  float top = -infinity, teacher_top = -infinity;
-  float sum = 0, teacher_sum = 0;  // of the logits, where they are standardised
+  float top = -infinity;
+  float sum = 0;  // of the logits less the row's first, where they are standardised
 
   ICCKD_DEVICE void merge(int lanes) {
     top = largest_over(lanes, top);
-    teacher_top = largest_over(lanes, teacher_top);
     sum = sum_over(lanes, sum);
-    teacher_sum = sum_over(lanes, teacher_sum);
   }
 };
 
 // Σ (u − mean u)².
 struct Squares {
-  float student = 0, teacher = 0;
+  float sum = 0;
 
-  ICCKD_DEVICE void merge(int lanes) {
-    student = sum_over(lanes, student);
-    teacher = sum_over(lanes, teacher);
-  }
+  ICCKD_DEVICE void merge(int lanes) { sum = sum_over(lanes, sum); }
 };
 
 struct Sums {
@@ -94,11 +100,13 @@ struct Sums {
 
 // What becomes of a row's logits u: exp2((u − top) · sharpness) are its softened predictions, not yet normalised.
 struct Softening {
-  float top, mean, std, inverse;  // inverse: 1 / (σ + 1e-7), 1 without standardisation
-  float sharpness;                // log₂e / T · inverse
+  float top, mean, std;  // mean: less top
+  float inverse;         // 1 / (σ + 1e-7), 1 without standardisation
+  float sharpness;       // log₂e / T · inverse
 
   ICCKD_DEVICE float exponent(float u) const { return (u - top) * sharpness; }
-  ICCKD_DEVICE float standardized(float u) const { return (u - mean) * inverse; }
+  ICCKD_DEVICE float centred(float u) const { return (u - top) - mean; }
+  ICCKD_DEVICE float standardized(float u) const { return centred(u) * inverse; }
 };
 
 template <class S, class T, bool whole_block>
@@ -115,11 +123,9 @@ class KdKl {
         teacher(p.teacher, row_index(), p.plan, p.aligned, team.slots + p.plan.slots * V * sizeof(S)) {}
 
   ICCKD_DEVICE void operator()() {
-    const Range range = read();
-    Softening of_student{range.top, 0, 0, 1, 0}, of_teacher{range.teacher_top, 0, 0, 1, 0};
+    const Both<Range> range = read();
+    Softening of_student = softening(range.student), of_teacher = softening(range.teacher);
     if (p.standardize) standardize(range, of_student, of_teacher);
-    of_student.sharpness = log2_e / p.temperature * of_student.inverse;
-    of_teacher.sharpness = log2_e / p.temperature * of_teacher.inverse;
     const Sums sums = soften(of_student, of_teacher);
     const float weight = p.weight ? p.weight[row_index()] : p.scale;
     if (exists && team.rank == 0) {
@@ -130,7 +136,7 @@ class KdKl {
   }
 
  private:
-  struct Pair {
+  struct Parts {
     Chunk<S, V> student;
     Chunk<T, V> teacher;
   };
@@ -138,6 +144,8 @@ class KdKl {
   ICCKD_DEVICE int64_t row_index() const { return exists ? team.row : 0; }
   ICCKD_DEVICE bool is_class(int j, int k) const { return j * V + k < p.plan.classes; }
   ICCKD_DEVICE float divisor() const { return p.plan.classes > 1 ? p.plan.classes - 1 : 1; }
+
+  ICCKD_DEVICE Softening softening(const Range& range) const { return {range.top, 0, 0, 1, log2_e / p.temperature}; }
 
   // Calls use(j, x, y) with both rows' logits of this member's chunks.
   template <class Use>
@@ -150,50 +158,60 @@ class KdKl {
     });
   }
 
-  ICCKD_DEVICE Range read() {
+  ICCKD_DEVICE Both<Range> read() {
     if (exists) {
       student.stage(team.rank, team.size);
       teacher.stage(team.rank, team.size);
     }
     if (!p.aligned) team.barrier();
-    Range range;
-    const auto take = [&](int j) { return Pair{student.first(j), teacher.first(j)}; };
-    in_flight<2>(team.rank, chunks, team.size, take, [&](int j, const Pair& pair) {
-      student.keep(j, pair.student);
-      teacher.keep(j, pair.teacher);
-      float x[V], y[V];
-      pair.student.read(x);
-      pair.teacher.read(y);
-      range.top = max_or_nan(range.top, largest_of(x));
-      range.teacher_top = max_or_nan(range.teacher_top, largest_of(y));
-      if (!p.standardize) return;
-      for (int k = 0; k < V; ++k)
-        if (!is_class(j, k)) x[k] = y[k] = 0;
-      range.sum += sum_of(x);
-      range.teacher_sum += sum_of(y);
+    const bool origins = p.standardize && exists;
+    const float origin = origins ? student[0] : 0, teacher_origin = origins ? teacher[0] : 0;
+    Both<Range> range;
+    const auto take = [&](int j) { return Parts{student.first(j), teacher.first(j)}; };
+    in_flight<2>(team.rank, chunks, team.size, take, [&](int j, const Parts& parts) {
+      student.keep(j, parts.student);
+      add(range.student, j, parts.student, origin);
+      teacher.keep(j, parts.teacher);
+      add(range.teacher, j, parts.teacher, teacher_origin);
     });
     return team.merge(range);
   }
 
-  ICCKD_DEVICE void standardize(const Range& range, Softening& of_student, Softening& of_teacher) {
-    of_student.mean = range.sum / p.plan.classes;
-    of_teacher.mean = range.teacher_sum / p.plan.classes;
-    Squares squares;
+  template <class E>
+  ICCKD_DEVICE void add(Range& range, int j, const Chunk<E, V>& part, float origin) const {
+    float u[V];
+    part.read(u);
+    range.top = max_or_nan(range.top, largest_of(u));
+    if (!p.standardize) return;
+    for (int k = 0; k < V; ++k) u[k] = is_class(j, k) ? u[k] - origin : 0;
+    range.sum += sum_of(u);
+  }
+
+  ICCKD_DEVICE void standardize(const Both<Range>& range, Softening& of_student, Softening& of_teacher) {
+    if (exists) {
+      of_student.mean = range.student.sum / p.plan.classes + (student[0] - of_student.top);
+      of_teacher.mean = range.teacher.sum / p.plan.classes + (teacher[0] - of_teacher.top);
+    }
+    Both<Squares> squares;
     again([&](int j, const float (&x)[V], const float (&y)[V]) {
-      Squares part;
-      for (int k = 0; k < V; ++k) {
-        const float d = x[k] - of_student.mean, e = y[k] - of_teacher.mean;
-        part.student += is_class(j, k) ? d * d : 0;
-        part.teacher += is_class(j, k) ? e * e : 0;
-      }
-      squares.student += part.student;
-      squares.teacher += part.teacher;
+      squares.student.sum += squared_deviations(of_student, j, x);
+      squares.teacher.sum += squared_deviations(of_teacher, j, y);
     });
     squares = team.merge(squares);
-    of_student.std = std::sqrt(squares.student / divisor());
-    of_teacher.std = std::sqrt(squares.teacher / divisor());
-    of_student.inverse = 1 / (of_student.std + 1e-7f);
-    of_teacher.inverse = 1 / (of_teacher.std + 1e-7f);
+    spread(of_student, squares.student);
+    spread(of_teacher, squares.teacher);
+  }
+
+  ICCKD_DEVICE float squared_deviations(const Softening& of, int j, const float (&u)[V]) const {
+    float sum = 0;
+    for (int k = 0; k < V; ++k) sum += is_class(j, k) ? of.centred(u[k]) * of.centred(u[k]) : 0;
+    return sum;
+  }
+
+  ICCKD_DEVICE void spread(Softening& of, const Squares& squares) const {
+    of.std = std::sqrt(squares.sum / divisor());
+    of.inverse = 1 / (of.std + 1e-7f);
+    of.sharpness *= of.inverse;
   }
 
   ICCKD_DEVICE Sums soften(const Softening& of_student, const Softening& of_teacher) {

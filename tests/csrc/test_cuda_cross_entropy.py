@@ -79,11 +79,11 @@ def assert_same(actual, expected):
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("rows", "classes"), SIZES)
-def test_is_as_accurate_as_pytorch(run, timing, generator, rows, classes, dtype, label_smoothing, shared_limit):
+def test_is_as_accurate_as_pytorch(run, generator, rows, classes, dtype, label_smoothing, shared_limit):
     logits, labels = make(generator, rows, classes, dtype)
     weight = torch.randn(rows, generator=generator)
     space = SPACES[rows % 2]
-    options = {"space": space, "shared_limit": shared_limit, "timing": timing}
+    options = {"space": space, "shared_limit": shared_limit}
     losses, margin, lse, gradient = run(logits, labels, weight, label_smoothing, **options)
     exact_losses, exact_gradient = in_pytorch(logits.double(), labels, weight.double(), label_smoothing)
     single_losses, single_gradient = in_pytorch(logits, labels, weight, label_smoothing)
@@ -108,12 +108,12 @@ def test_without_a_gradient_or_weights(run, generator, rows, classes, dtype):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("rows", "classes"), [(24, 19), (40, 32), (6, 1000), (2, 3000)])
-def test_any_strides_give_the_same_bits(run, timing, generator, rows, classes, dtype, layout):
+def test_any_strides_give_the_same_bits(run, generator, rows, classes, dtype, layout):
     logits, labels = make(generator, rows, classes, dtype)
     weight = torch.randn(rows, generator=generator)
     dense = (logits[:1].expand(rows, classes) if layout == "expanded" else logits).contiguous()
     for shared_limit in SHARED_LIMITS:
-        options = {"label_smoothing": 0.1, "shared_limit": shared_limit, "timing": timing}
+        options = {"label_smoothing": 0.1, "shared_limit": shared_limit}
         assert_same(run(laid_out(logits, layout), labels, weight, **options), run(dense, labels, weight, **options))
 
 
@@ -240,10 +240,14 @@ def test_close_huge_logits_keep_their_differences(run, generator, classes, label
     torch.testing.assert_close(gradient.double(), exact_gradient, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("rows", "classes"), [(300, 7), (301, 133), (5, 2100)])
-def test_same_bits_in_whatever_order_threads_run(run, generator, rows, classes):
+@pytest.mark.parametrize("shared_limit", SHARED_LIMITS)
+@pytest.mark.parametrize(("rows", "classes"), [(300, 7), (70, 32), (101, 133), (20, 1000), (5, 2048), (5, 2100)])
+def test_same_bits_in_whatever_order_threads_run(run, generator, rows, classes, shared_limit):
     logits, labels = make(generator, rows, classes, torch.bfloat16)
-    assert_same(run(logits, labels, None, 0.1, timing="late"), run(logits, labels, None, 0.1, timing="early"))
+    late, early = (
+        run(logits, labels, None, 0.1, shared_limit=shared_limit, timing=timing) for timing in emulator.TIMINGS
+    )
+    assert_same(late, early)
 
 
 @given(
