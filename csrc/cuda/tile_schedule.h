@@ -38,7 +38,7 @@ ICCKD_HOST_DEVICE constexpr Positions share_of(int block, int blocks, int first,
           class_from(static_cast<int>(first + rows * (block + 1) / blocks), classes, labelled)};
 }
 
-// Where the tile of at most `rows` rows that begins at `begin` ends, in a share that ends at `share_end`. No class is larger than that.
+// Where the tile of at most `rows` rows that begins at `begin` ends, in a share that ends at `share_end`. No class has more rows.
 ICCKD_HOST_DEVICE constexpr int tile_end(int begin, int share_end, int rows, const RankedClasses& classes) {
   return share_end - begin <= rows ? share_end : classes.start[classes.rank[begin + rows]];
 }

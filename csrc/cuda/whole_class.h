@@ -315,7 +315,8 @@ class WholeClass {
   ICCKD_DEVICE void run() {
     const Positions share = share_of(block(), blocks(), p.totals[2], p.classes, p.totals[0]);
     if (share.begin == share.end) return;
-    Positions tile{share.begin, tile_end(share.begin, share.end, rows, p.classes)};
+    const auto tile_from = [&](int begin) { return Positions{begin, tile_end(begin, share.end, rows, p.classes)}; };
+    Positions tile = tile_from(share.begin), next = tile_from(tile.end);
     int current = 0;
     describe(tiles[current], tile);
     make_barriers();
@@ -323,8 +324,9 @@ class WholeClass {
     fetch_first(tiles[current], tile.end - tile.begin);
     while (true) {
       const bool last = tile.end == share.end;
-      const Positions next{tile.end, last ? tile.end : tile_end(tile.end, share.end, rows, p.classes)};
       if (!last) describe(tiles[1 - current], next);
+      // Asked for long before it is needed.
+      const Positions after_next = tile_from(next.end);
       take_all(tiles[current], tile.end - tile.begin);
       block_barrier();
       if (!last) fetch_first(tiles[1 - current], next.end - next.begin);
@@ -333,12 +335,14 @@ class WholeClass {
       // Before anything of this tile is overwritten.
       block_barrier();
       tile = next;
+      next = after_next;
       current = 1 - current;
     }
   }
 
  private:
   ICCKD_DEVICE void describe(TileRows<rows>& tile, Positions positions) const {
+    ICCKD_ASSERT(positions.begin < positions.end && positions.end - positions.begin <= rows);
     const int k = thread(), position = positions.begin + k;
     if (k >= rows) return;
     const bool valid = position < positions.end;
