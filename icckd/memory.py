@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from icckd import backends
 from icckd.functional import checks
+from icckd.ops.class_memory import class_memory_push
 
 
 class ClassMemory(nn.Module):
@@ -56,20 +58,9 @@ class ClassMemory(nn.Module):
         checks.same_device("features", features, "the memory", self.slots)
         checks.same_device("labels", labels, "the memory", self.slots)
         checks.labels_below("labels", labels, self.num_classes)
-        if features.shape[0] == 0:
-            return
-        labels, order = labels.long().sort(stable=True)
-        valid = (labels >= 0) & (labels < self.num_classes)
-        classes = torch.where(valid, labels, 0)
-        first = torch.searchsorted(labels, labels)
-        end = torch.searchsorted(labels, labels, right=True)
-        place = torch.arange(len(labels), device=labels.device)
-        kept = valid & (end - place <= self.capacity)
-        slot = classes * self.capacity + (self.pushed[classes] + place - first) % self.capacity
-        slot = torch.where(kept, slot, len(self.slots) - 1)
-        self.slots.index_copy_(0, slot, features[order].to(self.slots.dtype))
-        self.slots[-1].zero_()
-        self.pushed.index_add_(0, classes, valid.long())
+        dtype = torch.promote_types(features.dtype, self.slots.dtype)
+        backend = backends.select("auto", features.device, dtype, "class_memory")
+        class_memory_push(self.slots, self.pushed, features.detach(), labels.long(), backend)
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """The embeddings (C · capacity, D) and their labels (C · capacity,), −1 where a slot is empty.

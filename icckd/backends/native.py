@@ -9,6 +9,10 @@ from collections.abc import Callable
 
 import torch
 
+from icckd.backends.eager.class_memory import class_memory_push
+
+__all__ = ["class_memory_push"]  # PyTorch's own, which C++ would not outdo; the others are found by __getattr__
+
 DEVICE = "cpu"
 _load_error: str | None = None
 try:

@@ -5,6 +5,7 @@ The interpreter is for tests: TRITON_INTERPRET=1 in the environment, before this
 
 import torch
 
+from icckd.backends.eager.class_memory import class_memory_push
 from icckd.kernels.cross_entropy import (
     cross_entropy_margin_rows,
     cross_entropy_margin_rows_backward,
@@ -32,6 +33,7 @@ def why_unavailable() -> str | None:
 
 
 __all__ = [
+    "class_memory_push",
     "cross_entropy_margin_rows",
     "cross_entropy_margin_rows_backward",
     "cross_entropy_margin_sum",

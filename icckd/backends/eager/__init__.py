@@ -1,5 +1,6 @@
 """The reference backend: class-sorted and chunked PyTorch, on any device, float16 to float64."""
 
+from icckd.backends.eager.class_memory import class_memory_push
 from icckd.backends.eager.cross_entropy import (
     cross_entropy_margin_rows,
     cross_entropy_margin_rows_backward,
@@ -19,6 +20,7 @@ from icckd.backends.eager.intra_class import (
 )
 
 __all__ = [
+    "class_memory_push",
     "cross_entropy_margin_rows",
     "cross_entropy_margin_rows_backward",
     "cross_entropy_margin_sum",
