@@ -68,10 +68,15 @@ def distinct(module: str, architecture: str) -> "list[tuple[Specialization, str]
     forms: dict[str, Specialization] = {}
     uses: dict[str, list[str]] = {}
     for form in importlib.import_module(module).specializations(architecture):
-        key = repr((form.kernel.__name__, _arguments(form), sorted(form.options.items()), sorted(form.divisible)))
+        key = identity(form)
         forms.setdefault(key, form)
         uses.setdefault(key, []).append(form.description)
     return [(form, "; ".join(dict.fromkeys(uses[key]))) for key, form in forms.items()]
+
+
+def identity(form: "Specialization") -> str:
+    """The same for two forms where they are compiled to the same code."""
+    return repr((form.kernel.__name__, _arguments(form), sorted(form.options.items()), sorted(form.divisible)))
 
 
 def examine(form: "Specialization", architecture: str) -> Row:
@@ -141,26 +146,29 @@ def _arguments(form: "Specialization") -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _read_nvidia(compiled: Any) -> Row:
-    import triton
-
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage, code = (
-            subprocess.run(
-                [triton.knobs.nvidia.cuobjdump.path, option, file.name], capture_output=True, text=True, check=True
-            ).stdout
-            for option in ("-res-usage", "-sass")
-        )
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    if found is None:
-        raise RuntimeError(f"cuobjdump tells no registers: {usage}")
+        usage = _cuobjdump("-res-usage", file.name)
+        found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+        if found is None:
+            raise RuntimeError(f"cuobjdump tells no registers: {usage}")
+        registers, stack = map(int, found.groups())
+        # Disassembling is slow: without a stack nothing is spilled, without mma in the PTX no matrix unit used.
+        code = _cuobjdump("-sass", file.name) if stack or "mma" in compiled.asm["ptx"] else ""
     return {
-        "registers": int(found[1]),
-        "stack": int(found[2]),
+        "registers": registers,
+        "stack": stack,
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", code)),
         "matrix_unit": _matrix_unit(code),
     }
+
+
+def _cuobjdump(option: str, file: str) -> str:
+    import triton
+
+    command = [triton.knobs.nvidia.cuobjdump.path, option, file]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _read_amd(compiled: Any) -> Row:
