@@ -1,8 +1,11 @@
 """The pieces of the intra-class loss that its kernels share: exponents, a row's loss, a row's gradients.
 
-Exponentials are powers of two: x_ij = κ log2(e) z_i·z_j, so that exp(κ z_i·z_j) = 2^x_ij. Rows enter matrix products
-not as unit rows, which would have to be rounded, but scaled by the power of two below 1/norm, which is exact; what is
-left of 1/norm, its mantissa, multiplies the products. Half-precision losses are so as exact as float32 sums are.
+Exponentials are powers of two, of the differences x_ij = κ log2(e) (z_i·z_j − a_i), in which large similarities cancel
+before they are multiplied: P_ij = exp(κ z_i·z_j − lse_i) = 2^(x_ij − L_i) with L_i = ℓ_i log2(e).
+
+Rows enter matrix products not as unit rows, which would have to be rounded, but scaled by the power of two below
+1/norm, which is exact; what is left of 1/norm, its mantissa, multiplies the products. The losses of rows in half
+precision are so as exact as float32 sums.
 """
 
 import triton
@@ -13,6 +16,8 @@ from icckd.kernels.precision import rounded
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+# float16 holds coefficients in this unit, if the largest is 1: with a mantissa and rounding they stay below 65504.
+HALF_UNIT = tl.constexpr(2.0**-13)
 # Numbers that `store_gradients` writes at a time.
 _STORED = tl.constexpr(4096)
 
@@ -63,9 +68,9 @@ def add_exponents(highest, total, x):
 
 
 @triton.jit
-def row_loss(negatives, own):
-    """ℓ = log(1 + 2^(negatives − own)), from log2 Σ 2^x over the negatives and x of the positive."""
-    difference = (negatives - own) * LN_2
+def row_loss(negatives):
+    """ℓ = log(1 + 2^negatives), from log2 Σ 2^(x − x of the positive) over the negatives."""
+    difference = negatives * LN_2
     small = tl.exp(-tl.abs(difference))
     # log(1 + small), to the last bits also where 1 + small is rounded.
     sum_ = 1.0 + small
@@ -122,7 +127,7 @@ def store_gradients(
 ALIGNED = ("anchor_stride", "positive_stride", "memory_stride", "dim", "padded")
 _ROWS = ("anchor", "positive", "memory", "z", "d_anchor", "d_positive")
 _NUMBERS = (
-    "weight", "upstream", "temperature", "losses", "lse", "log_total", "factor", "largest_factor", "inverse",
+    "weight", "upstream", "temperature", "losses", "lse", "loss_bits", "factor", "largest_factor", "inverse",
     "positive_inverse", "memory_inverse", "agreement", "negatives", "d_kappa", "pulls", "sums",
 )  # fmt: skip
 

@@ -32,7 +32,7 @@ import triton.language as tl
 from icckd.kernels import tables
 from icckd.kernels.contrast import (
     ALIGNED,
-    LN_2,
+    HALF_UNIT,
     LOG2_E,
     add_exponents,
     argument_types,
@@ -133,13 +133,13 @@ def _scaled_chunk(memory, stride, row, valid, inverse, first, dim, dtype: tl.con
 
 @triton.jit(do_not_specialize=["rows", "splits"])
 def log_sum_exp(
-    z, z_tiles, inverse, anchors, rank, start, size, totals, temperature, negatives,
+    z, z_tiles, inverse, agreement, anchors, rank, start, size, totals, temperature, negatives,
     memory, memory_order, memory_start, memory_size, memory_inverse, memory_stride,
     rows, dim, padded, splits,
     HAS_MEMORY: tl.constexpr, ONE_CHUNK: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """log2 Σ 2^x over this split's negatives of a tile of anchors, by split and position (splits, N)."""
+    """log2 Σ 2^x_ij over this split's negatives of a tile of anchors, by split and position (splits, N)."""
     count = tl.load(totals + 3)
     first = tl.program_id(0) * BLOCK_M
     if first >= count:
@@ -162,7 +162,9 @@ def log_sum_exp(
         low, high, memory_low, memory_high, split, splits, BLOCK_N, HAS_MEMORY
     )
 
-    scale = LOG2_E / tl.load(temperature) * mantissa(tl.load(inverse + position, mask=valid, other=0.0))
+    scale = LOG2_E / tl.load(temperature)
+    mantissa_i = mantissa(tl.load(inverse + position, mask=valid, other=0.0))
+    a = tl.load(agreement + position, mask=valid, other=0.0)
     highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     zi = load_chunk(z, padded, position, valid, 0, padded, BLOCK_K)
@@ -175,7 +177,8 @@ def log_sum_exp(
             for k in range(0, padded, BLOCK_K):
                 chunk = load_chunk(z, padded, position, valid, k, padded, BLOCK_K)
                 s = matmul(chunk, z_tiles.load([first_column, k]).T, s, PRECISION)
-        x = s * scale[:, None] * mantissa(tl.load(inverse + j, mask=j < high, other=0.0))[None, :]
+        mantissa_j = mantissa(tl.load(inverse + j, mask=j < high, other=0.0))
+        x = (s * mantissa_j[None, :] * mantissa_i[:, None] - a[:, None]) * scale
         pair = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None]) & (j[None, :] != position[:, None])
         highest, total = add_exponents(highest, total, tl.where(pair, x, float("-inf")))
     if HAS_MEMORY:
@@ -190,7 +193,7 @@ def log_sum_exp(
                 chunk = load_chunk(z, padded, position, valid, k, padded, BLOCK_K)
                 m = _scaled_chunk(memory, memory_stride, row, j < memory_high, m_inverse, k, dim, chunk.dtype, BLOCK_K)
                 s = matmul(chunk, tl.trans(m), s, PRECISION)
-            x = s * scale[:, None] * mantissa(m_inverse)[None, :]
+            x = (s * mantissa(m_inverse)[None, :] * mantissa_i[:, None] - a[:, None]) * scale
             pair = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None])
             highest, total = add_exponents(highest, total, tl.where(pair, x, float("-inf")))
     # No pair at all leaves −∞ + log2 0 = −∞.
@@ -200,10 +203,10 @@ def log_sum_exp(
 @triton.jit(do_not_specialize=["rows", "splits"])
 def row_losses(
     order, rank, start, active, totals, weight, upstream, agreement, temperature, negatives,
-    losses, lse, log_total, factor, rows, splits,
+    losses, lse, loss_bits, factor, rows, splits,
     FROM_LSE: tl.constexpr, WITH_UPSTREAM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Rows' losses and lse, by row; log2 Σ 2^x and the weight u_i for the gradient, by position (+∞ and 0: no anchor).
+    """Rows' losses and lse, by row; L_i and the weight u_i for the gradient, by position (+∞ and 0: no anchor).
 
     FROM_LSE: `lse` is given, and no loss wanted. Losses and lse of ignored rows become 0 here.
     """
@@ -217,30 +220,28 @@ def row_losses(
     class_rank = tl.load(rank + position, mask=valid, other=0)
     is_anchor = valid & (position < tl.load(start + class_rank) + tl.load(active + class_rank))
     u = tl.load(weight + row, mask=is_anchor, other=0.0)
+    own = tl.load(agreement + position, mask=is_anchor, other=0.0) / tl.load(temperature)
     if FROM_LSE:
-        total = tl.load(lse + row, mask=is_anchor, other=0.0) * LOG2_E
+        loss = tl.load(lse + row, mask=is_anchor, other=0.0) - own
     else:
         highest = tl.full((BLOCK,), float("-inf"), tl.float32)
         sum_ = tl.zeros((BLOCK,), tl.float32)
         for split in range(0, splits):
             x = tl.load(negatives + split * rows + position, mask=is_anchor, other=float("-inf"))
             highest, sum_ = add_exponents(highest, sum_, x[:, None])
-        negative = highest + tl.log2(sum_)
-        own = LOG2_E / tl.load(temperature) * tl.load(agreement + position, mask=is_anchor, other=0.0)
-        loss = row_loss(negative, own)
-        total = own + loss * LOG2_E
+        loss = row_loss(highest + tl.log2(sum_))
         tl.store(losses + row, tl.where(is_anchor, u * loss, 0.0), mask=valid | ignored)
-        tl.store(lse + row, tl.where(is_anchor, total * LN_2, 0.0), mask=valid | ignored)
+        tl.store(lse + row, tl.where(is_anchor, own + loss, 0.0), mask=valid | ignored)
     if WITH_UPSTREAM:
         u *= tl.load(upstream + row, mask=is_anchor, other=0.0)
-    tl.store(log_total + position, tl.where(is_anchor, total, float("inf")), mask=valid)
+    tl.store(loss_bits + position, tl.where(is_anchor, loss * LOG2_E, float("inf")), mask=valid)
     tl.store(factor + position, u, mask=valid)
 
 
 @triton.jit(do_not_specialize=["rows", "splits"])
 def gradient(
     anchor, positive, z_rows, z_columns, z_chunk, order, rank, start, size, active, totals, temperature,
-    log_total, factor, largest_factor, inverse, positive_inverse, agreement,
+    loss_bits, factor, largest_factor, inverse, positive_inverse, agreement,
     memory, memory_order, memory_start, memory_size, memory_inverse,
     d_anchor, d_positive, d_kappa, pulls, sums,
     anchor_stride, positive_stride, memory_stride, rows, dim, padded, splits,
@@ -264,7 +265,8 @@ def gradient(
     last_anchor = begin + tl.load(active + class_rank)
     end = tl.where(valid, begin + tl.load(size + class_rank), begin)
     is_anchor = valid & (position < last_anchor)
-    log_total_i = tl.load(log_total + position, mask=valid, other=float("inf"))
+    loss_i = tl.load(loss_bits + position, mask=valid, other=float("inf"))
+    a_i = tl.load(agreement + position, mask=valid, other=0.0)
     factor_i = tl.load(factor + position, mask=valid, other=0.0)
 
     # The class of a tile without anchors pulls by its anchors only, which come first in it.
@@ -288,8 +290,8 @@ def gradient(
     scale = kappa * LOG2_E
     unit = 1.0
     if d_anchor.dtype.element_ty == tl.float16:
-        # It has no room for small weights: bring the largest near 1.
-        largest = tl.load(largest_factor)
+        # It has no room for small numbers: bring the largest near its own largest.
+        largest = tl.load(largest_factor) * HALF_UNIT
         unit = tl.where(largest > 0, largest, 1.0)
         factor_i = factor_i * (1.0 / unit)
     pull = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
@@ -310,14 +312,16 @@ def gradient(
         pair = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None]) & (j[None, :] != position[:, None])
         mantissa_j = mantissa(tl.load(inverse + j, mask=j < high, other=0.0))
         s = tl.where(pair, s * mantissa_i[:, None] * mantissa_j[None, :], float("-inf"))
-        share = tl.exp2(s * scale - log_total_i[:, None])
+        share = tl.exp2((s - a_i[:, None]) * scale - loss_i[:, None])
         pairs += tl.sum(share, 1)
         if NEED_TEMPERATURE:
             slope += tl.sum(share * finite(s), 1)
         if NEED_ANCHOR:
-            log_total_j = tl.load(log_total + j, mask=j < high, other=float("inf"))
+            loss_j = tl.load(loss_bits + j, mask=j < high, other=float("inf"))
+            a_j = tl.load(agreement + j, mask=j < high, other=0.0)
             factor_j = tl.load(factor + j, mask=j < high, other=0.0) * (1.0 / unit)
-            c = factor_i[:, None] * share + factor_j[None, :] * tl.exp2(s * scale - log_total_j[None, :])
+            c = factor_i[:, None] * share
+            c += factor_j[None, :] * tl.exp2((s - a_j[None, :]) * scale - loss_j[None, :])
             if NORMALIZE:
                 along += tl.sum(c * finite(s), 1)
             c = rounded(c * mantissa_j[None, :], zi.dtype)
@@ -339,7 +343,7 @@ def gradient(
             pair = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None])
             mantissa_j = mantissa(m_inverse)
             s = tl.where(pair, s * mantissa_i[:, None] * mantissa_j[None, :], float("-inf"))
-            share = tl.exp2(s * scale - log_total_i[:, None])
+            share = tl.exp2((s - a_i[:, None]) * scale - loss_i[:, None])
             pairs += tl.sum(share, 1)
             if NEED_TEMPERATURE:
                 slope += tl.sum(share * finite(s), 1)
@@ -452,9 +456,9 @@ def specializations(architecture: str) -> Iterator[Specialization]:
                         divisible=ALIGNED,
                     )
     for from_lse in (False, True):
-        flags = {"FROM_LSE": from_lse, "WITH_UPSTREAM": from_lse, "BLOCK": 256}
-        absent = ("losses", "negatives") if from_lse else ("upstream",)
-        yield specialize(row_losses, argument_types("fp32"), flags | dict.fromkeys(absent), {})
+        absent = dict.fromkeys(("losses", "negatives") if from_lse else ("upstream",))
+        constants = {"FROM_LSE": from_lse, "WITH_UPSTREAM": from_lse, "BLOCK": 256, **absent}
+        yield specialize(row_losses, argument_types("fp32"), constants, {})
 
 
 def _log_sum_exp_form(element: str, dim: int, options: tables.Options, memory: bool) -> tuple[dict, dict]:

@@ -94,7 +94,7 @@ def counted_layout(labels: Tensor, weight: Tensor, memory_labels: Tensor, num_cl
     memory_order = torch.empty(memory_rows, dtype=torch.int32, device=device)
     _rank_classes[(triton.cdiv(num_classes, _CLASSES),)](
         counts, memory_counts, start, size, active, anchor_start, memory_start, memory_size, rank_of_class, totals,
-        num_classes, limit, HAS_MEMORY=memory_rows > 0, BLOCK=_CLASSES, CHUNK=_COMPARED,
+        num_classes, limit, HAS_MEMORY=memory_rows > 0, BLOCK=_CLASSES,
     )  # fmt: skip
     if rows:
         _place_rows[(triton.cdiv(rows, block),)](
@@ -126,10 +126,9 @@ def _count(
     return place, table, counts
 
 
-# Keys and blocks that one program of `_sum_blocks` holds at a time; the classes that one of `_rank_classes` ranks, and
-# those it compares them with at a time.
+# Keys and blocks that one program of `_sum_blocks` holds at a time, and classes one of `_rank_classes` compares.
 _KEYS, _BLOCKS = 32, 64
-_CLASSES, _COMPARED = 32, 64
+_CLASSES = 32
 
 
 @triton.jit
@@ -189,7 +188,7 @@ def _sum_blocks(table, counts, keys, blocks, KEYS: tl.constexpr, BLOCKS: tl.cons
 @triton.jit(do_not_specialize=["num_classes", "limit"])
 def _rank_classes(
     counts, memory_counts, start, size, active, anchor_start, memory_start, memory_size, rank_of_class, totals,
-    num_classes, limit, HAS_MEMORY: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    num_classes, limit, HAS_MEMORY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = c < num_classes
@@ -200,8 +199,8 @@ def _rank_classes(
         tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.int32),
     )  # fmt: skip
     all_rows, all_anchors, large_rows, large_anchors, all_memory = 0, 0, 0, 0, 0
-    for first in range(0, num_classes, CHUNK):
-        d = first + tl.arange(0, CHUNK)
+    for first in range(0, num_classes, BLOCK):
+        d = first + tl.arange(0, BLOCK)
         their_anchors = tl.load(counts + 2 * d, mask=d < num_classes, other=0)
         their_rows = their_anchors + tl.load(counts + 2 * d + 1, mask=d < num_classes, other=0)
         larger = their_rows[None, :] > rows[:, None]
@@ -354,6 +353,6 @@ def specializations(architecture: str) -> Iterator[Specialization]:
         yield specialize(_place_memory, types, {}, block)
     yield specialize(_sum_blocks, types, {"KEYS": _KEYS, "BLOCKS": _BLOCKS}, {})
     for memory in (False, True):
-        flags = {"HAS_MEMORY": memory, "BLOCK": _CLASSES, "CHUNK": _COMPARED}
+        flags = {"HAS_MEMORY": memory, "BLOCK": _CLASSES}
         absent = {} if memory else {"memory_counts": None}
         yield specialize(_rank_classes, types, flags | absent, {}, description="memory" if memory else "")

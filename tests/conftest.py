@@ -23,8 +23,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
 
 
+# Triton's interpreter takes minutes over these; tests/kernels and tests/gpu interpret the same kernels.
+_LONG_IN_THE_INTERPRETER = ("functional/test_cross_entropy.py", "functional/test_distillation.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if parameters.get("backend") == "triton" and item.path.as_posix().endswith(_LONG_IN_THE_INTERPRETER):
+            item.add_marker(pytest.mark.slow)
+
+
 CPU_BACKENDS = [
-    name for name in ("reference", "cpu") if backends.why_not(name, torch.device("cpu"), torch.float32) is None
+    name
+    for name in ("reference", "cpu", "triton")
+    if backends.why_not(name, torch.device("cpu"), torch.float32) is None
 ]
 
 

@@ -22,10 +22,9 @@ TABLE = {
     },
     "log_sum_exp": {
         "half": {
-            64: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+            64: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2},
             128: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 128, "num_warps": 8, "num_stages": 2},
-            256: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 256, "num_warps": 8, "num_stages": 2},
-            4096: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+            4096: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2},
         },
         "float": {
             4096: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
@@ -33,7 +32,7 @@ TABLE = {
     },
     "log_sum_exp_memory": {
         "half": {
-            4096: {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
+            4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2},
         },
         "float": {
             4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
@@ -41,20 +40,17 @@ TABLE = {
     },
     "gradient": {
         "half": {
-            64: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_V": 64, "num_warps": 8, "num_stages": 3},
-            128: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 128, "BLOCK_V": 128, "num_warps": 8, "num_stages": 2},
-            256: {"BLOCK_M": 128, "BLOCK_N": 32, "BLOCK_K": 256, "BLOCK_V": 256, "num_warps": 8, "num_stages": 2},
-            512: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "BLOCK_V": 512, "num_warps": 8, "num_stages": 2},
-            4096: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_V": 256, "num_warps": 8, "num_stages": 3},
+            128: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_V": 128, "num_warps": 8, "num_stages": 2},
+            4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_V": 256, "num_warps": 8, "num_stages": 2},
         },
         "float": {
-            64: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "BLOCK_V": 64, "num_warps": 4, "num_stages": 2},
+            64: {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32, "BLOCK_V": 64, "num_warps": 8, "num_stages": 2},
             4096: {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32, "BLOCK_V": 128, "num_warps": 8, "num_stages": 2},
         },
     },
     "gradient_memory": {
         "half": {
-            4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_V": 128, "num_warps": 8, "num_stages": 2},
+            4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_V": 64, "num_warps": 8, "num_stages": 2},
         },
         "float": {
             4096: {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32, "BLOCK_V": 64, "num_warps": 8, "num_stages": 2},
@@ -72,7 +68,7 @@ TABLE = {
         "half": {
             32: {"BLOCK": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
             64: {"BLOCK": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
-            128: {"BLOCK": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+            128: {"BLOCK": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2},
         },
         "float": {
             32: {"BLOCK": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},

@@ -273,18 +273,22 @@ def test_a_small_float16_gradient_survives_under_a_loss_scale(backend):
     _, d_anchor, d_positive, _ = with_gradients(
         intra_class_contrastive, anchor * 16, positive, labels, upstream=scale, backend=backend
     )
+    # Matrix units multiply coefficients that are rounded to float16.
+    least = 5e-4 if backend == "triton" else 1e-4
     for x, y in ((d_anchor, truth[1]), (d_positive, truth[2])):
-        torch.testing.assert_close(x.double(), y, rtol=2e-3, atol=1e-4 * y.abs().max().item())
+        torch.testing.assert_close(x.double(), y, rtol=2e-3, atol=least * y.abs().max().item())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_same_bits_every_time(backend, dtype):
-    anchor, positive, labels, options = problem(500, 40, 7, 100, dtype)
+    # What is interpreted takes a while.
+    count, repetitions = (60, 3) if backend == "triton" else (500, 20)
+    anchor, positive, labels, options = problem(count, 40, 7, count // 5, dtype)
     for reduction in ("mean", "none"):
-        upstream = torch.rand(500) if reduction == "none" else None
+        upstream = torch.rand(count) if reduction == "none" else None
         options |= {"reduction": reduction, "upstream": upstream, "backend": backend}
         first = with_gradients(intra_class_contrastive, anchor, positive, labels, **options)
-        for _ in range(20):
+        for _ in range(repetitions):
             again = with_gradients(intra_class_contrastive, anchor, positive, labels, **options)
             assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
 

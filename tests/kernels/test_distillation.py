@@ -139,6 +139,20 @@ def test_masked_classes(generator, classes):
     assert rows.isfinite().all()
 
 
+@pytest.mark.parametrize("classes", [20, 100])
+def test_a_share_that_underflows_adds_nothing(generator, classes):
+    """Also where the student rules its class out, in whichever lane and order of the sweep it comes."""
+    student, teacher = make(generator, 3, classes)
+    student[0, 0] = student[1, 5] = student[2, classes - 1] = -torch.inf
+    teacher[0, 0] = teacher[1, 5] = teacher[2, classes - 1] = -1e4
+    rows, _ = rows_and_gradient(student, teacher, torch.ones(3))
+    kept = student.isfinite()
+    exact_rows = [
+        exact(s[None, k], t[None, k], torch.ones(1))[0] for s, t, k in zip(student, teacher, kept, strict=True)
+    ]
+    torch.testing.assert_close(rows.double(), torch.cat(exact_rows), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("who", ["student", "teacher"])
 @pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("classes", [33, 70])

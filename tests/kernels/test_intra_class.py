@@ -183,6 +183,18 @@ def test_norms_of_all_magnitudes(guard, slots, dtype):
     check(guard, problem)
 
 
+@pytest.mark.parametrize("slots", [0, 50])
+def test_small_weights_do_not_vanish_in_float16(guard, slots):
+    problem = Problem([3, 40, 8], dtype=torch.float16, slots=slots)
+    _, plain = problem.defined(None, "none")
+    problem.weight, problem.grad_rows = problem.weight * 1e-7, problem.grad_rows * 1e7
+    arguments = problem.arguments(guard, None)
+    _, lse = kernels.intra_class_rows(*arguments)
+    gradients = kernels.intra_class_rows_backward(problem.grad_rows, lse, *arguments, True, True, True)
+    for x, y in zip(gradients[:2], plain[1:3], strict=True):
+        torch.testing.assert_close(x, y, rtol=2e-3, atol=1e-3 * y.abs().max().item())
+
+
 def test_a_memory_of_another_dtype(guard):
     for dtype, memory_dtype in ((torch.bfloat16, torch.float32), (torch.float16, torch.float32)):
         problem = Problem([3, 40, 8], dtype=dtype, slots=50)
