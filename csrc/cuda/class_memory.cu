@@ -10,16 +10,23 @@
 namespace icckd::cuda {
 namespace {
 
+// Left to itself, ptxas spills some registers so as to hold more warps than there are.
+constexpr int blocks_at_least = 8;
+
 template <class From, class To>
-__global__ void __launch_bounds__(push_threads) class_memory_push_kernel(const __grid_constant__ ClassMemoryParams p) {
+__global__ void __launch_bounds__(push_threads, blocks_at_least) class_memory_push_kernel(const __grid_constant__ ClassMemoryParams p) {
   class_memory_push<From, To>(p);
 }
 
 void push(Tensor slots, Tensor pushed, Tensor features, Tensor labels) {
   STD_TORCH_CHECK(features.dim() == 2, "features has ", features.dim(), " dimensions; it should have 2");
+  features = torch::stable::contiguous(features);
+  labels = torch::stable::contiguous(labels);
   const int64_t rows = features.size(0), dim = features.size(1), num_classes = pushed.numel();
   STD_TORCH_CHECK(num_classes > 0 && slots.dim() == 2 && slots.size(0) > num_classes && (slots.size(0) - 1) % num_classes == 0,
                   "slots should have one row more than a multiple of the classes");
+  const int64_t capacity = (slots.size(0) - 1) / num_classes;
+  STD_TORCH_CHECK(rows <= most_rows && capacity <= most_rows, "features or slots have more rows than this kernel counts");
   check_tensor(slots, {slots.size(0), dim}, "slots");
   check_tensor(pushed, {num_classes}, "pushed");
   check_dtype(pushed, ScalarType::Long, "pushed");
@@ -31,10 +38,10 @@ void push(Tensor slots, Tensor pushed, Tensor features, Tensor labels) {
   p.labels = labels.const_data_ptr<int64_t>();
   p.slots = slots.mutable_data_ptr();
   p.pushed = pushed.mutable_data_ptr<int64_t>();
-  p.rows = rows;
+  p.rows = static_cast<int32_t>(rows);
   p.dim = dim;
   p.num_classes = num_classes;
-  p.capacity = (slots.size(0) - 1) / num_classes;
+  p.capacity = static_cast<int32_t>(capacity);
   p.classes_per_warp = classes_per_warp_for(num_classes);
   const OnDevice device(features);
   with_type(element_of(features, "features"), [&](auto from) {

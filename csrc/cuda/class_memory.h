@@ -23,11 +23,13 @@ struct ClassMemoryParams {
   const int64_t* labels;  // (rows)
   void* slots;            // (num_classes · capacity + 1, dim) of the other
   int64_t* pushed;        // (num_classes)
-  int64_t rows, dim, num_classes, capacity;
-  int32_t classes_per_warp;
+  int64_t dim, num_classes;
+  int32_t rows, capacity, classes_per_warp;
 };
 
 constexpr int push_threads = 128;
+// Of a push, and of a ring: so that the last chunk's row numbers are below 2³¹.
+constexpr int64_t most_rows = 0x7fffff00;
 constexpr int64_t wanted_warps = 4096;
 
 // At most one for each lane.
@@ -41,9 +43,21 @@ constexpr int push_blocks(int64_t num_classes) {
   return static_cast<int>((num_classes + per_block - 1) / per_block);
 }
 
-// The slot, among its class's, of the row that `newer` rows of this push follow, when `pushed` rows will have been pushed in all.
-ICCKD_HOST_DEVICE constexpr int64_t ring_slot(int64_t pushed, int64_t newer, int64_t capacity) {
-  return (pushed - 1 - newer) % capacity;
+// x mod divisor, for x ≥ 0 and divisors of 31 bits. The division of 64-bit numbers is a call, which would cost registers.
+ICCKD_HOST_DEVICE constexpr int remainder_of(int64_t x, int divisor) {
+  const uint32_t d = static_cast<uint32_t>(divisor);
+  if (x >> 32 == 0) return static_cast<int>(static_cast<uint32_t>(x) % d);
+  uint32_t remainder = 0;
+  for (int bit = 62; bit >= 0; --bit) {
+    remainder = 2 * remainder + static_cast<uint32_t>(x >> bit & 1);
+    if (remainder >= d) remainder -= d;
+  }
+  return static_cast<int>(remainder);
+}
+
+// The slot, among its class's, of the row that `newer` rows (< capacity) of its class follow; the newest is in slot `newest`.
+ICCKD_HOST_DEVICE constexpr int ring_slot(int newest, int newer, int capacity) {
+  return newest >= newer ? newest - newer : newest - newer + capacity;
 }
 
 // Elements that fill whole vectors of both dtypes.
@@ -55,11 +69,19 @@ ICCKD_DEVICE void copy_elements(const From* from, To* to) {
   constexpr int n = elements_at_once<From, To>;
   float x[n];
 #pragma unroll
-  for (int part = 0; part < n; part += per_vector<From>)
-    to_floats<From>(load16(from + part), reinterpret_cast<float(&)[per_vector<From>]>(x[part]));
+  for (int part = 0; part < n; part += per_vector<From>) {
+    float loaded[per_vector<From>];
+    to_floats<From>(load16(from + part), loaded);
 #pragma unroll
-  for (int part = 0; part < n; part += per_vector<To>)
-    store16(to + part, from_floats<To>(reinterpret_cast<float(&)[per_vector<To>]>(x[part])));
+    for (int i = 0; i < per_vector<From>; ++i) x[part + i] = loaded[i];
+  }
+#pragma unroll
+  for (int part = 0; part < n; part += per_vector<To>) {
+    float stored[per_vector<To>];
+#pragma unroll
+    for (int i = 0; i < per_vector<To>; ++i) stored[i] = x[part + i];
+    store16(to + part, from_floats<To>(stored));
+  }
 }
 
 // By one warp.
@@ -74,17 +96,37 @@ ICCKD_DEVICE void copy_row(const From* from, To* to, int64_t dim) {
   }
 }
 
+// Classes that a warp owns.
+struct OwnClasses {
+  int64_t first;
+  int count;
+};
+
 // Labels that a lane reads at a time, so that their latencies overlap.
 constexpr int labels_at_once = 8;
 constexpr int push_chunk = labels_at_once * warp_size;
 
-// Of rows begin + lane, begin + 32 + lane …: the class, counted from the warp's first, or −1 where the warp does not own it.
-ICCKD_DEVICE void read_classes(const ClassMemoryParams& p, int64_t begin, int64_t first_class, int owned, int (&classes)[labels_at_once]) {
+// Calls use(row, class, counted from the first) for those of rows begin … begin + push_chunk − 1 whose class the warp owns, the newest
+// first. All lanes call it together.
+template <class Use>
+ICCKD_DEVICE void for_own_rows(const ClassMemoryParams& p, int begin, const OwnClasses& own, const Use& use) {
+  bool is_own[labels_at_once];
 #pragma unroll
   for (int i = 0; i < labels_at_once; ++i) {
-    const int64_t row = begin + i * warp_size + lane();
-    const int64_t c = row < p.rows ? p.labels[row] - first_class : -1;
-    classes[i] = c >= 0 && c < owned ? static_cast<int>(c) : -1;
+    const int row = begin + i * warp_size + lane();
+    is_own[i] = row < p.rows && p.labels[row] >= own.first && p.labels[row] < own.first + own.count;
+  }
+  unsigned rows = 0;  // lane i's, of 32 rows
+#pragma unroll
+  for (int i = 0; i < labels_at_once; ++i) {
+    const unsigned members = ballot(is_own[i]);
+    if (lane() == i) rows = members;
+  }
+  for (unsigned lanes = ballot(rows != 0); lanes != 0; lanes = ballot(rows != 0)) {
+    const int i = highest_bit(lanes), newest = highest_bit(shuffle(rows, i));
+    if (lane() == i) rows ^= 1u << newest;
+    const int row = begin + i * warp_size + newest;
+    use(row, static_cast<int>(p.labels[row] - own.first));
   }
 }
 
@@ -93,43 +135,29 @@ ICCKD_DEVICE void class_memory_push(const ClassMemoryParams& p) {
   const int64_t first_class = (static_cast<int64_t>(block()) * (threads() / warp_size) + warp()) * p.classes_per_warp;
   if (first_class >= p.num_classes) return;
   const int64_t left = p.num_classes - first_class;
-  const int owned = left < p.classes_per_warp ? static_cast<int>(left) : p.classes_per_warp;
-  int classes[labels_at_once];
+  const OwnClasses own{first_class, left < p.classes_per_warp ? static_cast<int>(left) : p.classes_per_warp};
 
-  int64_t count = 0;
-  for (int64_t begin = 0; begin < p.rows; begin += push_chunk) {
-    read_classes(p, begin, first_class, owned, classes);
-#pragma unroll
-    for (int i = 0; i < labels_at_once; ++i)
-      for (unsigned members = ballot(classes[i] >= 0); members != 0; members &= members - 1)
-        count += shuffle(classes[i], lowest_bit(members)) == lane();
-  }
-  const int64_t pushed = lane() < owned ? p.pushed[first_class + lane()] + count : 0;
+  int count = 0;
+  for (int begin = 0; begin < p.rows; begin += push_chunk)
+    for_own_rows(p, begin, own, [&](int, int c) { count += c == lane(); });
+  int newest_slot = 0;
+  if (count > 0) newest_slot = remainder_of(p.pushed[first_class + lane()] + count - 1, p.capacity);
 
   const auto* features = static_cast<const From*>(p.features);
   auto* slots = static_cast<To*>(p.slots);
-  int64_t newer = 0;
-  for (int64_t begin = (p.rows - 1) / push_chunk * push_chunk; begin >= 0; begin -= push_chunk) {
+  int newer = 0;
+  for (int begin = (p.rows - 1) / push_chunk * push_chunk; begin >= 0; begin -= push_chunk) {
     if (ballot(newer < count && newer < p.capacity) == 0) break;
-    read_classes(p, begin, first_class, owned, classes);
-#pragma unroll
-    for (int i = labels_at_once - 1; i >= 0; --i) {
-      unsigned members = ballot(classes[i] >= 0);
-      while (members != 0) {
-        const int newest = highest_bit(members);
-        members ^= 1u << newest;
-        const int c = shuffle(classes[i], newest);
-        const int64_t newer_of_class = shuffle(newer, c), slot = ring_slot(shuffle(pushed, c), newer_of_class, p.capacity);
-        if (newer_of_class < p.capacity) {
-          ICCKD_ASSERT(slot >= 0 && slot < p.capacity);
-          const int64_t row = begin + i * warp_size + newest;
-          copy_row(features + row * p.dim, slots + ((first_class + c) * p.capacity + slot) * p.dim, p.dim);
-        }
-        newer += c == lane();
-      }
-    }
+    for_own_rows(p, begin, own, [&](int row, int c) {
+      const int newer_of_class = shuffle(newer, c), newest_of_class = shuffle(newest_slot, c);
+      newer += c == lane();
+      if (newer_of_class >= p.capacity) return;
+      const int64_t slot = ring_slot(newest_of_class, newer_of_class, p.capacity);
+      ICCKD_ASSERT(slot >= 0 && slot < p.capacity);
+      copy_row(features + row * p.dim, slots + ((first_class + c) * p.capacity + slot) * p.dim, p.dim);
+    });
   }
-  if (lane() < owned) p.pushed[first_class + lane()] = pushed;
+  if (count > 0) p.pushed[first_class + lane()] += count;
 }
 
 }  // namespace icckd::cuda

@@ -104,7 +104,12 @@ def test_ring_slots(module, capacity, earlier, counts):
         queue.extend(range(pushed, pushed + count))
         pushed += count
         for newer in range(min(count, capacity)):
-            assert module.ring_slot(pushed, newer, capacity) == queue[-1 - newer] % capacity
+            assert module.ring_slot((pushed - 1) % capacity, newer, capacity) == queue[-1 - newer] % capacity
+
+
+@given(x=st.integers(0, 2**63 - 1) | st.integers(0, 2**33), divisor=st.integers(1, 2**31 - 1))
+def test_remainders(module, x, divisor):
+    assert module.remainder(x, divisor) == x % divisor
 
 
 @given(num_classes=st.integers(1, 10**6))

@@ -7,10 +7,10 @@ namespace {
 using namespace emulator;
 
 template <class From, class To>
-void push(Buffer slots, Buffer pushed, Buffer features, Buffer labels, int64_t rows, int64_t dim, int64_t num_classes, int64_t capacity,
+void push(Buffer slots, Buffer pushed, Buffer features, Buffer labels, int rows, int64_t dim, int64_t num_classes, int capacity,
           int classes_per_warp, Timing timing) {
   const ClassMemoryParams p{features.data<unsigned char>(), labels.data<int64_t>(), slots.mutable_data<unsigned char>(),
-                            pushed.mutable_data<int64_t>(), rows, dim, num_classes, capacity, classes_per_warp};
+                            pushed.mutable_data<int64_t>(), dim, num_classes, rows, capacity, classes_per_warp};
   const int64_t per_block = int64_t{classes_per_warp} * (push_threads / warp_size);
   const int blocks = static_cast<int>((num_classes + per_block - 1) / per_block);
   launch({.blocks = blocks, .threads = push_threads}, timing, [&] { class_memory_push<From, To>(p); });
@@ -32,6 +32,7 @@ ICCKD_MODULE(m) {
   m.def("push_float16_bfloat16", &push<float16, bfloat16>);
   m.def("push_float16_float16", &push<float16, float16>);
   m.def("ring_slot", &ring_slot);
+  m.def("remainder", &remainder_of);
   m.def("classes_per_warp", &classes_per_warp_for);
   m.def("blocks", &push_blocks);
 }
