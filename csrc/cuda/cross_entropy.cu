@@ -12,8 +12,9 @@
 namespace icckd::cuda {
 namespace {
 
+// The second bound, of blocks on a multiprocessor, is what registers allow without spilling.
 template <class E, bool whole_block>
-__global__ void __launch_bounds__(most_threads<whole_block>, whole_block ? 0 : 8)
+__global__ void __launch_bounds__(whole_block ? 2 * cross_entropy_threads : lanes_threads, whole_block ? 1 : 8)
     cross_entropy_kernel(const __grid_constant__ CrossEntropyParams params) {
   cross_entropy_margin<E, whole_block>(params);
 }

@@ -36,11 +36,13 @@ struct CrossEntropyParams {
   void* d_logits;        // (count, classes), contiguous, of the logits' type: the gradient of Σ weight · loss; null: not wanted
 };
 
+constexpr int cross_entropy_threads = 512;
+
 // Fills in `aligned` and `plan` of otherwise complete parameters, for elements of `size` bytes.
 inline void plan_launch(CrossEntropyParams& p, int64_t classes, int size, int shared_limit) {
   p.aligned = p.logits.unit == 16;
   // Where no gradient is wanted, an aligned row is looked at once.
-  p.plan = plan_rows(static_cast<int>(classes), 16 / size, 16, p.d_logits || !p.aligned, shared_limit);
+  p.plan = plan_rows(static_cast<int>(classes), 16 / size, 16, p.d_logits || !p.aligned, cross_entropy_threads, shared_limit);
 }
 
 ICCKD_DEVICE float exp_fast(float x) { return exp2_fast(x * log2_e); }

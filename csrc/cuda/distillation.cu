@@ -12,8 +12,9 @@
 namespace icckd::cuda {
 namespace {
 
+// The second bound, of blocks on a multiprocessor, is what registers allow without spilling.
 template <class S, class T, bool whole_block>
-__global__ void __launch_bounds__(most_threads<whole_block>, whole_block ? 0 : 5)
+__global__ void __launch_bounds__(whole_block ? 2 * kd_kl_threads : lanes_threads, whole_block ? 1 : 5)
     kd_kl_kernel(const __grid_constant__ KdKlParams params) {
   KdKl<S, T, whole_block>{params}();
 }

@@ -37,6 +37,8 @@ struct KdKlParams {
   void* d_student;      // (count, classes), contiguous, of the student's type: the gradient of Σ weight · loss; null: not wanted
 };
 
+constexpr int kd_kl_threads = 256;
+
 // Classes of a chunk: 16 bytes of the wider type.
 constexpr int kd_kl_width(int student_size, int teacher_size) { return 16 / (student_size > teacher_size ? student_size : teacher_size); }
 
@@ -44,7 +46,7 @@ constexpr int kd_kl_width(int student_size, int teacher_size) { return 16 / (stu
 inline void plan_launch(KdKlParams& p, int64_t classes, int student_size, int teacher_size, int shared_limit) {
   const int width = kd_kl_width(student_size, teacher_size);
   p.aligned = p.student.unit >= width * student_size && p.teacher.unit >= width * teacher_size;
-  p.plan = plan_rows(static_cast<int>(classes), width, width * (student_size + teacher_size), true, shared_limit);
+  p.plan = plan_rows(static_cast<int>(classes), width, width * (student_size + teacher_size), true, kd_kl_threads, shared_limit);
 }
 
 // The same of the student and of the teacher.

@@ -38,6 +38,9 @@ struct RowPlan {
   int shared_bytes;     // of a block
 };
 
+// Threads of a block whose teams are lanes of a warp.
+constexpr int lanes_threads = 128;
+
 // What the warps of a block tell each other (Team::merge), before the slots.
 constexpr int exchange_bytes = 2048;
 
@@ -47,15 +50,16 @@ constexpr int power_of_two_from(int x) {
   return power;
 }
 
+// `most_threads`: of a block that is a team, where two share a multiprocessor; one that needs it alone has twice as many.
 // `chunk_bytes`: of a chunk in every matrix that stays in shared memory. `keep`: whether anything has to stay there. `shared_limit`:
 // bytes of shared memory that a block may have.
-constexpr RowPlan plan_rows(int classes, int width, int chunk_bytes, bool keep, int shared_limit) {
+constexpr RowPlan plan_rows(int classes, int width, int chunk_bytes, bool keep, int most_threads, int shared_limit) {
   RowPlan plan{.classes = classes, .chunks = (classes - 1) / width + 1, .slots = 0, .team = 0, .threads = 0, .rows = 0, .shared_bytes = 0};
   const bool whole_block = plan.chunks > 4 * 32;
   if (whole_block) {
-    plan.threads = plan.team = plan.chunks > 4 * 256 ? 512 : power_of_two_from((plan.chunks + 3) / 4);
+    plan.threads = plan.team = plan.chunks > 2 * most_threads ? most_threads : power_of_two_from((plan.chunks + 3) / 4);
   } else {
-    plan.threads = 128;
+    plan.threads = lanes_threads;
     plan.team = plan.chunks > 2 * 16 ? 32 : power_of_two_from((plan.chunks + 1) / 2);
   }
   plan.rows = plan.threads / plan.team;
@@ -63,8 +67,7 @@ constexpr RowPlan plan_rows(int classes, int width, int chunk_bytes, bool keep, 
   const int wanted = keep ? plan.chunks + plan.chunks % 2 : 0, room = (shared_limit - exchange) / (plan.rows * chunk_bytes);
   plan.slots = wanted < room ? wanted : room / 2 * 2;
   plan.shared_bytes = exchange + plan.rows * plan.slots * chunk_bytes;
-  // No second block finds room on the multiprocessor: this one has it to itself.
-  if (whole_block && 2 * plan.shared_bytes > shared_limit) plan.threads = plan.team = 1024;
+  if (whole_block && 2 * plan.shared_bytes > shared_limit) plan.threads = plan.team = 2 * most_threads;
   return plan;
 }
 
@@ -287,7 +290,8 @@ class Row {
   // A chunk that is neither aligned nor in shared memory.
   ICCKD_DEVICE Part gather(int j) const {
     float x[V];
-    for (int i = 0; i < V; ++i) x[i] = j * V + i < classes_ ? (*this)[j * V + i] : -infinity;
+    const E* next = logits_ + j * V * class_stride_;
+    for (int i = 0; i < V; ++i, next += class_stride_) x[i] = j * V + i < classes_ ? to_float(*next) : -infinity;
     return Part::of(x);
   }
 

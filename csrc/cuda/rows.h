@@ -27,11 +27,6 @@ inline int shared_limit_of(const Tensor& x) {
   return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, x);
 }
 
-// The largest block that `plan_rows` asks for. The least number of them on a multiprocessor, their second bound, is what their
-// registers allow without spilling; 0: none is asked for.
-template <bool whole_block>
-constexpr int most_threads = whole_block ? 1024 : 128;
-
 // One block for every `plan.rows` rows.
 template <class Params>
 void launch_rows(const Tensor& on, void (*kernel)(Params), const Params& params) {

@@ -45,8 +45,8 @@ void cross_entropy(
 }
 
 // How rows are divided: classes, chunks, slots, team, threads, rows, shared_bytes.
-std::array<int, 7> plan(int classes, int width, int chunk_bytes, bool keep, int shared_limit) {
-  const RowPlan p = plan_rows(classes, width, chunk_bytes, keep, shared_limit);
+std::array<int, 7> plan(int classes, int width, int chunk_bytes, bool keep, int most_threads, int shared_limit) {
+  const RowPlan p = plan_rows(classes, width, chunk_bytes, keep, most_threads, shared_limit);
   return {p.classes, p.chunks, p.slots, p.team, p.threads, p.rows, p.shared_bytes};
 }
 
