@@ -3,6 +3,7 @@
 # make test    setup, then the whole test suite (slow sweeps left out)
 # make lint    ruff and mypy
 # make bench   setup with the peers, then the benchmarks into bench/results/cpu and the tables of the documents
+# make cuda    compile the CUDA sources with nvcc, no GPU needed, and report on the machine code
 # Each does only what is out of date.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find icckd csrc configs -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.yaml')
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench cuda clean
 setup: $(VENV)/extension.stamp
 
 $(BIN)/python:
@@ -49,5 +50,9 @@ bench: setup
 	$(BIN)/python -m bench.cross_entropy --json bench/results/cpu/cross_entropy.json
 	for page in README.md docs/benchmarks.md; do $(BIN)/python -m bench.table $$page bench/results/cpu/*.json; done
 
+cuda: $(VENV)/dependencies.stamp
+	ICCKD_CUDA=1 $(BIN)/python setup.py -q build_ext --inplace
+	$(BIN)/python -m bench.cuda_report
+
 clean:
-	rm -rf build runs/demo icckd/_C*.so $(VENV)
+	rm -rf build runs/demo icckd/_C*.so icckd/_cuda.so $(VENV)

@@ -46,6 +46,9 @@ KeyedRows keyed_rows(const int64_t* labels, const float* weight, int64_t rows, i
 
 LayoutTensors class_layout(Tensor labels, Tensor weight, std::optional<Tensor> memory_labels, int64_t num_classes, int64_t limit) {
   constexpr int64_t most_rows = 0x7fffffff;
+  labels = torch::stable::contiguous(labels);
+  weight = torch::stable::contiguous(weight);
+  if (memory_labels) memory_labels = torch::stable::contiguous(*memory_labels);
   const int64_t rows = labels.numel(), memory_rows = memory_labels ? memory_labels->numel() : 0;
   check_tensor(labels, {rows}, "labels");
   check_dtype(labels, ScalarType::Long, "labels");
