@@ -196,8 +196,8 @@ def cross_entropy_swept(
     lane = tl.arange(0, BLOCK)
     highest = tl.full((BLOCK,), LOWEST, tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
-    # Sums of x are taken from near the row's level, or large logits would lose their differences.
-    level = tl.where(tl.abs(own) < float("inf"), own, 0.0)
+    # Sums of x are taken from near the row's level, or large logits would lose their differences; from no masked one.
+    level = tl.where(tl.abs(own) < 1e30, own, 0.0)
     sum_ = tl.zeros((BLOCK,), tl.float32)
     for first in tl.range(0, tl.where(counted, classes, 0), BLOCK, num_stages=STAGES):
         column = first + lane
@@ -205,9 +205,9 @@ def cross_entropy_swept(
         is_other = column != label
         if SMOOTH:
             sum_ += tl.where(is_other & (column < classes), x - level, 0.0)
-        highest, old, new = rescale(highest, tl.where(is_other, x, float("-inf")))
+        highest, old, new = rescale(highest, tl.where(is_other, x, float("-inf")), 1.0)
         total = total * old + new
-    other, share = lane_shares(highest, total)
+    other, share = lane_shares(highest, total, 1.0)
     top = tl.maximum(own, other)
     total = tl.sum(total * share, 0) * tl.exp(other - top) + tl.exp(own - top)
     if WITH_LOSS:

@@ -162,9 +162,13 @@ def kd_kl_whole(
 
 
 @triton.jit
-def _moments(logits, level, classes, BLOCK: tl.constexpr, STAGES: tl.constexpr):
-    """Mean of x − level and standard deviation of one row: Welford's recurrence in every lane, then over the lanes."""
+def _moments(logits, classes, BLOCK: tl.constexpr, STAGES: tl.constexpr):
+    """Mean and standard deviation of one row: Welford's recurrence in every lane, the lanes together at the end.
+
+    Of x − x_0, so that large logits keep their differences.
+    """
     lane = tl.arange(0, BLOCK)
+    level = tl.load(logits).to(tl.float32)
     count = tl.zeros((BLOCK,), tl.float32)
     mean = tl.zeros((BLOCK,), tl.float32)
     squares = tl.zeros((BLOCK,), tl.float32)
@@ -177,30 +181,23 @@ def _moments(logits, level, classes, BLOCK: tl.constexpr, STAGES: tl.constexpr):
         squares += step * (x - mean)
     overall = tl.sum(count * mean, 0) / classes
     distance = mean - overall
-    return overall, tl.sqrt(tl.sum(squares + count * distance * distance, 0) / _degrees(classes))
+    return level + overall, tl.sqrt(tl.sum(squares + count * distance * distance, 0) / _degrees(classes))
 
 
 @triton.jit
-def _level(logits, classes, temperature, STANDARDIZE: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr):
-    """The exponents of a row are (x − level) · factor, before their maximum is taken off; its deviation, or 1.
-
-    The level is a logit, or the mean: near the others, so that large ones keep their differences.
-    """
-    level = tl.load(logits).to(tl.float32)
-    level = tl.where(tl.abs(level) < float("inf"), level, 0.0)
-    deviation = 1.0
+def _scale(logits, classes, temperature, STANDARDIZE: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr):
+    """What differences of logits are multiplied by to get those of exponents; mean and deviation, if standardised."""
+    mean, deviation = 0.0, 1.0
     factor = 1 / temperature
     if STANDARDIZE:
-        mean, deviation = _moments(logits, level, classes, BLOCK, STAGES)
-        level += mean
+        mean, deviation = _moments(logits, classes, BLOCK, STAGES)
         factor = 1 / ((deviation + 1e-7) * temperature)
-    return level, factor, deviation
+    return factor, mean, deviation
 
 
 @triton.jit
-def _exponents(logits, column, classes, level, factor):
-    x = tl.load(logits + column, mask=column < classes, other=float("-inf")).to(tl.float32)
-    return (x - level) * factor
+def _chunk(logits, column, classes):
+    return tl.load(logits + column, mask=column < classes, other=float("-inf")).to(tl.float32)
 
 
 @triton.jit
@@ -220,36 +217,41 @@ def kd_kl_swept(
     row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     student += row * (student_groups.to(tl.int64) * GROUP)
     teacher += row * (teacher_groups.to(tl.int64) * GROUP)
-    level, factor, deviation = _level(student, classes, temperature, STANDARDIZE, BLOCK, STAGES)
-    teacher_level, teacher_factor, _ = _level(teacher, classes, temperature, STANDARDIZE, BLOCK, STAGES)
+    factor, mean, deviation = _scale(student, classes, temperature, STANDARDIZE, BLOCK, STAGES)
+    teacher_factor, _, _ = _scale(teacher, classes, temperature, STANDARDIZE, BLOCK, STAGES)
     highest = tl.full((BLOCK,), LOWEST, tl.float32)
     teacher_highest = tl.full((BLOCK,), LOWEST, tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     teacher_total = tl.zeros((BLOCK,), tl.float32)
-    # Σ exp(b) (b − a), and for the standardised gradient Σ exp(a) a and Σ exp(b) a.
+    # Σ exp(b) (b − a) below the maxima so far, and for the standardised gradient Σ exp(a) x and Σ exp(b) x.
     cross = tl.zeros((BLOCK,), tl.float32)
     own_along = tl.zeros((BLOCK,), tl.float32)
     teacher_along = tl.zeros((BLOCK,), tl.float32)
     for first in tl.range(0, classes, BLOCK, num_stages=STAGES):
-        a = _exponents(student, first + lane, classes, level, factor)
-        b = _exponents(teacher, first + lane, classes, teacher_level, teacher_factor)
-        highest, old, new = rescale(highest, a)
+        x, y = _chunk(student, first + lane, classes), _chunk(teacher, first + lane, classes)
+        centred = (x - mean) * (factor * temperature)
+        before, teacher_before = highest, teacher_highest
+        highest, old, new = rescale(highest, x, factor)
         total = total * old + new
         if STANDARDIZE and WITH_GRADIENT:
-            own_along = own_along * old + _times(a, new)
-        teacher_highest, old, new = rescale(teacher_highest, b)
-        teacher_total = teacher_total * old + new
+            own_along = own_along * old + _times(centred, new)
+        teacher_highest, old, new = rescale(teacher_highest, y, teacher_factor)
         # A class that the teacher rules out adds 0, whatever the student says.
-        cross = _times(cross, old) + _times(b - a, new)
+        rise = (highest - before) * factor - (teacher_highest - teacher_before) * teacher_factor
+        cross = _times(cross + _times(rise, teacher_total), old)
+        cross += _times((y - teacher_highest) * teacher_factor - (x - highest) * factor, new)
+        teacher_total = teacher_total * old + new
         if STANDARDIZE and WITH_GRADIENT:
-            teacher_along = teacher_along * old + _times(a, new)
-    top, share = lane_shares(highest, total)
-    teacher_top, teacher_share = lane_shares(teacher_highest, teacher_total)
+            teacher_along = teacher_along * old + _times(centred, new)
+    top, share = lane_shares(highest, total, factor)
+    teacher_top, teacher_share = lane_shares(teacher_highest, teacher_total, teacher_factor)
+    if WITH_LOSS:
+        rise = (top - highest) * factor - (teacher_top - teacher_highest) * teacher_factor
+        cross = _times(cross + _times(rise, teacher_total), teacher_share)
     total = tl.sum(total * share, 0)
     teacher_total = tl.sum(teacher_total * teacher_share, 0)
     if WITH_LOSS:
-        cross_entropy = tl.sum(_times(cross, teacher_share), 0) / teacher_total - (teacher_top - top)
-        divergence = cross_entropy + tl.log(total / teacher_total)
+        divergence = tl.sum(cross, 0) / teacher_total + tl.log(total / teacher_total)
         tl.store(losses + row, divergence * (temperature * temperature * scale))
     if WITH_GRADIENT:
         u = temperature * scale
@@ -257,17 +259,15 @@ def kd_kl_swept(
             u *= tl.load(upstream + row)
         if STANDARDIZE:
             along = tl.sum(own_along * share, 0) / total - tl.sum(teacher_along * teacher_share, 0) / teacher_total
-            # Both here and below a = x / T stands for x.
-            along *= temperature * temperature / _degrees(classes)
-            along = tl.where(deviation == 0, 0.0, along / deviation)
+            along = tl.where(deviation == 0, 0.0, along / (deviation * _degrees(classes)))
         chunks = tl.cdiv(classes, BLOCK)
         for chunk in tl.range(0, chunks, num_stages=STAGES):
             column = (chunks - 1 - chunk) * BLOCK + lane
-            a = _exponents(student, column, classes, level, factor)
-            b = _exponents(teacher, column, classes, teacher_level, teacher_factor)
-            gradient = tl.exp(a - top) * (1 / total) - tl.exp(b - teacher_top) * (1 / teacher_total)
+            x, y = _chunk(student, column, classes), _chunk(teacher, column, classes)
+            p = tl.exp((x - top) * factor) * (1 / total)
+            gradient = p - tl.exp((y - teacher_top) * teacher_factor) * (1 / teacher_total)
             if STANDARDIZE:
-                gradient = gradient / (deviation + 1e-7) - a * along
+                gradient = gradient / (deviation + 1e-7) - (x - mean) * (factor * temperature) * along
             gradient = rounded(gradient * u, d_student.dtype.element_ty)
             at = d_student + row * classes + column
             tl.store(at, gradient, mask=column < classes, eviction_policy="evict_first")

@@ -74,19 +74,19 @@ def largest(x, axis: tl.constexpr):
 
 
 @triton.jit
-def rescale(highest, x):
+def rescale(highest, x, factor):
     """The running maximum of every lane after x, and what its sums so far and the term of x are multiplied by.
 
-    NaN stays, in the maximum and in Σ exp(x − maximum). x = −∞ adds 0.
+    NaN stays, in the maximum and in Σ exp((x − maximum) · factor). x = −∞ adds 0.
     """
     higher = x > highest
-    ratio = tl.exp(-tl.abs(x - highest))
+    ratio = tl.exp(-tl.abs(x - highest) * factor)
     return tl.where(higher | (x != x), x, highest), tl.where(higher, ratio, 1.0), tl.where(higher, 1.0, ratio)
 
 
 @triton.jit
-def lane_shares(highest, total):
+def lane_shares(highest, total, factor):
     """The maximum over all lanes (−∞ without a number above), and what the sums of each lane are multiplied by."""
     highest = tl.where(total == 0, float("-inf"), highest)
     top = largest(highest, 0)
-    return top, tl.where(total == 0, 0.0, tl.exp(highest - top))
+    return top, tl.where(total == 0, 0.0, tl.exp((highest - top) * factor))

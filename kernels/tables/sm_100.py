@@ -25,7 +25,7 @@ TABLE = {
             64: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
             128: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 128, "num_warps": 8, "num_stages": 2},
             256: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 256, "num_warps": 8, "num_stages": 2},
-            4096: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+            4096: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
         },
         "float": {
             4096: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
@@ -118,7 +118,7 @@ TABLE = {
     },
     "kd_kl_swept": {
         "half": {
-            1048576: {"BLOCK": 2048, "STAGES": 3, "num_warps": 16},
+            1048576: {"BLOCK": 1024, "STAGES": 4, "num_warps": 8},
         },
         "float": {
             1048576: {"BLOCK": 2048, "STAGES": 3, "num_warps": 16},

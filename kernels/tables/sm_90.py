@@ -119,7 +119,7 @@ TABLE = {
     },
     "kd_kl_swept": {
         "half": {
-            1048576: {"BLOCK": 2048, "STAGES": 3, "num_warps": 16},
+            1048576: {"BLOCK": 1024, "STAGES": 4, "num_warps": 8},
         },
         "float": {
             1048576: {"BLOCK": 2048, "STAGES": 3, "num_warps": 16},

@@ -171,6 +171,16 @@ def test_huge_logits(generator, classes, scale):
 
 
 @pytest.mark.parametrize("classes", [40, 100])
+def test_label_that_is_masked_with_the_lowest_number(generator, classes):
+    logits, labels = make(generator, 3, classes, ignored=False)
+    logits[torch.arange(3), labels] = torch.finfo(torch.float32).min
+    losses, _, _, _, gradient = all_results(logits, labels, torch.ones(3), 0.1)
+    exact_losses, _, exact_gradient = exact(logits, labels, torch.ones(3), 0.1, "logit")
+    torch.testing.assert_close(losses.double(), exact_losses, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("classes", [40, 100])
 def test_close_huge_logits_keep_their_differences(generator, classes):
     logits, labels = make(generator, 7, classes)
     logits = (logits * 1024).round() / 1024 + 8192  # exact in float32, before and after the shift
