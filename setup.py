@@ -142,15 +142,16 @@ class NinjaBuild(build_ext):
             sanitizers = os.environ.get("ICCKD_SANITIZE", "")
             folder = ROOT / "build" / ("native" + (f"-{sanitizers.replace(',', '-')}" if sanitizers else ""))
             ninja_file = self._ninja_file(sanitizers)
+        target = Path(self.get_ext_fullpath(ext.name))
+        # A process may have the old file mapped: never write into it. And none is better than that of other sources.
+        target.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "build.ninja").write_text(ninja_file)
         try:
             subprocess.run([find_ninja(), "-C", str(folder), *(["-v"] if self.verbose > 1 else [])], check=True)
         except subprocess.CalledProcessError as error:
             raise CompileError(f"{ext.name} does not compile; the compiler's messages are above") from error
-        target = Path(self.get_ext_fullpath(ext.name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)  # a process may have the old file mapped: never write into it
         shutil.copy(folder / f"{ext.name.split('.')[-1]}.so", target)
 
     def _ninja_file(self, sanitizers: str) -> str:
