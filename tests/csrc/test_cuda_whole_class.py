@@ -293,17 +293,23 @@ def test_zero_rows(architecture, dtype):
 def test_rows_of_very_different_norms(architecture, dtype):
     p = problem([32, 20, 8, 1], 40, dtype)
     # float16 has no number between 0 and 6e-8, so that the smaller rows are a few bits each.
-    norms = torch.logspace(-6, 3, len(p.labels))[torch.randperm(len(p.labels))]
+    norms = torch.logspace(-6, 3, len(p.labels))[
+        torch.randperm(len(p.labels), generator=torch.Generator().manual_seed(0))
+    ]
     p = replace(p, anchor=(p.anchor.float() * norms[:, None]).to(dtype))
     result = run(p, architecture)
-    for x, truth in zip(
-        (result.losses, result.d_anchor, result.d_positive), expected(p, torch.float64)[:3], strict=True
+    for x, plain, truth in zip(
+        (result.losses, result.d_anchor, result.d_positive),
+        expected(p, dtype),
+        expected(p, torch.float64),
+        strict=False,
     ):
         # Gradients scale with 1/norm: each row by itself.
-        error = (x.double() - truth).abs().reshape(len(truth), -1).amax(1)
-        largest = truth.abs().reshape(len(truth), -1).amax(1)
+        error, budget, largest = (
+            y.double().abs().reshape(len(truth), -1).amax(1) for y in (x - truth, plain - truth, truth)
+        )
         rounding = 4 * torch.finfo(x.dtype).eps + 1.2e-7 / p.temperature
-        tolerance = rounding * largest + torch.finfo(x.dtype).smallest_normal + 2e-6
+        tolerance = 2 * budget + rounding * largest + torch.finfo(x.dtype).smallest_normal + 2e-6
         overflow = largest > torch.finfo(x.dtype).max
         assert (overflow | ~p.served() | (error <= tolerance)).all()
 
