@@ -42,7 +42,8 @@ def cross_entropy_with_margin(
 
     Raises:
         TypeError, ValueError: An argument has a wrong type, shape, device or value. A label that names no class is
-            noticed on the CPU only: looking at a GPU's would synchronise.
+            noticed on the CPU only: looking at a GPU's would synchronise. The kernels there make its row's loss, margin
+            and gradient NaN.
         BackendUnavailable: The backend asked for cannot run here.
     """
     _check(logits, labels, space, ignore_index)
