@@ -4,7 +4,7 @@
     one class   | anchors (weight > 0) | other rows of the batch |          each in the order of the batch
 
 Two ways to the same layout. With a promised number of classes C the keys 2 · class + (weight = 0) are counted, in four
-launches and five or six with a memory:
+launches, seven with a memory:
 
     _count_keys     a block of rows: its histogram, and each row's place among the equal keys    BLOCK² comparisons
     _sum_blocks     the histograms' running sums over the blocks                    (2C + 1) · N / BLOCK counts

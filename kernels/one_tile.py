@@ -9,9 +9,10 @@
     on chip          BLOCK × BLOCK similarities → lse, loss, C
     second sweep     C Z, both gradients, chunk by chunk           the same again, from L2; 2 · BLOCK · D written
 
-Bytes: 4 · N · D · element size to and from memory. FLOP: 4 · BLOCK² · D a tile, of which at least a quarter is used:
-classes of n rows stand BLOCK // n in a tile. Meant for many small classes, where bytes are the floor; a class of
-more than BLOCK rows is left to `large_classes`. Measured times are owed: no GPU has run this yet.
+Bytes: 4 · N · D · element size to and from memory. FLOP: 4 · BLOCK² · D a tile. Classes of n rows stand BLOCK // n in a
+tile: more than half of its rows are in use, save in the last tile of a size, and n / BLOCK of their pairs; hence the
+smaller tiles where classes are promised to be small (`_likely_size`). Meant for many small classes, where bytes are
+the floor; a class of more than BLOCK rows is left to `large_classes`. Measured times are owed: no GPU has run this yet.
 """
 
 import math
