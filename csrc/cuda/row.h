@@ -113,6 +113,7 @@ class Team {
     } else {
       State* const of_warp = reinterpret_cast<State*>(exchange_);
       exchange_ += 32 * sizeof(State);  // the next merge goes elsewhere: some warp may still be reading here
+      ICCKD_ASSERT(exchange_ <= slots);
       state.merge(32);
       if (lane() == 0) of_warp[warp()] = state;
       block_barrier();
