@@ -50,10 +50,10 @@ TABLE = {
     },
     "gradient_memory": {
         "half": {
-            4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_V": 64, "num_warps": 8, "num_stages": 2},
+            4096: {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 64, "BLOCK_V": 64, "num_warps": 8, "num_stages": 2},
         },
         "float": {
-            4096: {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32, "BLOCK_V": 64, "num_warps": 8, "num_stages": 2},
+            4096: {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32, "BLOCK_V": 64, "num_warps": 4, "num_stages": 2},
         },
     },
     "add_splits": {
