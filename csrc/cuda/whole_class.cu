@@ -20,9 +20,9 @@ namespace {
 
 using OptionalTensor = std::optional<Tensor>;
 
-// What registers suffice for without spilling: C of the largest tile takes many, less so where wgmma shares out its columns.
+// 16 warps on a multiprocessor, so 128 registers a thread; 8 warps where C of the largest tile, in float32, takes more.
 template <class E, int rows>
-constexpr int blocks_at_least = rows == 32 ? 6 : rows == 64 ? 3 : by_warpgroups<E, rows> ? 2 : 1;
+constexpr int blocks_at_least = sizeof(E) == 4 && rows == 128 ? 1 : 256 / rows;
 
 template <class E, int rows>
 __global__ void __launch_bounds__(2 * rows, blocks_at_least<E, rows>) whole_class_kernel(const __grid_constant__ WholeClassParams params) {

@@ -62,7 +62,7 @@ struct TileRows {
   float factor[rows];                        // u: weight, times upstream
 };
 
-// A row's gradients: of the anchor pull Σ_j C_ij z_j + positive p + own operand, of the positive positive_positive p + positive_own operand.
+// A row's gradients: the anchor's is pull Σ_j C_ij z_j + positive p + own operand, the positive's positive_positive p + positive_own operand.
 struct alignas(16) GradientFactors {
   float pull, positive, own;
   float positive_positive, positive_own;
@@ -107,23 +107,28 @@ ICCKD_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t
   }
 }
 
-// S of a warp's 16 rows with all rows of the tile: s[j] the fragment of columns 8j … 8j + 7.
+// Whether any of `count` columns is one of `own`: the columns of the classes that a warp has rows of. Others are left out.
+ICCKD_DEVICE bool meet(const Positions& own, int first, int count) { return first < own.end && first + count > own.begin; }
+
+// S of a warp's 16 rows with the rows of their classes: s[j] the fragment of columns 8j … 8j + 7.
 template <class E, int rows, bool exact>
-ICCKD_DEVICE void add_similarities(float (&s)[rows / 8][4], const unsigned char* operand, int chunks) {
+ICCKD_DEVICE void add_similarities(float (&s)[rows / 8][4], const unsigned char* operand, int chunks, const Positions& own) {
   const int matrix = lane() / 8, row = lane() % 8;
-  const int a_row = (warp_rows * warp() + matrix % 2 * 8 + row) * swizzle_row_bytes, a_piece = matrix / 2 * 16;
-  const int b_row = (matrix / 2 * 8 + row) * swizzle_row_bytes, b_piece = matrix % 2 * 16;
+  const int a_at = (warp_rows * warp() + matrix % 2 * 8 + row) * swizzle_row_bytes + matrix / 2 * 16;
+  const int b_at = (matrix / 2 * 8 + row) * swizzle_row_bytes + matrix % 2 * 16;
   for (int chunk = 0; chunk < chunks; ++chunk, operand += rows * swizzle_row_bytes) {
+    uint32_t a[4][4];
 #pragma unroll
-    for (int k = 0; k < swizzle_row_bytes; k += 32) {
-      uint32_t a[4];
-      load_matrix4(a, operand + swizzled(a_row + a_piece + k));
+    for (int k = 0; k < 4; ++k) load_matrix4(a[k], operand + swizzled(a_at + k * 32));
 #pragma unroll
-      for (int pair = 0; pair < rows / 16; ++pair) {
+    for (int pair = 0; pair < rows / 16; ++pair) {
+      if (!meet(own, 16 * pair, 16)) continue;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
         uint32_t b[4];
-        load_matrix4(b, operand + swizzled(b_row + b_piece + k) + pair * 16 * swizzle_row_bytes);
-        multiply<E, exact>(s[2 * pair], a, {b[0], b[1]});
-        multiply<E, exact>(s[2 * pair + 1], a, {b[2], b[3]});
+        load_matrix4(b, operand + swizzled(b_at + k * 32) + pair * 16 * swizzle_row_bytes);
+        multiply<E, exact>(s[2 * pair], a[k], {b[0], b[1]});
+        multiply<E, exact>(s[2 * pair + 1], a[k], {b[2], b[3]});
       }
     }
   }
@@ -167,11 +172,13 @@ inline constexpr int chunk_columns = swizzle_row_bytes / static_cast<int>(sizeof
 
 // C Z of a warp's rows and one chunk of Z.
 template <class E, int rows, bool exact>
-ICCKD_DEVICE void add_pull(float (&pull)[chunk_columns<E> / 8][4], const Coefficients<E, rows>& c, const unsigned char* chunk) {
+ICCKD_DEVICE void add_pull(float (&pull)[chunk_columns<E> / 8][4], const Coefficients<E, rows>& c, const unsigned char* chunk,
+                            const Positions& own) {
   if constexpr (sizeof(E) == 2) {
     const int matrix = lane() / 8, at = (matrix % 2 * 8 + lane() % 8) * swizzle_row_bytes + matrix / 2 * 16;
 #pragma unroll
-    for (int k = 0; k < rows / 16; ++k)
+    for (int k = 0; k < rows / 16; ++k) {
+      if (!meet(own, 16 * k, 16)) continue;
 #pragma unroll
       for (int pair = 0; pair < 4; ++pair) {
         uint32_t b[4];
@@ -179,10 +186,12 @@ ICCKD_DEVICE void add_pull(float (&pull)[chunk_columns<E> / 8][4], const Coeffic
         multiply<E, exact>(pull[2 * pair], c.a[k], {b[0], b[1]});
         multiply<E, exact>(pull[2 * pair + 1], c.a[k], {b[2], b[3]});
       }
+    }
   } else {
     const int at = lane() % 4 * 2 * swizzle_row_bytes + lane() / 4 * 4;
 #pragma unroll
-    for (int k = 0; k < rows / 8; ++k)
+    for (int k = 0; k < rows / 8; ++k) {
+      if (!meet(own, 8 * k, 8)) continue;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const unsigned char* const z = chunk + k * 8 * swizzle_row_bytes;
@@ -190,6 +199,7 @@ ICCKD_DEVICE void add_pull(float (&pull)[chunk_columns<E> / 8][4], const Coeffic
         const uint32_t odd = *reinterpret_cast<const uint32_t*>(z + swizzled(at + swizzle_row_bytes + j * 32));
         multiply<E, exact>(pull[j], c.a[k], {even, odd});
       }
+    }
   }
 }
 
@@ -509,42 +519,52 @@ class WholeClass {
 
   ICCKD_DEVICE void contrast(const TileRows<rows>& tile, int count) const {
     const bool has_rows = (warpgroups ? warp() / 4 * 64 : warp() * warp_rows) < count;
+    const Positions own = has_rows ? own_classes(tile, count) : Positions{};
     const float kappa = 1 / *p.temperature;
     float s[rows / 8][4] = {};
     if (has_rows) {
-      multiply_rows(s);
-      find_losses(tile, count, s, kappa * log2_e);
+      multiply_rows(s, own);
+      find_losses(tile, count, s, kappa * log2_e, own);
     }
     if (!p.d_anchor && !p.d_positive && !p.d_kappa) return;
     // Coefficients ask for the log-sum-exps of all rows.
     block_barrier();
     if (!has_rows) return;
-    find_coefficients(tile, count, s, kappa);
+    find_coefficients(tile, count, s, kappa, own);
     warp_barrier();
-    if (p.d_anchor || p.d_positive) write_gradients(tile, count, Coefficients<E, rows>(s));
+    if (p.d_anchor || p.d_positive) write_gradients(tile, count, Coefficients<E, rows>(s), own);
   }
 
-  ICCKD_DEVICE void multiply_rows(float (&s)[rows / 8][4]) const {
+  // The rows of all classes that this warp, or warpgroup, has rows of.
+  ICCKD_DEVICE Positions own_classes(const TileRows<rows>& tile, int count) const {
+    constexpr int together = warpgroups ? 64 : warp_rows;
+    const int first = warp() * warp_rows / together * together;
+    return {tile.class_begin[first], tile.class_end[(first + together < count ? first + together : count) - 1]};
+  }
+
+  ICCKD_DEVICE void multiply_rows(float (&s)[rows / 8][4], const Positions& own) const {
     if constexpr (warpgroups) {
 #if ICCKD_HAS_WGMMA
       add_similarities_by_warpgroup<E, rows>(s, operand, p.plan.chunks);
 #endif
     } else if (p.exact || sizeof(E) == 2) {
-      add_similarities<E, rows, true>(s, operand, p.plan.chunks);
+      add_similarities<E, rows, true>(s, operand, p.plan.chunks, own);
     } else {
-      add_similarities<E, rows, false>(s, operand, p.plan.chunks);
+      add_similarities<E, rows, false>(s, operand, p.plan.chunks, own);
     }
   }
 
   // Similarities of the unit rows, −∞ where there is no pair; losses and log-sum-exps.
-  ICCKD_DEVICE void find_losses(const TileRows<rows>& tile, int count, float (&s)[rows / 8][4], float scale) const {
+  ICCKD_DEVICE void find_losses(const TileRows<rows>& tile, int count, float (&s)[rows / 8][4], float scale,
+                                const Positions& own_classes) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int k = own_row(half), begin = tile.class_begin[k], end = tile.class_end[k];
       const float row_scale = numbers.scale[k];
       float highest = -INFINITY;
 #pragma unroll
-      for (int j = 0; j < rows / 8; ++j)
+      for (int j = 0; j < rows / 8; ++j) {
+        if (!meet(own_classes, 8 * j, 8)) continue;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int column = own_column(j) + i;
@@ -553,13 +573,16 @@ class WholeClass {
           x = pair ? x * row_scale * numbers.scale[column] : -INFINITY;
           highest = fmaxf(highest, x);
         }
+      }
       highest = quad_max(highest) * scale;
       if (highest == -INFINITY) highest = 0;
       float total = 0;
 #pragma unroll
-      for (int j = 0; j < rows / 8; ++j)
+      for (int j = 0; j < rows / 8; ++j) {
+        if (!meet(own_classes, 8 * j, 8)) continue;
 #pragma unroll
         for (int i = 0; i < 2; ++i) total += exp2_fast(fmaf(s[j][2 * half + i], scale, -highest));
+      }
       total = quad_sum(total);
 
       const float own = scale * numbers.agreement[k], loss = row_loss(highest + log2f(total), own), log_total = own + loss * log2_e;
@@ -574,7 +597,8 @@ class WholeClass {
   }
 
   // s becomes C_ij scale_j, divided by the largest of its row where E has no room for small numbers; and each row's part in its gradients.
-  ICCKD_DEVICE void find_coefficients(const TileRows<rows>& tile, int count, float (&s)[rows / 8][4], float kappa) const {
+  ICCKD_DEVICE void find_coefficients(const TileRows<rows>& tile, int count, float (&s)[rows / 8][4], float kappa,
+                                      const Positions& own_classes) const {
     const float scale = kappa * log2_e;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -582,11 +606,16 @@ class WholeClass {
       const float log_total = numbers.log_total[k], factor = tile.factor[k];
       float pairs = 0, slope = 0, along = 0, largest = 0;
 #pragma unroll
-      for (int j = 0; j < rows / 8; ++j)
+      for (int j = 0; j < rows / 8; ++j) {
+        const bool own = meet(own_classes, 8 * j, 8);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int column = own_column(j) + i;
           float& x = s[j][2 * half + i];
+          if (!own) {
+            x = 0;
+            continue;
+          }
           const float similarity = x == -INFINITY ? 0 : x;
           const float as_anchor = factor * exp2_fast(fmaf(x, scale, -log_total));
           const float both = as_anchor + tile.factor[column] * exp2_fast(fmaf(x, scale, -numbers.log_total[column]));
@@ -596,6 +625,7 @@ class WholeClass {
           x = both * numbers.scale[column];
           largest = fmaxf(largest, fabsf(x));
         }
+      }
       pairs = quad_sum(pairs);
       slope = quad_sum(slope);
       along = quad_sum(along);
@@ -626,7 +656,7 @@ class WholeClass {
   }
 
   // A chunk after the other: C Z, then 16 bytes of 4 rows for each thread.
-  ICCKD_DEVICE void write_gradients(const TileRows<rows>& tile, int count, const Coefficients<E, rows>& c) const {
+  ICCKD_DEVICE void write_gradients(const TileRows<rows>& tile, int count, const Coefficients<E, rows>& c, const Positions& own) const {
     const int first = warp_rows * warp(), piece = lane() % 8;
     const unsigned char* chunk = operand;
     for (int column = piece * per_vector<E>; chunk < operand + p.plan.chunks * rows * swizzle_row_bytes;
@@ -639,7 +669,7 @@ class WholeClass {
         positives[q] = column < p.dim && tile.is_anchor[k] ? load_positive(tile.row[k], column) : Vector16{};
       }
       float pull[chunk_columns<E> / 8][4] = {};
-      if (p.d_anchor) pull_towards(pull, c, chunk);
+      if (p.d_anchor) add_pull_of(pull, c, chunk, own);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (p.d_anchor) {
@@ -668,15 +698,16 @@ class WholeClass {
     return p.aligned ? load16_streaming(positive(row) + column) : load_elements(positive(row), column, p.dim);
   }
 
-  ICCKD_DEVICE void pull_towards(float (&pull)[chunk_columns<E> / 8][4], const Coefficients<E, rows>& c, const unsigned char* chunk) const {
+  ICCKD_DEVICE void add_pull_of(float (&pull)[chunk_columns<E> / 8][4], const Coefficients<E, rows>& c, const unsigned char* chunk,
+                                const Positions& own) const {
     if constexpr (warpgroups) {
 #if ICCKD_HAS_WGMMA
       add_pull_by_warpgroup<E, rows>(pull, c, chunk);
 #endif
     } else if (p.exact || sizeof(E) == 2) {
-      add_pull<E, rows, true>(pull, c, chunk);
+      add_pull<E, rows, true>(pull, c, chunk, own);
     } else {
-      add_pull<E, rows, false>(pull, c, chunk);
+      add_pull<E, rows, false>(pull, c, chunk, own);
     }
   }
 
