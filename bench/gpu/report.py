@@ -25,10 +25,11 @@ def ceilings(rows: list[Row]) -> str:
 
 
 def target_table(rows: list[Row], tiny: bool = False) -> str:
-    """Every target, met, missed or owed."""
+    """Every target, met, missed or owed; with `tiny`, what a dry run found for its own sizes, which is neither."""
     lines = ["| target | backend | wanted | measured | |", "| --- | --- | --: | --: | --- |"]
     for target in targets(tiny):
         value, verdict = target.outcome(rows)
+        verdict = "dry run" if tiny else verdict
         sign = "≤" if target.at_most else "≥"
         measured = "–" if value is None else f"{value:.2f} {target.unit}".strip()
         wanted = f"{sign} {target.bound:g} {target.unit}".strip()

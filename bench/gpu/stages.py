@@ -103,7 +103,9 @@ class Visit:
     def build(self, capability: str, limit: float) -> None:
         """The extension and the CUDA kernels, for this device's architecture; in a dry run only what it is called."""
         command = [sys.executable, "setup.py", "-q", *(["--name"] if self.dry_run else ["build_ext", "--inplace"])]
-        self.run("build", command, limit, TORCH_CUDA_ARCH_LIST=capability)
+        # From Hopper on, the matrix unit's instructions are the architecture's own: 9.0a.
+        name = capability + ("a" if float(capability) >= 9 else "")
+        self.run("build", command, limit, TORCH_CUDA_ARCH_LIST=name, ICCKD_CUDA="1")
 
     def _worker(self, stage: str, places: Sequence[int], until: float, progress: Path) -> list[str]:
         command = [sys.executable, "-m", "bench.gpu.worker", stage, "--output", str(self.output)]

@@ -1,5 +1,6 @@
 """The benchmarks run, and what they compare is the same loss. Nothing here looks at a time."""
 
+import contextlib
 import csv
 import json
 import sys
@@ -158,3 +159,93 @@ def test_tables_are_filled_in_place_and_twice_is_the_same():
 def test_the_plot_is_drawn(tmp_path):
     plot.draw(fake_rows(), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+class FakeDevice:
+    """As much of `torch.cuda` as `DeviceClock` uses; a call takes a millisecond of its time."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.log = 0.0, []
+        device = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                self.at = device.now
+
+            def synchronize(self):
+                device.log.append("wait")
+
+            def elapsed_time(self, end):
+                return end.at - self.at
+
+        class Stream:
+            def wait_stream(self, other):
+                device.log.append("order")
+
+        class Graph:
+            def pool(self):
+                return "pool of the first"
+
+            def replay(self):
+                device.log.append(("replay", self.content))
+
+        @contextlib.contextmanager
+        def capturing(graph, pool):
+            before = len(device.log)
+            yield
+            graph.content, graph.shared = device.log[before:], pool
+            del device.log[before:]
+
+        fakes = {
+            "Event": Event,
+            "Stream": Stream,
+            "CUDAGraph": Graph,
+            "graph": capturing,
+            "stream": contextlib.nullcontext,
+            "current_stream": Stream,
+            "synchronize": lambda: None,
+            "reset_peak_memory_stats": lambda: None,
+            "memory_allocated": lambda: 100,
+            "max_memory_allocated": lambda: 150,
+        }
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+
+    def call(self, k):
+        self.now += 1.0
+        self.log.append(k)
+
+
+def test_a_device_is_timed_by_its_events(monkeypatch):
+    device = FakeDevice(monkeypatch)
+    assert measure.clock(torch.device("cuda")).seconds(device.call, 5, 3) == pytest.approx(1e-3)
+    assert device.log == [5, 6, 7, "wait"]
+
+
+def test_a_graph_is_captured_for_each_input_after_a_call_outside(monkeypatch):
+    device = FakeDevice(monkeypatch)
+    replay = measure.DeviceClock().captured(device.call, 2)
+    assert device.log == ["order", 0, 1, "order"]
+    device.log.clear()
+    for k in range(3):
+        replay(k)
+    assert device.log == [("replay", [0]), ("replay", [1]), ("replay", [0])]
+
+
+def test_peak_memory_is_what_a_call_adds(monkeypatch):
+    device = FakeDevice(monkeypatch)
+    assert measure.DeviceClock().peak_bytes(lambda: device.call(0)) == 50
+
+
+def test_a_device_that_cannot_wait_is_unusable(monkeypatch):
+    FakeDevice(monkeypatch)
+    assert measure.DeviceClock().is_usable()
+
+    def broken():
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    assert not measure.DeviceClock().is_usable()

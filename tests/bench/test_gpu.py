@@ -204,6 +204,14 @@ def test_a_command_that_takes_too_long_is_ended_and_its_output_kept(tmp_path):
     assert doing.stages[0]["log"] == "begun\n"
 
 
+@pytest.mark.parametrize(("capability", "architecture"), [("8.0", "8.0"), ("9.0", "9.0a"), ("10.0", "10.0a")])
+def test_the_build_is_for_this_device_and_fails_loudly(tmp_path, monkeypatch, capability, architecture):
+    given = {}
+    monkeypatch.setattr(stages.Visit, "run", lambda self, stage, command, limit, **more: given.update(more))
+    stages.Visit(tmp_path, False, 0.0).build(capability, 1.0)
+    assert given == {"TORCH_CUDA_ARCH_LIST": architecture, "ICCKD_CUDA": "1"}
+
+
 def test_a_machine_without_pytest_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     doing = stages.Visit(tmp_path, True, time.time() + 60)
@@ -292,6 +300,12 @@ def test_documents_say_owed_until_a_gpu_has_given_rows():
     filled = table.fill(text, [*CEILINGS, check(), timing("icckd triton", 1.0)])
     assert filled.count(report.OWED) == len(report.TABLES) - 4
     assert "NVIDIA Made-Up, torch 2.11, Triton 3.6, icckd at commit abc, 2026-01-01." in filled
+
+
+def test_a_dry_run_meets_and_misses_nothing():
+    rows = [timing("icckd triton", 1.0, case.name) for case in cases.tiny(cases.SPEED)]
+    lines = report.target_table(rows, tiny=True).splitlines()[2:]
+    assert all(line.endswith("| dry run |") for line in lines)
 
 
 def test_the_figure_is_drawn(tmp_path):

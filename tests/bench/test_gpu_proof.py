@@ -9,7 +9,7 @@ from icckd.backends.proven import PROVEN
 from tests.bench.gpu_rows import MACHINE, check, missing, outcome, timing
 
 JUNIT = """<testsuites><testsuite>
-<testcase classname="tests.gpu.test_kernels" name="test_graph[triton-bfloat16]"/>
+<testcase classname="tests.gpu.test_kernels" name="test_graph[bfloat16-triton-cuda]"/>
 <testcase classname="tests.gpu.test_cuda" name="test_streams"><skipped message="no nvcc"/></testcase>
 <testcase classname="tests.gpu.test_kernels" name="test_cuda_graph"><failure message="first&#10;second"/></testcase>
 </testsuite></testsuites>"""
