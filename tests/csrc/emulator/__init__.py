@@ -6,6 +6,7 @@
 Modules are built with ninja into build/emulator, each for one architecture, and only what is out of date.
 """
 
+import fcntl
 import functools
 import importlib.util
 import shlex
@@ -28,6 +29,8 @@ _FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fnon-cal
 
 def why_unavailable() -> str | None:
     """None where the emulator can be built, else why not."""
+    if sys.platform != "linux":
+        return "it is written for Linux"
     for tool in ("g++", _ninja()):
         if shutil.which(tool) is None:
             return f"there is no {tool}"
@@ -40,8 +43,10 @@ def load(name: str, architecture: str) -> ModuleType:
     module_name = f"{name}_{architecture}"
     folder = _ROOT / "build" / "emulator" / module_name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "build.ninja").write_text(_ninja_file(name, module_name, architecture))
-    result = subprocess.run([_ninja(), "-C", str(folder)], capture_output=True, text=True)
+    with (folder / "lock").open("w") as lock:  # against other processes that run tests
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "build.ninja").write_text(_ninja_file(name, module_name, architecture))
+        result = subprocess.run([_ninja(), "-C", str(folder)], capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"bind_{name}.cpp does not compile for {architecture}:\n{result.stdout[-8000:]}")
     spec = importlib.util.spec_from_file_location(module_name, folder / f"{module_name}.so")
