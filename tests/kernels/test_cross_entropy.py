@@ -9,7 +9,7 @@ from icckd.kernels import cross_entropy as kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # −∞ and NaN are looked at on purpose
 # The interpreter's table: rows of up to 64 lie in registers, several to a program up to 32; sweeps take 32 at a time.
-SIZES = [(1, 1), (9, 1), (7, 2), (5, 3), (13, 17), (3, 64), (3, 65), (2, 96), (3, 131)]
+SIZES = [(1, 1), (9, 1), (7, 2), (5, 3), (13, 17), (3, 64), (2, 65), (1, 96), (2, 131)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SPACES = ["probability", "logit"]
 IGNORED = -100
@@ -192,7 +192,7 @@ def test_close_huge_logits_keep_their_differences(generator, classes):
 
 
 @pytest.mark.parametrize("layout", ["transposed", "expanded", "strided", "offset", "aligned"])
-@pytest.mark.parametrize("classes", [24, 80])
+@pytest.mark.parametrize("classes", [24, 72])
 def test_any_strides(generator, classes, layout):
     base, labels = make(generator, 10, classes)
     logits = {

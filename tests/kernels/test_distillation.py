@@ -8,7 +8,7 @@ from icckd.kernels import distillation as kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # −∞ and NaN are looked at on purpose
 # The interpreter's table: rows of up to 64 lie in registers, several to a program up to 32; sweeps take 32 at a time.
-SIZES = [(7, 2), (5, 3), (13, 17), (3, 64), (3, 65), (2, 96), (3, 131)]
+SIZES = [(7, 2), (5, 3), (13, 17), (3, 64), (2, 65), (1, 96), (2, 131)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TEMPERATURE, SCALE = 2.5, 0.25
 
@@ -175,18 +175,18 @@ def test_two_dtypes(guard, generator, classes, dtypes):
     torch.testing.assert_close(gradient, exact_gradient.to(student.dtype), rtol=1e-2, atol=1e-6)
 
 
-@pytest.mark.parametrize("classes", [24, 80])
+@pytest.mark.parametrize("classes", [24, 72])
 def test_any_strides(generator, classes):
-    student, teacher = make(generator, 4, classes)
+    student, teacher = make(generator, 2, classes)
     layouts = [
         lambda x: x.T.contiguous().T,
-        lambda x: x[:1].expand(4, classes),
+        lambda x: x[:1].expand(2, classes),
         lambda x: torch.stack([x, -x], dim=2).flatten(1)[:, ::2],
         lambda x: torch.cat([x[:, :1], x], dim=1)[:, 1:],
         lambda x: torch.cat([x, x], dim=1)[:, :classes],
     ]
-    many = torch.randn(4, 2, generator=generator)
-    for layout, upstream in zip(layouts, [many[:, 0], many[0, :1].expand(4)] * 3, strict=False):
+    many = torch.randn(2, 2, generator=generator)
+    for layout, upstream in zip(layouts, [many[:, 0], many[0, :1].expand(2)] * 3, strict=False):
         s, t = layout(student), layout(teacher)
         actual = rows_and_gradient(s, t, upstream, True)
         expected = rows_and_gradient(s.contiguous(), t.contiguous(), upstream.contiguous(), True)
@@ -199,7 +199,7 @@ def test_no_rows(guard):
     assert gradient.shape == (0, 5)
 
 
-@pytest.mark.parametrize("classes", [37, 110])
+@pytest.mark.parametrize("classes", [37, 70])
 def test_same_bits_every_time(generator, classes):
     student, teacher = make(generator, 5, classes)
     upstream = torch.rand(5, generator=generator)

@@ -9,7 +9,7 @@ from icckd.kernels import relational as kernels
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # NaN is looked at on purpose
 # The interpreter's table: tiles of 16 rows, and of 8 columns in the gradient.
 SIZES = [(1, 3, 2), (2, 1, 1), (7, 5, 3), (16, 8, 9), (17, 13, 2), (35, 3, 19)]
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, torch.bfloat16]
 NAMES = ["rkd_distance", "rkd_angle"]
 
 
