@@ -241,12 +241,14 @@ ICCKD_DEVICE void add_similarities_by_warpgroup(float (&s)[rows / 8][4], const u
 }
 
 template <class E, int rows>
-ICCKD_DEVICE void add_pull_by_warpgroup(float (&pull)[8][4], const Coefficients<E, rows>& c, const unsigned char* chunk) {
+ICCKD_DEVICE void add_pull_by_warpgroup(float (&pull)[8][4], const Coefficients<E, rows>& c, const unsigned char* chunk,
+                                        const Positions& own) {
   keep_order(pull);
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < rows / 16; ++k)
-    wgmma_64xNx16<E, 64, true>(pull, c.a[k], wgmma_descriptor(chunk + k * 16 * swizzle_row_bytes, 0, swizzle_atom_bytes));
+    if (meet(own, 16 * k, 16))
+      wgmma_64xNx16<E, 64, true>(pull, c.a[k], wgmma_descriptor(chunk + k * 16 * swizzle_row_bytes, 0, swizzle_atom_bytes));
   wgmma_commit();
   wgmma_wait<0>();
   keep_order(pull);
@@ -702,7 +704,7 @@ class WholeClass {
                                 const Positions& own) const {
     if constexpr (warpgroups) {
 #if ICCKD_HAS_WGMMA
-      add_pull_by_warpgroup<E, rows>(pull, c, chunk);
+      add_pull_by_warpgroup<E, rows>(pull, c, chunk, own);
 #endif
     } else if (p.exact || sizeof(E) == 2) {
       add_pull<E, rows, true>(pull, c, chunk, own);
