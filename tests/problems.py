@@ -73,7 +73,7 @@ def assert_as_exact(computed, plain, truth, temperature, absolute=(1e-7, 1e-7, 1
         assert x.shape == y.shape
         error, budget = ((v.double() - z).abs().max() if v.numel() else 0 for v in (x, y))
         scale = z.abs().max() if z.numel() else 0
-        rounding = 4 * torch.finfo(x.dtype).eps + 2.4e-7 * max(1, 1 / temperature)
+        rounding = 4 * torch.finfo(x.dtype).eps + 1.2e-7 * max(1, 1 / temperature)
         assert error <= 2 * budget + rounding * scale + least, name
 
 
