@@ -3,6 +3,7 @@
 # make test    setup, then the whole test suite (slow sweeps left out)
 # make lint    ruff and mypy
 # make bench   setup with the peers, then the benchmarks into bench/results/cpu and the tables of the documents
+# make aot     compile every Triton kernel for every architecture, no GPU needed, and look at the machine code
 # make cuda    compile the CUDA sources with nvcc, no GPU needed, and report on the machine code
 # Each does only what is out of date.
 
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find icckd csrc configs -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.yaml')
 
-.PHONY: setup demo test lint bench cuda clean
+.PHONY: setup demo test lint bench aot cuda clean
 setup: $(VENV)/extension.stamp
 
 $(BIN)/python:
@@ -49,6 +50,9 @@ bench: setup
 		--csv bench/results/cpu/intra_class.csv --plot docs/images/intra_class.png
 	$(BIN)/python -m bench.cross_entropy --json bench/results/cpu/cross_entropy.json
 	for page in README.md docs/benchmarks.md; do $(BIN)/python -m bench.table $$page bench/results/cpu/*.json; done
+
+aot: setup
+	$(BIN)/python -m bench.aot
 
 cuda: $(VENV)/dependencies.stamp
 	ICCKD_CUDA=1 $(BIN)/python setup.py -q build_ext --inplace

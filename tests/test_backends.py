@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -73,6 +74,21 @@ def test_triton_runs_on_the_cpu_in_its_interpreter_only(interpret, expected):
     )
     (line,) = (line for line in result.stdout.splitlines() if line.startswith("  triton "))
     assert expected in line
+
+
+def test_triton_kernels_are_launched_on_their_tensors_device(monkeypatch):
+    entered = []
+
+    @contextmanager
+    def device_of(x):
+        entered.append(x)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    tensor = torch.zeros(1)
+    operator = backends.module("triton").on_device_of_tensors(lambda *arguments: (len(entered), *arguments))
+    assert operator(tensor, 2) == (1, tensor, 2)
+    assert entered == [tensor]
 
 
 def test_without_triton_its_backends_are_missing_and_nothing_else():

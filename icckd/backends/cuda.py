@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from icckd.backends import triton
+from icckd.backends.triton import on_device_of_tensors, rkd_angle, rkd_distance
 from icckd.kernels import intra_class
 from icckd.kernels.layout import Layout, sorted_layout
 from icckd.kernels.precision import product_precision
-from icckd.kernels.relational import rkd_angle, rkd_distance
 
 DEVICE = "cuda"
 LIBRARY = Path(__file__).parents[1] / "_cuda.so"
@@ -104,8 +104,12 @@ class WholeClass:
         )
 
 
-intra_class_rows = partial(intra_class.intra_class_rows, small_classes=WholeClass.for_rows)
-intra_class_rows_backward = partial(intra_class.intra_class_rows_backward, small_classes=WholeClass.for_rows)
-intra_class_sum = partial(intra_class.intra_class_sum, small_classes=WholeClass.for_rows)
+def _with_whole_class(operator: Callable) -> Callable:
+    return on_device_of_tensors(partial(operator, small_classes=WholeClass.for_rows))
 
-__all__ = ["intra_class_rows", "intra_class_rows_backward", "intra_class_sum", "rkd_angle", "rkd_distance"]
+
+intra_class_rows = _with_whole_class(intra_class.intra_class_rows)
+intra_class_rows_backward = _with_whole_class(intra_class.intra_class_rows_backward)
+intra_class_sum = _with_whole_class(intra_class.intra_class_sum)
+
+__all__ = ["rkd_angle", "rkd_distance"]  # Triton's; the others are defined above, or found by __getattr__

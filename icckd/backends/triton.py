@@ -3,17 +3,15 @@
 The interpreter is for tests: TRITON_INTERPRET=1 in the environment, before this module is imported, chooses it.
 """
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from icckd.backends.eager.class_memory import class_memory_push
-from icckd.kernels.cross_entropy import (
-    cross_entropy_margin_rows,
-    cross_entropy_margin_rows_backward,
-    cross_entropy_margin_sum,
-)
-from icckd.kernels.distillation import kd_kl_rows, kd_kl_rows_backward, kd_kl_sum
-from icckd.kernels.intra_class import intra_class_rows, intra_class_rows_backward, intra_class_sum
-from icckd.kernels.relational import rkd_angle, rkd_distance
+from icckd.kernels import cross_entropy, distillation, intra_class, relational
 from icckd.kernels.tables import interpreted
 
 DEVICE = "cpu" if interpreted() else "cuda"
@@ -32,17 +30,27 @@ def why_unavailable() -> str | None:
     return None
 
 
-__all__ = [
-    "class_memory_push",
-    "cross_entropy_margin_rows",
-    "cross_entropy_margin_rows_backward",
-    "cross_entropy_margin_sum",
-    "intra_class_rows",
-    "intra_class_rows_backward",
-    "intra_class_sum",
-    "kd_kl_rows",
-    "kd_kl_rows_backward",
-    "kd_kl_sum",
-    "rkd_angle",
-    "rkd_distance",
-]
+def on_device_of_tensors(operator: Callable) -> Callable:
+    """The operator on its tensors' device: Triton launches on the current one, whatever device the tensors are on."""
+
+    @wraps(operator)
+    def launch(first: Tensor, *others: Any) -> Any:
+        with torch.cuda.device_of(first):
+            return operator(first, *others)
+
+    return launch
+
+
+cross_entropy_margin_rows = on_device_of_tensors(cross_entropy.cross_entropy_margin_rows)
+cross_entropy_margin_rows_backward = on_device_of_tensors(cross_entropy.cross_entropy_margin_rows_backward)
+cross_entropy_margin_sum = on_device_of_tensors(cross_entropy.cross_entropy_margin_sum)
+intra_class_rows = on_device_of_tensors(intra_class.intra_class_rows)
+intra_class_rows_backward = on_device_of_tensors(intra_class.intra_class_rows_backward)
+intra_class_sum = on_device_of_tensors(intra_class.intra_class_sum)
+kd_kl_rows = on_device_of_tensors(distillation.kd_kl_rows)
+kd_kl_rows_backward = on_device_of_tensors(distillation.kd_kl_rows_backward)
+kd_kl_sum = on_device_of_tensors(distillation.kd_kl_sum)
+rkd_angle = on_device_of_tensors(relational.rkd_angle)
+rkd_distance = on_device_of_tensors(relational.rkd_distance)
+
+__all__ = ["class_memory_push"]  # PyTorch's own; the others are defined above
