@@ -1,6 +1,6 @@
 """The class layout alone: what the intra-class loss does before it looks at a row."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bench.gpu.case import Case, Contender, Function, Work
 from icckd import backends
+from icckd.kernels.layout import Layout, class_layout
 
 # Classes of more rows count as large; the layout's cost does not depend on it.
 _LIMIT = 128
@@ -21,6 +22,10 @@ class Inputs:
     labels: Tensor
     weight: Tensor
     classes: int
+
+
+def _layout(backend: str) -> Callable[..., Layout]:
+    return backends.module("cuda").WholeClass(_LIMIT).layout if backend == "cuda" else class_layout
 
 
 @dataclass(frozen=True)
@@ -39,24 +44,27 @@ class ClassLayout(Case):
         return Inputs(labels, torch.rand(self.n, generator=random, device=device), self.c)
 
     def ours(self, backend: str) -> Function:
-        """Without and with a promised number of classes: "reference" sorts, "triton" counts."""
-        counted = backend == "triton"
+        """Counted by Triton's kernels or by those in CUDA C++; "reference": sorted, without a promised number."""
 
         def order(x: Inputs) -> Tensor:
-            from icckd.kernels.layout import class_layout
-
+            classes = None if backend == "reference" else x.classes
             # Layouts differ in the order of the classes, by size or label: by label they are the same.
-            return class_layout(x.labels, x.weight, None, x.classes if counted else None, _LIMIT).order
+            return _layout(backend)(x.labels, x.weight, None, classes, _LIMIT).order
 
         return order
 
     def contenders(self, device: torch.device) -> list[Contender]:
-        why_not = backends.why_not("triton", device, torch.float32)
-        ours = {"icckd triton": "triton", "icckd triton, without num_classes": "reference"}
         return [
             *(
-                Contender(name, self.ours(way), is_peer=False, why_not=why_not, compiles=True, capturable=True)
-                for name, way in ours.items()
+                Contender(
+                    f"icckd {backend}",
+                    self.ours(backend),
+                    is_peer=False,
+                    why_not=backends.why_not(backend, device, torch.float32),
+                    compiles=True,
+                    capturable=True,
+                )
+                for backend in ("triton", "cuda")
             ),
             *self.peers(device),
         ]
@@ -65,7 +73,10 @@ class ClassLayout(Case):
         def sort(x: Inputs) -> Tensor:
             return x.labels.sort(stable=True)[1]
 
-        return [Contender("one stable sort of the labels", sort, capturable=True, checked=False)]
+        return [
+            Contender("one stable sort of the labels", sort, capturable=True, checked=False),
+            Contender("the layout without num_classes", self.ours("reference"), capturable=True, checked=False),
+        ]
 
     def work(self, backward: bool) -> Work:
         """Labels and weights read once, the order written once."""
