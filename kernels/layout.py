@@ -280,10 +280,9 @@ def _place_memory(
 def sorted_layout(labels: Tensor, weight: Tensor, memory_labels: Tensor, num_classes: int | None, limit: int) -> Layout:
     """The layout by sorting, for any labels; with one rank for every row."""
     count, dtype = len(labels), _narrowest(num_classes)
-    none = torch.iinfo(dtype).max
-    labels, memory_labels = (_or_none(x, num_classes, none).to(dtype) for x in (labels, memory_labels))
+    labels, memory_labels = (_sort_keys(x, num_classes, dtype) for x in (labels, memory_labels))
     by_label, row = labels.sort(stable=True)
-    used, is_anchor = by_label != none, (weight[row] > 0)
+    used, is_anchor = by_label != _NONE, (weight[row] > 0)
     new = used & torch.cat([used[:1], by_label[1:] != by_label[:-1]])
     class_of = (new.cumsum(0) - 1).clamp(min=0)
     position = torch.arange(count, device=labels.device)
@@ -309,7 +308,7 @@ def sorted_layout(labels: Tensor, weight: Tensor, memory_labels: Tensor, num_cla
     order = torch.empty_like(row).scatter_(0, place, row)
     ranks = torch.empty_like(row).scatter_(0, place, torch.where(used, rank, -1))
 
-    in_memory, in_batch = _same_labels(memory_labels, by_label, first, none)
+    in_memory, in_batch = _same_labels(memory_labels, by_label, first)
     memory_rank = torch.where(in_batch, rank_of_class[in_memory], count) if count else in_memory
     by_rank, memory_order = memory_rank.sort(stable=True)
     memory_start = torch.searchsorted(by_rank, position)
@@ -321,23 +320,29 @@ def sorted_layout(labels: Tensor, weight: Tensor, memory_labels: Tensor, num_cla
 
 
 def _narrowest(num_classes: int | None) -> torch.dtype:
-    """The type that sorts fastest and holds every class and one more value."""
+    """The type that sorts fastest and has a negative number for every class."""
     fitting = (x for x in (torch.int16, torch.int32) if num_classes is not None and num_classes <= torch.iinfo(x).max)
     return next(fitting, torch.int64)
 
 
-def _or_none(labels: Tensor, num_classes: int | None, none: int) -> Tensor:
-    """The labels, with `none` for those that take their rows out."""
+# The sort key of rows without a class.
+_NONE = 0
+
+
+def _sort_keys(labels: Tensor, num_classes: int | None, dtype: torch.dtype) -> Tensor:
+    """Negative numbers in the order of the labels, however large; _NONE for those that take their rows out."""
     used = labels >= 0
-    return torch.where(used if num_classes is None else used & (labels < num_classes), labels, none)
+    if num_classes is not None:
+        used &= labels < num_classes
+    return torch.where(used, labels + torch.iinfo(dtype).min, _NONE).to(dtype)
 
 
-def _same_labels(labels: Tensor, by_label: Tensor, first: Tensor, none: int) -> tuple[Tensor, Tensor]:
-    """Which class of the batch, whose sorted labels are `by_label`, bears each label; and whether there is one."""
+def _same_labels(labels: Tensor, by_label: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    """Which class of the batch, whose sorted keys are `by_label`, bears each key; and whether there is one."""
     if len(by_label) == 0:
         return torch.zeros_like(labels), torch.zeros_like(labels, dtype=torch.bool)
     at = torch.searchsorted(by_label, labels).clamp(max=len(by_label) - 1)
-    found = (by_label[at] == labels) & (labels != none)
+    found = (by_label[at] == labels) & (labels != _NONE)
     return torch.searchsorted(first[:-1].contiguous(), at, right=True).sub(1).clamp(min=0), found
 
 

@@ -79,6 +79,11 @@ def test_layout_of_any_labels(batch, memory, names):
     check(sorted_layout, labels, weight, [names[c] if c >= 0 else c for c in memory], None, 4)
 
 
+def test_the_largest_label_names_a_class():
+    largest = 2**63 - 1
+    check(sorted_layout, [largest, 0, -1, largest, -(2**63)], [1.0, 1.0, 1.0, 0.0, 1.0], [-1, largest, 3], None, 1)
+
+
 @pytest.mark.parametrize("num_classes", [300, 9_000, 40_000, None])
 @pytest.mark.parametrize("slots", [0, 500])
 def test_many_rows_and_many_classes(num_classes, slots):
