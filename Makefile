@@ -37,7 +37,7 @@ runs/demo/report.html: $(VENV)/extension.stamp $(SOURCES)
 	$(BIN)/icckd run --config configs/digits.yaml --output runs/demo --overwrite
 
 test: setup
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n 2
 
 lint: setup
 	$(BIN)/ruff check .
