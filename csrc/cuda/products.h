@@ -152,7 +152,8 @@ ICCKD_DEVICE void keep_order(float (&d)[n][4]) {
     }
 }
 
-// The same two by warpgroups: 64 rows at a time, Z always from shared memory.
+// The same two by warpgroups: 64 rows at a time, with all rows of the tile, Z always from shared memory. Columns of other classes are not
+// left out: ptxas makes all products wait for one another where one is conditional.
 template <class E, int rows>
 ICCKD_DEVICE void add_similarities_by_warpgroup(float (&s)[rows / 8][4], const unsigned char* operand, int chunks) {
   constexpr int group_bytes = 64 * swizzle_row_bytes;
@@ -174,14 +175,12 @@ ICCKD_DEVICE void add_similarities_by_warpgroup(float (&s)[rows / 8][4], const u
 }
 
 template <class E, int rows>
-ICCKD_DEVICE void add_pull_by_warpgroup(float (&pull)[8][4], const Coefficients<E, rows>& c, const unsigned char* chunk,
-                                        const Positions& own) {
+ICCKD_DEVICE void add_pull_by_warpgroup(float (&pull)[8][4], const Coefficients<E, rows>& c, const unsigned char* chunk) {
   keep_order(pull);
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < rows / 16; ++k)
-    if (meet(own, 16 * k, 16))
-      wgmma_64xNx16<E, 64, true>(pull, c.a[k], wgmma_descriptor(chunk + k * 16 * swizzle_row_bytes, 0, swizzle_atom_bytes));
+    wgmma_64xNx16<E, 64, true>(pull, c.a[k], wgmma_descriptor(chunk + k * 16 * swizzle_row_bytes, 0, swizzle_atom_bytes));
   wgmma_commit();
   wgmma_wait<0>();
   keep_order(pull);

@@ -529,7 +529,7 @@ class WholeClass {
                                 const Positions& own) const {
     if constexpr (warpgroups) {
 #if ICCKD_HAS_WGMMA
-      add_pull_by_warpgroup<E, rows>(pull, c, chunk, own);
+      add_pull_by_warpgroup<E, rows>(pull, c, chunk);
 #endif
     } else if (p.exact || sizeof(E) == 2) {
       add_pull<E, rows, true>(pull, c, chunk, own);
