@@ -6,6 +6,7 @@ said so. A clock times calls in the way of its device: wall time on a CPU, event
 """
 
 import datetime
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -166,14 +167,19 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    """The commit, marked where code differs from it; recorded results and documents do not count as code."""
+def _commit() -> str:
+    """The commit, marked where code differs from it; recorded results and documents do not count as code.
+
+    A copy of the tree without its history has it from ICCKD_COMMIT.
+    """
+    if given := os.environ.get("ICCKD_COMMIT"):
+        return given
     code = [".", ":!bench/results", ":!docs", ":!README.md"]
     try:
         commit = _git("rev-parse", "--short=12", "HEAD")
         return f"{commit}-dirty" if _git("status", "--porcelain", "--untracked-files=no", "--", *code) else commit
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return "unknown"
 
 
 def _git(*arguments: str) -> str:

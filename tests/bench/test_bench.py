@@ -144,6 +144,15 @@ def fake_rows():
     return rows
 
 
+def test_a_copy_without_history_is_told_its_commit_or_says_that_it_does_not_know(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.delenv("ICCKD_COMMIT", raising=False)
+    assert measure.provenance()["commit"] == "unknown"
+    monkeypatch.setenv("ICCKD_COMMIT", "0123abc")
+    assert measure.provenance()["commit"] == "0123abc"
+
+
 def test_tables_are_filled_in_place_and_twice_is_the_same():
     names = ("targets", "memory", "cross_entropy")
     text = "before\n" + "".join(f"<!-- table: {name} -->\nold\n<!-- end -->\n" for name in names) + "after\n"
