@@ -175,6 +175,7 @@ def compile_rule(name: str, includes: Sequence[str], sanitize: Sequence[str] = (
     return [
         f"rule {name}",
         f"  command = {find_compiler()} -MMD -MF $out.d {shlex.join(flags)} $flags -c $in -o $out",
+        "  description = c++ $out",
         "  depfile = $out.d",
         "  deps = gcc",
     ]
