@@ -108,7 +108,7 @@ void whole_class(const Tensor& anchor, const Tensor& positive, const Tensor& wei
       .temperature = data_of<float>(temperature, ScalarType::Float, {}, "temperature"),
       .order = data_of<int32_t>(order, ScalarType::Int, {count}, "order"),
       .active = data_of<int32_t>(active, ScalarType::Int, {ranks}, "active"),
-      .totals = data_of<int32_t>(totals, ScalarType::Int, {5}, "totals"),
+      .totals = data_of<int32_t>(totals, ScalarType::Int, {6}, "totals"),
       .classes = {.rank = data_of<int32_t>(rank, ScalarType::Int, {count}, "rank"),
                   .start = data_of<int32_t>(start, ScalarType::Int, {ranks}, "start"),
                   .size = data_of<int32_t>(size, ScalarType::Int, {ranks}, "size")},
