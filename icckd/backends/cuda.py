@@ -87,6 +87,7 @@ class WholeClass:
             batch.anchor,
             batch.positive,
             batch.weight,
+            None,  # scale
             upstream,
             batch.temperature,
             layout.order,
