@@ -4,7 +4,7 @@ An error is ‖computed − exact‖ / ‖exact‖. A backend passes where it is
 the same dtype, or rounding: of the results, and in float32 of similarities that are divided by a temperature.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,12 +16,14 @@ from bench.measure import Row
 _ALLOWED = 2
 
 
-def check_case(case: Case, device: torch.device) -> Iterator[Row]:
-    """A row for each of the project's backends and each of its outputs and gradients."""
+def check_case(
+    case: Case, contenders: list[Contender], device: torch.device, mark: Callable[[str | None], None]
+) -> Iterator[Row]:
+    """A row for each of the contenders and each of its outputs and gradients; `mark` is told who is in hand."""
     exact = exact_results(case, device)
-    ours = [contender for contender in case.contenders(device) if not contender.is_peer and contender.checked]
     plain_errors, allowed_errors = errors_of_reference(case, device, exact)
-    for contender in ours:
+    for contender in contenders:
+        mark(contender.name)
         common = {
             "stage": "accuracy",
             "family": case.family,
