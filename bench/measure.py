@@ -114,11 +114,17 @@ def clock(device: torch.device) -> Clock:
 
 
 def interleaved(
-    contenders: dict[str, Contender], timer: Clock, seconds: float, too_slow: float = 20.0, least: int = 3
+    contenders: dict[str, Contender],
+    timer: Clock,
+    seconds: float,
+    too_slow: float = 20.0,
+    least: int = 3,
+    patience: float = float("inf"),
 ) -> dict[str, list[float]]:
-    """Seconds per call of each contender, measured for about `seconds` each, and at least so many times.
+    """Seconds per call of each contender, measured for about `seconds` each.
 
-    A contender whose first timed call takes over `too_slow` seconds is not in the result.
+    At least so many times, twice or more where that would take over `patience` seconds. A contender whose first timed
+    call takes over `too_slow` seconds is not in the result.
     """
     times: dict[str, list[float]] = {}
     rounds, together = {}, {}
@@ -130,7 +136,8 @@ def interleaved(
             continue
         times[name] = []
         together[name] = max(1, int(timer.shortest / once))
-        rounds[name] = min(200, max(least, int(seconds / (once * together[name]))))
+        enough = least if least * once <= patience else min(2, least)
+        rounds[name] = min(200, max(enough, int(seconds / (once * together[name]))))
     for k in range(max(rounds.values(), default=0)):
         names = [name for name in times if k < rounds[name]]
         shift = k % len(names)

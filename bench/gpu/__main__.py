@@ -51,7 +51,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where everything is written")
     parser.add_argument("--part", choices=plan.PARTS, help="this part alone")
-    parser.add_argument("--seconds", type=float, default=320, help="time for each part (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=310, help="time for each part (default: %(default)s)")
     parser.add_argument(
         "--cases", nargs="+", default=[], metavar="TEXT", help="only cases whose name holds one of these"
     )

@@ -23,7 +23,8 @@ INPUT_SETS = 3
 _WRONG = {"bfloat16": 0.1, "float16": 0.03, "float32": 1e-3}
 # Calls shorter than this are replayed from a graph too: there launching takes a good part of the time.
 _LAUNCH_BOUND = 5e-3
-_TOO_SLOW = 2.0
+# Seconds of a call that are too many, and of all calls of a contender that the least number of calls may take.
+_TOO_SLOW, _PATIENCE = 2.0, 2.0
 
 
 def measure_case(
@@ -34,7 +35,7 @@ def measure_case(
     seconds: float,
     least: int,
     mark: Mark,
-) -> Iterator[Row]:
+) -> Iterator[list[Row]]:
     """A row for each contender, with or without gradients, launched or replayed; or for why there is none.
 
     `mark` is told who is in hand, None where it is all of them.
@@ -55,13 +56,14 @@ def measure_case(
             usable.append(contender)
             continue
         print(f"    {contender.name:<34}{why_not}", flush=True)
-        yield {**common, "contender": contender.name, "is_peer": contender.is_peer, "why_not": why_not, "error": error}
+        row = {**common, "contender": contender.name, "is_peer": contender.is_peer}
+        yield [{**row, "why_not": why_not, "error": error}]
     mark(None)
     del exact
     release(device)
     inputs = [with_leaves(case, case.inputs(seed, device)) for seed in range(INPUT_SETS)]
     for mode, times, peaks in _timed(case, usable, inputs, timer, seconds, least, mark):
-        yield from _rows(case, common, ceilings, usable, error_of, mode, times, peaks)
+        yield list(_rows(case, common, ceilings, usable, error_of, mode, times, peaks))
 
 
 def _screen(
@@ -92,16 +94,19 @@ def _badness(error: float) -> float:
 def _timed(
     case: Case, usable: list[Contender], inputs: list[Any], timer: Clock, seconds: float, least: int, mark: Mark
 ) -> Iterator[tuple[str, dict[str, list[float]], dict[str, int | None]]]:
-    """What was measured ("forward", "step", "forward, graph", "step, graph"), times and peak memory by contender."""
-    for mode in ("forward", "step") if case.differentiated else ("forward",):
+    """What was measured ("forward", "step", "step, graph"), times and peak memory by contender."""
+    whole = "step" if case.differentiated else "forward"
+    for mode in dict.fromkeys(("forward", whole)):
         calls = {contender.name: _call(case, contender, mode, inputs) for contender in usable}
         peaks = {}
         for name, call in calls.items():
             mark(name)
             peaks[name] = timer.peak_bytes(lambda call=call: call(0))
         mark(None)
-        times = measure.interleaved(calls, timer, seconds, _TOO_SLOW, least)
+        times = measure.interleaved(calls, timer, seconds, _TOO_SLOW, least, _PATIENCE)
         yield mode, times, peaks
+        if mode != whole:
+            continue
         captured = {}
         for contender in usable:
             if contender.capturable and median(times.get(contender.name, [_TOO_SLOW])) < _LAUNCH_BOUND:

@@ -29,13 +29,13 @@ ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "icckd" / "_cuda.so"
 # Seconds that a process may need to start, that a contender of a stage may take, and before the end of a stage in which
 # no further case is begun.
-_START, _CASE, _LAST = 60, {"compile": 150, "compile_all": 150, "accuracy": 60, "speed": 40, "peers": 60}, 10
+_START, _CASE, _LAST = 60, {"compile": 150, "compile_all": 150, "accuracy": 60, "speed": 40, "peers": 90}, 10
 # Crashes after which a contender is left out of the remaining cases of a family.
 _STRIKES = 2
 # Seconds between records while a stage goes on.
 _RECORD = 10
-# Characters kept of a log.
-_LOG = 6000
+# Characters kept of a log, and shown of that of a command that failed.
+_LOG, _SHOWN = 6000, 1500
 LEFT_OUT = ("tests", "accuracy", "speed", "peers")
 
 
@@ -63,6 +63,8 @@ class Visit:
             log.seek(0)
             text = log.read()
         why = None if status == 0 else _ending(status, until - start)
+        if why is not None:
+            print(text[-_SHOWN:], flush=True)
         self._note(stage, start, why, text[-_LOG:])
         return status == 0
 

@@ -7,7 +7,7 @@ Stages:
     facts        the device, into machine.json unless a run before this one has left it there
     ceilings     what the device can do
     compile      one call of each of the project's backends that compiles something, for the cases of `speed`
-    compile_all  the same for all cases, with peers
+    compile_all  the same for the first cases of `peers`, with peers
     accuracy     the project's backends against float64
     speed        the project's kernels on every case that has a target
     peers        everybody on every case
@@ -35,7 +35,8 @@ from icckd.files import write_json
 
 _CASES: dict[str, list[Case]] = {
     "compile": cases.TARGETS,
-    "compile_all": cases.SPEED,
+    # As many as a visit comes to.
+    "compile_all": cases.SPEED[:20],
     "accuracy": cases.ACCURACY,
     "speed": cases.TARGETS,
     "peers": cases.SPEED,
@@ -80,8 +81,9 @@ def compile_case(case: Case, contenders: list[Contender], device: torch.device, 
             if not measure.clock(device).is_usable():
                 raise
             problem = type(error).__name__
+        x = None
+        release(device)
         print(f"    {case.name}: {contender.name} {time.perf_counter() - start:.1f} s {problem}", flush=True)
-    release(device)
 
 
 def main() -> None:
@@ -120,8 +122,8 @@ def main() -> None:
             replace(contender, why_not="left out: it has crashed") if contender.name in unfit else contender
             for contender in contenders_of(options.stage, listed[k], device)
         ]
-        for row in _work(options.stage, listed[k], contenders, device, options.output, effort, mark):
-            results.put(options.output / f"{row['stage']}.json", row)
+        for rows in _work(options.stage, listed[k], contenders, device, options.output, effort, mark):
+            results.put(options.output / ("accuracy.json" if options.stage == "accuracy" else "speed.json"), *rows)
         done.append(k)
     if options.progress:
         write_json(options.progress, {"done": done, "in_hand": None, "contender": None})
@@ -135,7 +137,7 @@ def _work(
     output: Path,
     effort: tuple[float, int],
     mark: speed.Mark,
-) -> Iterator[Row]:
+) -> Iterator[list[Row]]:
     if stage in ("compile", "compile_all"):
         compile_case(case, contenders, device, mark)
     elif stage == "accuracy":

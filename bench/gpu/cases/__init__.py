@@ -31,11 +31,11 @@ _HEAD: list[Case] = [
     MIXED,
     COMPUTE,
     MARGIN,
-    MILLION,
     *SHORT,
     LAYOUT,
     KdKl(BF16),
     BATCH,
+    MILLION,
     Relational(BF16, "distance"),
     MemoryPush(BF16),
 ]
