@@ -207,6 +207,7 @@ class FakeDevice:
             "stream": contextlib.nullcontext,
             "current_stream": Stream,
             "synchronize": lambda: None,
+            "set_sync_debug_mode": lambda mode: device.log.append(mode),
             "reset_peak_memory_stats": lambda: None,
             "memory_allocated": lambda: 100,
             "max_memory_allocated": lambda: 150,
@@ -228,11 +229,22 @@ def test_a_device_is_timed_by_its_events(monkeypatch):
 def test_a_graph_is_captured_for_each_input_after_a_call_outside(monkeypatch):
     device = FakeDevice(monkeypatch)
     replay = measure.DeviceClock().captured(device.call, 2)
-    assert device.log == ["order", 0, 1, "order"]
+    assert device.log == ["error", 0, "default", "order", 0, 1, "order"]
     device.log.clear()
     for k in range(3):
         replay(k)
     assert device.log == [("replay", [0]), ("replay", [1]), ("replay", [0])]
+
+
+def test_what_synchronises_is_not_captured(monkeypatch):
+    device = FakeDevice(monkeypatch)
+
+    def synchronising(_):
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        measure.DeviceClock().captured(synchronising, 2)
+    assert device.log == ["error", "default"]
 
 
 def test_peak_memory_is_what_a_call_adds(monkeypatch):
