@@ -126,7 +126,7 @@ class SmallClasses(Protocol):
     def limit(self) -> int: ...
 
     def layout(
-        self, labels: Tensor, weight: Tensor, memory_labels: Tensor | None, num_classes: int | None, limit: int
+        self, labels: Tensor, weight: Tensor | None, memory_labels: Tensor | None, num_classes: int | None, limit: int
     ) -> Layout:
         """The layout of rows with these labels (N,) and weights (N,), and of memory rows with theirs (M,)."""
 

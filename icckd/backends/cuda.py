@@ -66,7 +66,7 @@ class WholeClass:
         return cls(torch.ops.icckd_cuda.whole_class_limit(anchor, num_classes))
 
     def layout(
-        self, labels: Tensor, weight: Tensor, memory_labels: Tensor | None, num_classes: int | None, limit: int
+        self, labels: Tensor, weight: Tensor | None, memory_labels: Tensor | None, num_classes: int | None, limit: int
     ) -> Layout:
         if num_classes is None or num_classes > torch.ops.icckd_cuda.class_layout_most_classes():
             memory_labels = labels.new_empty(0) if memory_labels is None else memory_labels
@@ -87,6 +87,7 @@ class WholeClass:
             batch.anchor,
             batch.positive,
             batch.weight,
+            None,  # scale
             upstream,
             batch.temperature,
             layout.order,
