@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "icckd" / "_cuda.so"
 # Seconds that a process may need to start, that a contender of a stage may take, and before the end of a stage in which
 # no further case is begun.
-_START, _CASE, _LAST = 60, {"compile": 150, "compile_all": 150, "accuracy": 60, "speed": 40, "peers": 90}, 10
+_START, _CASE, _LAST = 90, {"compile": 150, "compile_all": 150, "accuracy": 90, "speed": 75, "peers": 90}, 10
 # Crashes after which a contender is left out of the remaining cases of a family.
 _STRIKES = 2
 # Seconds between records while a stage goes on.
@@ -221,7 +221,7 @@ def _wait(process: subprocess.Popen, until: float) -> int | None:
 
 def _watch(process: subprocess.Popen, progress: Path, until: float, patience: float) -> int | None:
     """The same for a worker, whose time is up too when it has not made any progress for so long."""
-    last_change, state = time.time() + _START, None
+    last_change, state = time.time() + _START, _read(progress)
     while process.poll() is None:
         now = time.time()
         if (found := _read(progress)) != state:
