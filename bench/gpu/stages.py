@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from bench.gpu import keeper, results, worker
 from bench.measure import Row
@@ -199,7 +200,7 @@ def _digest() -> str:
     return digest.hexdigest()
 
 
-def _start(command: Sequence[str], log, environment: dict[str, str]) -> subprocess.Popen:
+def _start(command: Sequence[str], log: IO[str] | None, environment: dict[str, str]) -> subprocess.Popen:
     """A process of a group of its own, which ends with all that it started, at the latest when this process does."""
     return subprocess.Popen(
         [sys.executable, "-I", keeper.__file__, str(os.getpid()), *command],
