@@ -21,6 +21,8 @@ from icckd.environment import processor, versions
 Row = dict[str, Any]
 # Works on the k-th of several inputs.
 Contender = Callable[[int], Any]
+# Calls shorter than so many times what a clock can tell well are looked at twice before they are timed.
+_SHORT = 30
 _PEERS = ("triton", "pykeops", "pytorch-metric-learning")
 
 
@@ -134,6 +136,9 @@ def interleaved(
         if once > too_slow:
             print(f"    {name}: left out, one call takes {once:.0f} s")
             continue
+        if once < _SHORT * timer.shortest:
+            # The first calls find a device that has slowed down for want of work.
+            once = min(once, timer.seconds(contender, 0, 5))
         times[name] = []
         together[name] = max(1, int(timer.shortest / once))
         enough = least if least * once <= patience else min(2, least)

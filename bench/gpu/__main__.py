@@ -12,6 +12,7 @@ import shutil
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 from bench.gpu import plan, record, report, results
@@ -29,7 +30,11 @@ def visit(output: Path, parts: tuple[str, ...], seconds: float, dry_run: bool, o
 
     def write() -> None:
         with lock:
-            record.write(doing)
+            try:
+                record.write(doing)
+            # A summary that fails must not end the visit that it is about.
+            except Exception:
+                traceback.print_exc()
 
     for part in parts:
         start = time.time()
@@ -37,8 +42,8 @@ def visit(output: Path, parts: tuple[str, ...], seconds: float, dry_run: bool, o
         if not plan.PARTS[part](doing, start, write):
             print("There is no device that PyTorch can use; --dry-run needs none.", file=sys.stderr)
             return False
-        record.draw(doing)
         machine, proven, rows = record.write(doing)
+        record.draw(doing)
     shutil.rmtree(doing.scratch)
     results.remove_temporary(doing.output)
     print(report.ending(machine, proven, rows))

@@ -23,7 +23,7 @@ BACKENDS = ("triton", "cuda")
 # What a test of a family has in its name or its parameters.
 _WORDS = {**{family: family for family in FAMILIES}, "rkd": "relational"}
 # Seconds that one test may take, compilation and all.
-_LONGEST = 90
+_LONGEST = 120
 # Characters kept of what a failed test prints.
 _LOG = 2000
 # Tests that wait for one another's memory, or compile most: they should not be the last.

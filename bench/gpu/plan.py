@@ -6,6 +6,7 @@ nothing runs beside a stage that measures time.
 
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from bench.gpu.stages import Visit
@@ -13,12 +14,12 @@ from bench.gpu.stages import Visit
 # The shares of a part's time in which the build, and the tests and checks, must be over.
 _BUILD, _PROOF = 0.5, 0.85
 # Of measuring: until when everything is compiled, until when the ceilings are known.
-_COMPILED, _CEILINGS = 0.2, 0.35
+_COMPILED, _CEILINGS = 0.35, 0.5
 # Tests are divided so that those of Triton run while the CUDA library is built.
 _TRITON, _REST = "triton-cuda", "not triton-cuda"
 
 
-def prove(doing: Visit, start: float, record) -> bool:
+def prove(doing: Visit, start: float, record: Callable[[], None]) -> bool:
     """Build, GPU tests, accuracy; whether there is a device."""
     seconds = doing.end - start
     if not doing.work("facts", start + _BUILD * seconds):
@@ -27,12 +28,12 @@ def prove(doing: Visit, start: float, record) -> bool:
     processors = 2 if doing.dry_run else max(4, os.cpu_count() or 4)
     over = start + _PROOF * seconds
     with doing.recording(record), ThreadPoolExecutor() as pool:
-        stages = [pool.submit(doing.tests, "triton", _TRITON, over, processors * 9 // 16)]
+        beside = [pool.submit(doing.tests, "triton", _TRITON, over, processors * 9 // 16)]
         doing.build(_capability(doing), start + _BUILD * seconds)
-        stages.append(pool.submit(doing.tests, "rest", _REST, over, max(1, processors * 5 // 16)))
-        stages.append(pool.submit(doing.share, "accuracy", over, max(1, processors * 5 // 16)))
-        for stage in stages:
-            stage.result()
+        beside.append(pool.submit(doing.tests, "rest", _REST, over, max(1, processors * 5 // 16)))
+        beside.append(pool.submit(doing.share, "accuracy", over, max(1, processors * 5 // 16)))
+        for future in beside:
+            future.result()
         record()
         # The dry run's kernels are interpreted.
         for stage in () if doing.dry_run else ("compile", "compile_all"):
@@ -40,7 +41,7 @@ def prove(doing: Visit, start: float, record) -> bool:
     return True
 
 
-def measure(doing: Visit, start: float, record) -> bool:
+def measure(doing: Visit, start: float, record: Callable[[], None]) -> bool:
     """Ceilings, the project's kernels on every target, then everybody on every case; whether there is a device."""
     seconds = doing.end - start
     compiled = start + _COMPILED * seconds
@@ -49,7 +50,7 @@ def measure(doing: Visit, start: float, record) -> bool:
             compiling = pool.submit(doing.share, "compile", compiled, 2 if doing.dry_run else 8)
             if not doing.work("facts", compiled):
                 return False
-            doing.build(_capability(doing), compiled)
+            doing.build(_capability(doing), start + _BUILD * seconds)
             compiling.result()
         for stage, until in (("ceilings", start + _CEILINGS * seconds), ("speed", doing.end), ("peers", doing.end)):
             doing.work(stage, until)

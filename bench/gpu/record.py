@@ -52,8 +52,8 @@ def draw(doing: Visit) -> None:
     try:
         if rows:
             results.write_whole(doing.output / "speed.png", lambda temporary: figure.draw(rows, temporary))
-    except ImportError:
-        print("No figure: matplotlib is not installed.")
+    except (ImportError, OSError) as error:
+        print(f"No figure: {error}.")
 
 
 def _machine(output: Path) -> Row:

@@ -69,7 +69,7 @@ def _case_table(rows: list[Row]) -> str:
         graph = own.get("step, graph") or own.get("forward, graph")
         cells = [_milliseconds(own.get("forward")), _milliseconds(own.get("step")), _milliseconds(graph)]
         peak = own.get("step", own.get("forward", fastest)).get("peak_bytes")
-        cells.append(_number(fastest["fraction_of_floor"], "{:.2f}" + "*" * fastest["ceilings_assumed"]))
+        cells.append(_number(fastest["fraction_of_floor"], "{:.2f}" + "*" * bool(fastest.get("ceilings_assumed"))))
         cells.append(_number(None if peak is None else peak / 1e6, "{:,.0f}"))
         cells.append(_number(fastest["error"], "{:.0e}"))
         lines.append(_line([name, *cells]))

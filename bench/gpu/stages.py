@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from bench.gpu import keeper, results, worker
 from bench.measure import Row
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "icckd" / "_cuda.so"
 # Seconds that a process may need to start, that a contender of a stage may take, and before the end of a stage in which
 # no further case is begun.
-_START, _CASE, _LAST = 60, {"compile": 150, "compile_all": 150, "accuracy": 60, "speed": 40, "peers": 90}, 10
+_START, _CASE, _LAST = 90, {"compile": 150, "compile_all": 150, "accuracy": 90, "speed": 75, "peers": 90}, 10
 # Crashes after which a contender is left out of the remaining cases of a family.
 _STRIKES = 2
 # Seconds between records while a stage goes on.
@@ -199,7 +200,7 @@ def _digest() -> str:
     return digest.hexdigest()
 
 
-def _start(command: Sequence[str], log, environment: dict[str, str]) -> subprocess.Popen:
+def _start(command: Sequence[str], log: IO[str] | None, environment: dict[str, str]) -> subprocess.Popen:
     """A process of a group of its own, which ends with all that it started, at the latest when this process does."""
     return subprocess.Popen(
         [sys.executable, "-I", keeper.__file__, str(os.getpid()), *command],
@@ -221,7 +222,7 @@ def _wait(process: subprocess.Popen, until: float) -> int | None:
 
 def _watch(process: subprocess.Popen, progress: Path, until: float, patience: float) -> int | None:
     """The same for a worker, whose time is up too when it has not made any progress for so long."""
-    last_change, state = time.time() + _START, None
+    last_change, state = time.time() + _START, _read(progress)
     while process.poll() is None:
         now = time.time()
         if (found := _read(progress)) != state:

@@ -11,33 +11,98 @@ import pytest
 import torch
 
 from bench import table
-from bench.gpu import accuracy, cases, figure, report, results, speed, stages, targets, worker
+from bench.gpu import accuracy, cases, figure, record, report, results, speed, stages, targets, worker
 from bench.gpu.case import Contender, too_large, widened
 from bench.gpu.ceilings import Ceilings
+from icckd.backends import FAMILIES
 from tests.bench.gpu_rows import CEILINGS, MACHINE, check, crash, missing, outcome, timing
 
 CPU = torch.device("cpu")
 CASE = cases.IntraClass("float32", n=40, d=8, c=5)
 
 
-def test_the_dry_run_writes_everything(tmp_path):
+def test_the_dry_runs_of_both_parts_write_everything(tmp_path):
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "bench.gpu", "--dry-run", "--seconds", "900", "--output", str(tmp_path)]
-    result = subprocess.run(command, cwd=stages.ROOT, capture_output=True, text=True, check=False)
-    files = {path.name for path in tmp_path.iterdir()}
-    wanted = {f"{name}.json" for name in ("machine", "tests", "ceilings", "accuracy", "speed", "proof")}
-    assert files == wanted | {"summary.md", "speed.png"}, result.stderr
-    machine = json.loads((tmp_path / "machine.json").read_text())
-    assert machine["failed"] == []
-    assert machine["left_out"] == {"accuracy": [], "speed": []}
-    rows = results.read(tmp_path / "speed.json")
+
+    def dry_run(part):
+        command = [sys.executable, "-m", "bench.gpu", "--dry-run", "--part", part, "--seconds", "900"]
+        command += ["--output", str(tmp_path / "visit")]
+        return subprocess.run(command, cwd=stages.ROOT, capture_output=True, text=True, check=False)
+
+    def files():
+        return {path.name for path in tmp_path.rglob("*") if path.is_file()}
+
+    def read(name):
+        return json.loads((tmp_path / "visit" / name).read_text())
+
+    result = dry_run("prove")
+    assert files() == set(record.FILES) - {"speed.png"}, result.stderr
+    proven = {name: read(name) for name in ("tests.json", "accuracy.json")}
+    assert len(proven["tests.json"]) > 200
+    assert {row["outcome"] for row in proven["tests.json"]} == {"skipped"}
+    checks = proven["accuracy.json"]
+    assert [row for row in checks if row["passed"] is False] == []
+    assert {row["family"] for row in checks if row["contender"] == "icckd triton"} == set(FAMILIES)
+    result = dry_run("measure")
+    assert files() == set(record.FILES), result.stderr
+    assert {name: read(name) for name in proven} == proven
+    rows = read("speed.json")
     assert {row["case"] for row in rows} == {case.name for case in cases.tiny(cases.SPEED)}
     keys = {"contender", "median_ms", "q20_ms", "q80_ms", "processor", "torch", "triton", "commit", "date", "error"}
     assert all(keys <= row.keys() for row in rows if "mode" in row)
-    checks = results.read(tmp_path / "accuracy.json")
-    assert [row for row in checks if row["passed"] is False] == []
-    assert {row["family"] for row in checks if row["contender"] == "icckd triton"} >= {"intra_class", "cross_entropy"}
-    assert json.loads((tmp_path / "proof.json").read_text())["architecture"] == "none"
+    assert len({(row["case"], row["contender"], row.get("mode")) for row in rows}) == len(rows)
+    machine = read("machine.json")
+    assert machine["failed"] == []
+    assert not any(machine["left_out"].values())
+    assert {stage["part"] for stage in machine["stages"]} == {"prove", "measure"}
+    assert read("proof.json")["architecture"] == "none"
+    # What a caller sees of a long output is its end.
+    assert result.stdout.rstrip().endswith("| dry run |")
+    assert len(result.stdout[result.stdout.index("| part | stage |") :]) < 12_000
+
+
+def test_the_visit_imports_nothing_that_its_machine_may_lack():
+    """Torch, Triton, NumPy and the tests' own packages are enough; the C++ extension is not built there."""
+    code = """
+import importlib, pkgutil, sys
+for name in ("icckd._C", "jsonargparse", "matplotlib", "pybind11", "pykeops", "pytorch_metric_learning", "safetensors"):
+    sys.modules[name] = None
+import bench.gpu, tests.conftest, tests.gpu
+for package in (bench.gpu, tests.gpu):
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=stages.ROOT, check=True, timeout=300)
+
+
+def test_what_fails_to_compile_ahead_stops_nothing_behind_it():
+    def broken(x):
+        raise RuntimeError("out of resource: shared memory")
+
+    called, marks = [], []
+
+    def good(x):
+        called.append(len(x.anchor))
+        return REFERENCE(x)
+
+    contenders = [
+        Contender("broken", broken, compiles=True),
+        Contender("compiles nothing", broken),
+        Contender("cannot", broken, why_not="too large", compiles=True),
+        Contender("good", good, compiles=True),
+    ]
+    worker.compile_case(CASE, contenders, CPU, marks.append)
+    assert (called, marks) == ([40, 40], ["broken", "good"])
+
+
+def test_peers_take_part_after_the_project_alone():
+    names = {stage: [contender.name for contender in worker.contenders_of(stage, CASE, CPU)] for stage in worker._CASES}
+    assert names["speed"] == names["compile"] == ["icckd triton", "icckd cuda"]
+    assert names["accuracy"] == [*names["speed"], "icckd reference"]
+    assert names["peers"] == names["compile_all"] == [contender.name for contender in CASE.contenders(CPU)]
+    assert worker.case_list("speed", False) == cases.TARGETS
+    assert set(cases.TARGETS) < set(worker.case_list("peers", False))
+    assert {case.family for case in cases.TARGETS} >= set(FAMILIES)
 
 
 @pytest.mark.parametrize("case", cases.tiny([*cases.SPEED, *cases.ACCURACY]), ids=lambda case: case.name)
@@ -136,12 +201,13 @@ def fake_worker(monkeypatch, tmp_path):
     monkeypatch.setattr(worker, "case_list", lambda stage, dry_run, only: cases.SPEED[:3])
     monkeypatch.setattr(stages, "_LAST", 0.0)
 
-    def visit(code, patience=20.0, seconds=30.0):
+    def visit(code, begin="pass", patience=20.0, seconds=30.0):
         monkeypatch.setitem(stages._CASE, "speed", patience)
         script = f"""
 import json, os, sys, time
 progress, without, *places = sys.argv[1:]
 done = []
+{begin}
 def mark(k, c):
     with open(progress + ".new", "w") as file:
         json.dump({{"done": done, "in_hand": k, "contender": c}}, file)
@@ -198,6 +264,12 @@ def test_a_contender_that_goes_on_crashing_is_left_out_of_its_family(fake_worker
     assert len({name.split()[0] for name in NAMES}) == 1
     doing = fake_worker("if c == 'cuda': os.abort()")
     assert [case for case, _, _ in crashes(doing)] == NAMES[:2]
+    assert doing.left_out["speed"] == []
+
+
+def test_a_worker_may_take_its_time_to_start(fake_worker):
+    doing = fake_worker("pass", begin="time.sleep(3)", patience=1.0)
+    assert doing.failed == []
     assert doing.left_out["speed"] == []
 
 
