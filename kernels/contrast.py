@@ -58,6 +58,13 @@ def finite(s):
 
 
 @triton.jit
+def row_factor(weight, scale, row, is_anchor):
+    """weight · scale of these rows, 1 for what is None; 0 where `is_anchor` is false."""
+    factor = is_anchor.to(tl.float32) if weight is None else tl.load(weight + row, mask=is_anchor, other=0.0)
+    return factor if scale is None else factor * tl.load(scale)
+
+
+@triton.jit
 def add_exponents(highest, total, x):
     """The running maximum and Σ 2^(x − maximum) of rows, after one more tile; x = −∞ where there is no pair."""
     higher = tl.maximum(highest, tl.max(x, 1))
@@ -127,7 +134,7 @@ def store_gradients(
 ALIGNED = ("anchor_stride", "positive_stride", "memory_stride", "dim", "padded")
 _ROWS = ("anchor", "positive", "memory", "z", "d_anchor", "d_positive")
 _NUMBERS = (
-    "weight", "upstream", "temperature", "losses", "lse", "loss_bits", "factor", "largest_factor", "inverse",
+    "weight", "scale", "upstream", "temperature", "losses", "lse", "loss_bits", "factor", "largest_factor", "inverse",
     "positive_inverse", "memory_inverse", "agreement", "negatives", "d_kappa", "pulls", "sums",
 )  # fmt: skip
 

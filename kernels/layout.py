@@ -33,7 +33,7 @@ _MOST_COUNTS_PER_ROW = 32
 
 
 class Layout(NamedTuple):
-    """Where rows are; all int32, on the rows' device. R ranks: at least as many as classes with a row.
+    """Where rows are, on the rows' device; all int32 but `scale`. R ranks: at least as many as classes with a row.
 
     order: The row at each position (N,).
     rank: The class rank of each position (N,), −1 for ignored rows.
@@ -42,7 +42,8 @@ class Layout(NamedTuple):
     memory_order: The memory rows by class rank (M,); those of no class come last.
     memory_start, memory_size: Where in it the rows of each rank's class are (R,).
     totals: Labelled rows, anchors; both in classes of more than `limit` rows, which come first; memory rows of classes
-        that have rows (5,).
+        that have rows; classes that have rows (6,).
+    scale: One over the sum of the labelled rows' weights, 0 where that is 0; float32 (1,).
     """
 
     order: Tensor
@@ -55,12 +56,13 @@ class Layout(NamedTuple):
     memory_start: Tensor
     memory_size: Tensor
     totals: Tensor
+    scale: Tensor
 
 
 def class_layout(
-    labels: Tensor, weight: Tensor, memory_labels: Tensor | None, num_classes: int | None, limit: int
+    labels: Tensor, weight: Tensor | None, memory_labels: Tensor | None, num_classes: int | None, limit: int
 ) -> Layout:
-    """The layout of rows with these labels (N,) and weights (N,), and of memory rows with theirs (M,)."""
+    """The layout of rows with these labels (N,) and weights ≥ 0 (N,) or 1 each, and of memory rows with theirs (M,)."""
     if memory_labels is None:
         memory_labels = labels.new_empty(0)
     if num_classes is None or not _worth_counting(max(len(labels), len(memory_labels)), num_classes, labels.device):
@@ -77,27 +79,32 @@ def _options(device: torch.device, rows: int) -> tables.Options:
     return tables.options("layout", tables.architecture(device), 4, rows)
 
 
-def counted_layout(labels: Tensor, weight: Tensor, memory_labels: Tensor, num_classes: int, limit: int) -> Layout:
+def counted_layout(
+    labels: Tensor, weight: Tensor | None, memory_labels: Tensor, num_classes: int, limit: int
+) -> Layout:
     """The layout by counting; every label should be below `num_classes`, or its row is ignored."""
     device, rows, memory_rows = labels.device, len(labels), len(memory_labels)
     options = _options(device, max(rows, memory_rows))
     block, launch = options["BLOCK"], {"BLOCK": options["BLOCK"], "num_warps": options["num_warps"]}
-    place, table, counts = _count(labels, weight, num_classes, options)
+    blocks = triton.cdiv(rows, block)
+    weight_sums = None if weight is None else torch.empty(blocks, dtype=torch.float32, device=device)
+    place, table, counts = _count(labels, weight, weight_sums, num_classes, options, in_batch=True)
     memory_place, memory_table, memory_counts = (
-        _count(memory_labels, None, num_classes, options) if memory_rows else (None, None, None)
+        _count(memory_labels, None, None, num_classes, options, in_batch=False) if memory_rows else (None, None, None)
     )
     start, size, active, anchor_start, memory_start, memory_size, rank_of_class = (
         torch.empty(num_classes, dtype=torch.int32, device=device) for _ in range(7)
     )
-    totals = torch.empty(5, dtype=torch.int32, device=device)
+    totals = torch.empty(6, dtype=torch.int32, device=device)
+    scale = torch.empty(1, dtype=torch.float32, device=device)
     order, rank, anchors = (torch.empty(rows, dtype=torch.int32, device=device) for _ in range(3))
     memory_order = torch.empty(memory_rows, dtype=torch.int32, device=device)
     _rank_classes[(triton.cdiv(num_classes, _CLASSES),)](
-        counts, memory_counts, start, size, active, anchor_start, memory_start, memory_size, rank_of_class, totals,
-        num_classes, limit, HAS_MEMORY=memory_rows > 0, BLOCK=_CLASSES,
+        counts, memory_counts, weight_sums, start, size, active, anchor_start, memory_start, memory_size, rank_of_class,
+        totals, scale, num_classes, blocks, limit, HAS_MEMORY=memory_rows > 0, BLOCK=_CLASSES, SUMS=_SUMS,
     )  # fmt: skip
     if rows:
-        _place_rows[(triton.cdiv(rows, block),)](
+        _place_rows[(blocks,)](
             labels, weight, place, table, rank_of_class, start, active, anchor_start, totals, order, rank, anchors,
             rows, num_classes, **launch,
         )  # fmt: skip
@@ -106,21 +113,27 @@ def counted_layout(labels: Tensor, weight: Tensor, memory_labels: Tensor, num_cl
             memory_labels, memory_place, memory_table, rank_of_class, memory_start, memory_counts, memory_order,
             memory_rows, num_classes, **launch,
         )  # fmt: skip
-    return Layout(order, rank, anchors, start, size, active, memory_order, memory_start, memory_size, totals)
+    return Layout(order, rank, anchors, start, size, active, memory_order, memory_start, memory_size, totals, scale)
 
 
 def _count(
-    labels: Tensor, weight: Tensor | None, num_classes: int, options: tables.Options
+    labels: Tensor,
+    weight: Tensor | None,
+    weight_sums: Tensor | None,
+    num_classes: int,
+    options: tables.Options,
+    *,
+    in_batch: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Each row's place among those of its key in its block; keys before each block (blocks, keys); keys in all."""
     rows, block = len(labels), options["BLOCK"]
-    keys, blocks = 2 * num_classes + 1 if weight is not None else num_classes + 1, triton.cdiv(rows, block)
+    keys, blocks = 2 * num_classes + 1 if in_batch else num_classes + 1, triton.cdiv(rows, block)
     place = torch.empty(rows, dtype=torch.int32, device=labels.device)
     table = torch.empty(blocks, keys, dtype=torch.int32, device=labels.device)
     counts = torch.empty(keys, dtype=torch.int32, device=labels.device)
     if rows:
         _count_keys[(blocks,)](
-            labels, weight, place, table, rows, num_classes, keys, HAS_WEIGHT=weight is not None, **options
+            labels, weight, place, table, weight_sums, rows, num_classes, keys, IN_BATCH=in_batch, **options
         )
     _sum_blocks[(triton.cdiv(keys, _KEYS),)](table, counts, keys, blocks, KEYS=_KEYS, BLOCKS=_BLOCKS)
     return place, table, counts
@@ -129,16 +142,20 @@ def _count(
 # Keys and blocks that one program of `_sum_blocks` holds at a time, and classes one of `_rank_classes` compares.
 _KEYS, _BLOCKS = 32, 64
 _CLASSES = 32
+# Blocks whose sums of weights are added at a time.
+_SUMS = 256
 
 
 @triton.jit
-def _key(labels, weight, i, rows, num_classes, HAS_WEIGHT: tl.constexpr):
+def _key(labels, weight, i, rows, num_classes, IN_BATCH: tl.constexpr):
     """The keys of rows i: 2 · class + (weight = 0), or the class of memory rows; the last key where it has none."""
     label = tl.load(labels + i, mask=i < rows, other=-1)
     used = (label >= 0) & (label < num_classes)
-    if HAS_WEIGHT:
-        idle = tl.load(weight + i, mask=i < rows, other=0.0) <= 0
-        key = tl.where(used, 2 * label + idle.to(tl.int64), 2 * num_classes)
+    if IN_BATCH:
+        key = tl.where(used, 2 * label, 2 * num_classes)
+        if weight is not None:
+            idle = used & ~(tl.load(weight + i, mask=i < rows, other=0.0) > 0)
+            key += idle.to(tl.int64)
     else:
         key = tl.where(used, label, num_classes)
     return key.to(tl.int32)
@@ -146,8 +163,8 @@ def _key(labels, weight, i, rows, num_classes, HAS_WEIGHT: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows", "num_classes", "keys"])
 def _count_keys(
-    labels, weight, place, table, rows, num_classes, keys,
-    HAS_WEIGHT: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    labels, weight, place, table, weight_sums, rows, num_classes, keys,
+    IN_BATCH: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0)
     counts = table + block.to(tl.int64) * keys
@@ -155,12 +172,14 @@ def _count_keys(
         key = first + tl.arange(0, BLOCK)
         tl.store(counts + key, 0, mask=key < keys)
     i = block * BLOCK + tl.arange(0, BLOCK)
-    key = _key(labels, weight, i, rows, num_classes, HAS_WEIGHT)
+    key = _key(labels, weight, i, rows, num_classes, IN_BATCH)
+    if weight is not None:
+        tl.store(weight_sums + block, tl.sum(tl.load(weight + i, mask=(i < rows) & (key < keys - 1), other=0.0), 0))
     before = tl.zeros((BLOCK,), tl.int32)
     total = tl.zeros((BLOCK,), tl.int32)
     for first in range(0, BLOCK, CHUNK):
         j = block * BLOCK + first + tl.arange(0, CHUNK)
-        other = _key(labels, weight, j, rows, num_classes, HAS_WEIGHT)
+        other = _key(labels, weight, j, rows, num_classes, IN_BATCH)
         same = ((key[:, None] == other[None, :]) & (j[None, :] < rows)).to(tl.int32)
         total += tl.sum(same, 1)
         before += tl.sum(tl.where(j[None, :] < i[:, None], same, 0), 1)
@@ -185,10 +204,10 @@ def _sum_blocks(table, counts, keys, blocks, KEYS: tl.constexpr, BLOCKS: tl.cons
     tl.store(counts + key, total, mask=key < keys)
 
 
-@triton.jit(do_not_specialize=["num_classes", "limit"])
+@triton.jit(do_not_specialize=["num_classes", "blocks", "limit"])
 def _rank_classes(
-    counts, memory_counts, start, size, active, anchor_start, memory_start, memory_size, rank_of_class, totals,
-    num_classes, limit, HAS_MEMORY: tl.constexpr, BLOCK: tl.constexpr,
+    counts, memory_counts, weight_sums, start, size, active, anchor_start, memory_start, memory_size, rank_of_class,
+    totals, scale, num_classes, blocks, limit, HAS_MEMORY: tl.constexpr, BLOCK: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = c < num_classes
@@ -198,7 +217,7 @@ def _rank_classes(
         tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.int32),
         tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.int32),
     )  # fmt: skip
-    all_rows, all_anchors, large_rows, large_anchors, all_memory = 0, 0, 0, 0, 0
+    all_rows, all_anchors, large_rows, large_anchors, all_memory, all_classes = 0, 0, 0, 0, 0, 0
     for first in range(0, num_classes, BLOCK):
         d = first + tl.arange(0, BLOCK)
         their_anchors = tl.load(counts + 2 * d, mask=d < num_classes, other=0)
@@ -214,6 +233,7 @@ def _rank_classes(
             first_memory += tl.sum(earlier * their_memory[None, :], 1)
             all_memory += tl.sum(tl.where(their_rows > 0, their_memory, 0), 0)
         large = (their_rows > limit).to(tl.int32)
+        all_classes += tl.sum((their_rows > 0).to(tl.int32), 0)
         all_rows += tl.sum(their_rows, 0)
         all_anchors += tl.sum(their_anchors, 0)
         large_rows += tl.sum(large * their_rows, 0)
@@ -234,6 +254,15 @@ def _rank_classes(
         tl.store(totals + 2, large_rows)
         tl.store(totals + 3, large_anchors)
         tl.store(totals + 4, all_memory)
+        tl.store(totals + 5, all_classes)
+        weights = all_rows.to(tl.float32)
+        if weight_sums is not None:
+            sums = tl.zeros((SUMS,), tl.float32)
+            for first in range(0, blocks, SUMS):
+                block = first + tl.arange(0, SUMS)
+                sums += tl.load(weight_sums + block, mask=block < blocks, other=0.0)
+            weights = tl.sum(sums, 0)
+        tl.store(scale, tl.where(weights == 0, 0.0, 1.0 / weights))
 
 
 @triton.jit(do_not_specialize=["rows", "num_classes"])
@@ -277,12 +306,16 @@ def _place_memory(
     tl.store(memory_order + begin + nth, i, mask=valid)
 
 
-def sorted_layout(labels: Tensor, weight: Tensor, memory_labels: Tensor, num_classes: int | None, limit: int) -> Layout:
+def sorted_layout(
+    labels: Tensor, weight: Tensor | None, memory_labels: Tensor, num_classes: int | None, limit: int
+) -> Layout:
     """The layout by sorting, for any labels; with one rank for every row."""
     count, dtype = len(labels), _narrowest(num_classes)
     labels, memory_labels = (_sort_keys(x, num_classes, dtype) for x in (labels, memory_labels))
     by_label, row = labels.sort(stable=True)
-    used, is_anchor = by_label != _NONE, (weight[row] > 0)
+    used = by_label != _NONE
+    weights = used.float() if weight is None else torch.where(used, weight[row], 0.0)
+    is_anchor = weights > 0
     new = used & torch.cat([used[:1], by_label[1:] != by_label[:-1]])
     class_of = (new.cumsum(0) - 1).clamp(min=0)
     position = torch.arange(count, device=labels.device)
@@ -290,7 +323,7 @@ def sorted_layout(labels: Tensor, weight: Tensor, memory_labels: Tensor, num_cla
     first = used.sum().expand(count + 1).clone()
     first.scatter_(0, torch.where(new, class_of, count), torch.where(new, position, used.sum()))
     first[count:] = used.sum()
-    anchors_before = torch.cat([position.new_zeros(1), (used & is_anchor).cumsum(0)])
+    anchors_before = torch.cat([position.new_zeros(1), is_anchor.cumsum(0)])
     size, active = first.diff(), anchors_before[first].diff()
     size, class_at = size.sort(descending=True, stable=True)
     active = active[class_at]
@@ -303,7 +336,7 @@ def sorted_layout(labels: Tensor, weight: Tensor, memory_labels: Tensor, num_cla
     place = start[rank] + torch.where(is_anchor, nth_anchor, active[rank] + nth_other)
     place = torch.where(used, place, position)
     # Rows that are no anchors meet in one more slot, which is cut off.
-    anchor_place = torch.where(used & is_anchor, anchor_start[rank] + nth_anchor, count)
+    anchor_place = torch.where(is_anchor, anchor_start[rank] + nth_anchor, count)
     anchors = torch.empty(count + 1, dtype=torch.int64, device=labels.device).scatter_(0, anchor_place, place)[:count]
     order = torch.empty_like(row).scatter_(0, place, row)
     ranks = torch.empty_like(row).scatter_(0, place, torch.where(used, rank, -1))
@@ -314,9 +347,13 @@ def sorted_layout(labels: Tensor, weight: Tensor, memory_labels: Tensor, num_cla
     memory_start = torch.searchsorted(by_rank, position)
     memory_size = torch.searchsorted(by_rank, position, right=True) - memory_start
     large = size > limit
-    totals = torch.stack([size.sum(), active.sum(), (size * large).sum(), (active * large).sum(), in_batch.sum()])
+    totals = torch.stack(
+        [size.sum(), active.sum(), (size * large).sum(), (active * large).sum(), in_batch.sum(), (size > 0).sum()]
+    )
+    total_weight = weights.sum(0, keepdim=True)
+    scale = torch.where(total_weight == 0, 0.0, 1 / total_weight)
     parts = (order, ranks, anchors, start, size, active, memory_order, memory_start, memory_size, totals)
-    return Layout(*(x.int() for x in parts))
+    return Layout(*(x.int() for x in parts), scale=scale)
 
 
 def _narrowest(num_classes: int | None) -> torch.dtype:
@@ -349,15 +386,18 @@ def _same_labels(labels: Tensor, by_label: Tensor, first: Tensor) -> tuple[Tenso
 def specializations(architecture: str) -> Iterator[Specialization]:
     """What the kernels of this file are compiled for."""
     types = {name: "*i32" for name in ("place", "table", "counts", "memory_counts", *Layout._fields)}
-    types |= {name: "*i32" for name in ("anchor_start", "rank_of_class")} | {"labels": "*i64", "weight": "*fp32"}
+    types |= {name: "*i32" for name in ("anchor_start", "rank_of_class")} | {"labels": "*i64"}
+    types |= {name: "*fp32" for name in ("weight", "weight_sums", "scale")}
+    unweighted = {"weight": None, "weight_sums": None}
     for options in tables.entries("layout", architecture, 4).values():
         block = {name: options[name] for name in ("BLOCK", "num_warps")}
-        yield specialize(_count_keys, types, {"HAS_WEIGHT": True}, options)
-        yield specialize(_count_keys, types, {"HAS_WEIGHT": False, "weight": None}, options, description="memory")
+        yield specialize(_count_keys, types, {"IN_BATCH": True}, options)
+        yield specialize(_count_keys, types, {"IN_BATCH": True} | unweighted, options, description="without weights")
+        yield specialize(_count_keys, types, {"IN_BATCH": False} | unweighted, options, description="memory")
         yield specialize(_place_rows, types, {}, block)
         yield specialize(_place_memory, types, {}, block)
     yield specialize(_sum_blocks, types, {"KEYS": _KEYS, "BLOCKS": _BLOCKS}, {})
     for memory in (False, True):
-        flags = {"HAS_MEMORY": memory, "BLOCK": _CLASSES}
+        flags = {"HAS_MEMORY": memory, "BLOCK": _CLASSES, "SUMS": _SUMS}
         absent = {} if memory else {"memory_counts": None}
         yield specialize(_rank_classes, types, flags | absent, {}, description="memory" if memory else "")

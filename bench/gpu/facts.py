@@ -54,5 +54,8 @@ def _said(*command: str) -> str | None:
     """What a program prints; None where it is not there or fails."""
     if shutil.which(command[0]) is None:
         return None
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     return result.stdout.strip() if result.returncode == 0 else None

@@ -3,8 +3,9 @@
 //   whole_class_limit   the rows of a tile, and so the largest class that the kernel computes; 0: rows are too long for it
 //   whole_class         computes the rows of classes of up to `limit` rows, which the layout was made with; leaves others alone
 //
-// An output that is None is not wanted. losses, the weighted loss of anchors, and lse, their log-sum-exp, are wanted together; both are 0
-// of other rows. The gradients are those of Σ losses, or of Σ upstream · losses; losses are not computed with upstream.
+// An output that is None is not wanted. losses, weight · scale · loss of anchors, and lse, their log-sum-exp, are wanted together; both are
+// 0 of other rows. The gradients are those of Σ losses, or of Σ upstream · losses; losses are not computed with upstream. A weight, (N,),
+// a scale, (1,), or an upstream, (N,), that is None is 1.
 #include "cuda/whole_class.h"
 
 #include <torch/csrc/stable/library.h>
@@ -81,10 +82,10 @@ int64_t whole_class_limit(const Tensor& anchor, std::optional<int64_t> num_class
                        static_cast<int>(std::min(expected, most)));
 }
 
-void whole_class(const Tensor& anchor, const Tensor& positive, const Tensor& weight, const OptionalTensor& upstream,
-                 const Tensor& temperature, const Tensor& order, const Tensor& rank, const Tensor& start, const Tensor& size,
-                 const Tensor& active, const Tensor& totals, int64_t limit, bool normalize, bool allow_tf32, const OptionalTensor& losses,
-                 const OptionalTensor& lse, const OptionalTensor& d_anchor, const OptionalTensor& d_positive,
+void whole_class(const Tensor& anchor, const Tensor& positive, const OptionalTensor& weight, const OptionalTensor& scale,
+                 const OptionalTensor& upstream, const Tensor& temperature, const Tensor& order, const Tensor& rank, const Tensor& start,
+                 const Tensor& size, const Tensor& active, const Tensor& totals, int64_t limit, bool normalize, bool allow_tf32,
+                 const OptionalTensor& losses, const OptionalTensor& lse, const OptionalTensor& d_anchor, const OptionalTensor& d_positive,
                  const OptionalTensor& d_kappa) {
   check_rows(anchor, anchor, "anchor");
   check_rows(positive, anchor, "positive");
@@ -104,11 +105,12 @@ void whole_class(const Tensor& anchor, const Tensor& positive, const Tensor& wei
       .positive_stride = positive.stride(0),
       .dim = static_cast<int>(dim),
       .weight = data_of<float>(weight, ScalarType::Float, {count}, "weight"),
+      .scale = data_of<float>(scale, ScalarType::Float, {1}, "scale"),
       .upstream = data_of<float>(upstream, ScalarType::Float, {count}, "upstream"),
       .temperature = data_of<float>(temperature, ScalarType::Float, {}, "temperature"),
       .order = data_of<int32_t>(order, ScalarType::Int, {count}, "order"),
       .active = data_of<int32_t>(active, ScalarType::Int, {ranks}, "active"),
-      .totals = data_of<int32_t>(totals, ScalarType::Int, {5}, "totals"),
+      .totals = data_of<int32_t>(totals, ScalarType::Int, {6}, "totals"),
       .classes = {.rank = data_of<int32_t>(rank, ScalarType::Int, {count}, "rank"),
                   .start = data_of<int32_t>(start, ScalarType::Int, {ranks}, "start"),
                   .size = data_of<int32_t>(size, ScalarType::Int, {ranks}, "size")},
@@ -132,8 +134,8 @@ void whole_class(const Tensor& anchor, const Tensor& positive, const Tensor& wei
 STABLE_TORCH_LIBRARY_FRAGMENT(icckd_cuda, m) {
   m.def("whole_class_limit(Tensor anchor, int? num_classes) -> int");
   m.def(
-      "whole_class(Tensor anchor, Tensor positive, Tensor weight, Tensor? upstream, Tensor temperature, Tensor order, Tensor rank, "
-      "Tensor start, Tensor size, Tensor active, Tensor totals, int limit, bool normalize, bool allow_tf32, "
+      "whole_class(Tensor anchor, Tensor positive, Tensor? weight, Tensor? scale, Tensor? upstream, Tensor temperature, Tensor order, "
+      "Tensor rank, Tensor start, Tensor size, Tensor active, Tensor totals, int limit, bool normalize, bool allow_tf32, "
       "Tensor(a!)? losses, Tensor(b!)? lse, Tensor(c!)? d_anchor, Tensor(d!)? d_positive, Tensor(e!)? d_kappa) -> ()");
 }
 

@@ -34,7 +34,8 @@ struct WholeClassParams {
   const void *anchor, *positive;  // (N, dim), rows of stride 1
   int64_t anchor_stride, positive_stride;
   int dim;
-  const float *weight, *upstream, *temperature;  // (N,), (N,) or null, one number
+  const float *weight, *scale, *upstream;  // (N,), one number and (N,); 1 where null
+  const float* temperature;                // one number
   const int32_t *order, *active, *totals;        // with `classes`: the layout
   RankedClasses classes;
   // By row; null where not wanted. Of rows in tiles only.
@@ -60,7 +61,7 @@ struct TileRows {
   int row[rows];                             // in the batch
   int class_begin[rows], class_end[rows];    // the class, as rows of the tile
   int is_anchor[rows];
-  float factor[rows];                        // u: weight, times upstream
+  float factor[rows];                        // u: weight · scale · upstream
 };
 
 // A row's gradients: the anchor's is pull Σ_j C_ij z_j + positive p + own operand, the positive's positive_positive p + positive_own operand.
@@ -185,7 +186,8 @@ class WholeClass {
     const bool valid = position < positions.end;
     const int rank = valid ? p.classes.rank[position] : 0, start = p.classes.start[rank], row = valid ? p.order[position] : 0;
     const bool is_anchor = valid && position < start + p.active[rank];
-    float factor = is_anchor ? p.weight[row] : 0.0f;
+    float factor = !is_anchor ? 0.0f : p.weight ? p.weight[row] : 1.0f;
+    if (is_anchor && p.scale) factor *= *p.scale;
     if (is_anchor && p.upstream) factor *= p.upstream[row];
     tile.row[k] = row;
     tile.class_begin[k] = valid ? start - positions.begin : 0;

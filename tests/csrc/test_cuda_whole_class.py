@@ -56,6 +56,8 @@ class Problem:
     gate: Tensor
     temperature: float = 0.1
     normalize: bool = True
+    weighted: bool = True  # else every row has weight 1, and the kernel is not told
+    scale: Tensor | None = None
     upstream: Tensor | None = None
     limit: int = 32
 
@@ -63,7 +65,7 @@ class Problem:
         return sorted_layout(self.labels, self.weight(), self.labels.new_empty(0), None, self.limit)
 
     def weight(self) -> Tensor:
-        return torch.where(self.labels >= 0, self.gate, 0)
+        return torch.where(self.labels >= 0, self.gate if self.weighted else torch.ones(()), 0)
 
     def served(self) -> Tensor:
         """Which rows the kernel computes."""
@@ -101,9 +103,10 @@ def run(p, architecture, timing="late", outputs=ALL, blocks=3, padding=0, offset
     layout, unread = p.layout(), ~p.served()
     kernel = getattr(emulator.load("whole_class", architecture), f"whole_class_{str(dtype).removeprefix('torch.')}")
     kernel(
-        between_poison(p.anchor, unread), between_poison(p.positive, unread | (p.gate == 0)), offset, stride, stride,
-        dim, p.weight(), p.upstream, torch.tensor(p.temperature), layout.order, layout.rank, layout.start, layout.size,
-        layout.active, layout.totals, p.limit, shared, blocks, p.normalize, exact, *vars(result).values(), timing,
+        between_poison(p.anchor, unread), between_poison(p.positive, unread | (p.weight() == 0)), offset, stride,
+        stride, dim, p.weight() if p.weighted else None, p.scale, p.upstream, torch.tensor(p.temperature), layout.order,
+        layout.rank, layout.start, layout.size, layout.active, layout.totals, p.limit, shared, blocks, p.normalize,
+        exact, *vars(result).values(), timing,
     )  # fmt: skip
     for name, x in result.present().items():
         assert x[unread].isnan().all(), f"{name} of rows that are others' was written"
@@ -115,7 +118,8 @@ def expected(p, dtype):
     served = p.served()
     labels = torch.where(served, p.labels, -1)
     anchor, positive = (torch.where(served[:, None], x, 0).to(dtype) for x in (p.anchor, p.positive))
-    options = {"gate": p.weight().to(torch.promote_types(dtype, torch.float32)), "normalize": p.normalize}
+    gate = p.weight() if p.scale is None else p.weight() * p.scale
+    options = {"gate": gate.to(torch.promote_types(dtype, torch.float32)), "normalize": p.normalize}
     upstream = torch.ones(len(labels)) if p.upstream is None else p.upstream
     losses, d_anchor, d_positive, d_temperature = with_gradients(
         reference.intra_class_contrastive, anchor, positive, labels, p.temperature,
@@ -239,6 +243,12 @@ def test_backward_of_rows(architecture, timing, dtype, limit):
     assert_exact(p, run(p, architecture, timing, GRADIENTS))
 
 
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_scale_of_all_and_no_weights(architecture, weighted):
+    p = problem([32, 20, 8, 1], 24, scale=torch.tensor([1 / 61]), weighted=weighted)
+    assert_exact(p, run(p, architecture))
+
+
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("temperature", [0.5, 3.0])
 def test_without_normalisation(architecture, dtype, temperature):
@@ -354,7 +364,7 @@ def test_rows_beyond_32_bits(architecture):
     layout, close = p.layout(), run(p, architecture)
     far = Outputs(*(torch.full_like(x, torch.nan) for x in close.present().values()))
     emulator.load("whole_class", architecture).whole_class_bfloat16(
-        *buffers, 0, stride, stride, 16, p.weight(), None, torch.tensor(p.temperature), layout.order, layout.rank,
+        *buffers, 0, stride, stride, 16, p.weight(), None, None, torch.tensor(p.temperature), layout.order, layout.rank,
         layout.start, layout.size, layout.active, layout.totals, 32, SHARED, 3, True, True, *vars(far).values(), "late",
     )  # fmt: skip
     far.assert_same_bits(close)

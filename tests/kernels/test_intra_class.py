@@ -9,7 +9,7 @@ import torch
 
 from icckd import reference
 from icckd.kernels import intra_class as kernels
-from icckd.kernels import one_tile
+from icckd.kernels import one_tile, tables
 from tests.problems import SMALL, assert_as_exact, exact, with_gradients
 
 # Sizes of classes; in the interpreter one tile holds 32 rows, or 16 where classes are promised to be small.
@@ -105,6 +105,14 @@ def check(guard, problem, num_classes=None):
 def test_sizes_of_classes(guard, sizes, counted):
     problem = Problem(sizes)
     check(guard, problem, problem.num_classes if counted else None)
+
+
+@pytest.mark.parametrize("programs", [1, 5])
+@pytest.mark.parametrize("sizes", [RAGGED, ALIKE], ids=["ragged", "alike"])
+def test_programs_share_the_tiles(guard, monkeypatch, programs, sizes):
+    monkeypatch.setattr(tables, "multiprocessors", lambda _: programs)
+    monkeypatch.setattr(one_tile, "_PROGRAMS", 1)
+    check(guard, Problem(sizes))
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)

@@ -11,6 +11,7 @@ from tests.kernels.guarded import guarded
 
 def expected(labels, weight, memory_labels, limit):
     """What is defined of a layout, as lists; by class: (first position, rows, anchors, memory rows) with rows."""
+    weight = [1.0] * len(labels) if weight is None else weight
     classes = sorted({c for c in labels if c >= 0}, key=lambda c: (-labels.count(c), c))
     order, anchors, by_class, memory_order = [], [], [], []
     large = [0, 0]
@@ -25,21 +26,28 @@ def expected(labels, weight, memory_labels, limit):
         if len(rows) > limit:
             large = [len(order), len(anchors)]
     rank = [classes.index(labels[i]) for i in order] + [-1] * labels.count(-1)
-    totals = [len(order), len(anchors), *large, len(memory_order)]
+    totals = [len(order), len(anchors), *large, len(memory_order), len(classes)]
     order += [i for i, label in enumerate(labels) if label == -1]
-    return order, rank, anchors, by_class, memory_order, totals
+    weights = sum(weight[i] for i in order[: totals[0]])
+    return order, rank, anchors, by_class, memory_order, totals, 1 / weights if weights else 0.0
 
 
 def check(make, labels, weight, memory_labels, num_classes, limit):
     count, slots = len(labels), len(memory_labels)
-    tensors = torch.tensor(labels), torch.tensor(weight).float(), torch.tensor(memory_labels)
-    labels, weight, memory_labels = (x.tolist() for x in tensors)
     with guarded() as guard:
-        layout = make(*(guard(x.long() if x is not tensors[1] else x) for x in tensors), num_classes, limit)
+        layout = make(
+            guard(torch.tensor(labels).long()),
+            None if weight is None else guard(torch.tensor(weight).float()),
+            guard(torch.tensor(memory_labels).long()),
+            num_classes,
+            limit,
+        )
     out = num_classes if num_classes is not None else 2**63
     used, used_memory = ([c if 0 <= c < out else -1 for c in x] for x in (labels, memory_labels))
-    order, rank, anchors, by_class, memory_order, totals = expected(used, weight, used_memory, limit)
-    assert all(x.dtype == torch.int32 for x in layout)
+    order, rank, anchors, by_class, memory_order, totals, scale = expected(used, weight, used_memory, limit)
+    assert all(x.dtype == torch.int32 for x in layout[:-1])
+    assert layout.scale.dtype == torch.float32
+    assert layout.scale.tolist() == pytest.approx([scale], rel=1e-6)
     assert layout.order.tolist() == order
     assert layout.rank.tolist() == rank
     assert layout.anchors.shape == (count,)
@@ -67,8 +75,14 @@ memories = st.lists(st.integers(-2, 7), max_size=40)
 @pytest.mark.parametrize("make", [counted_layout, sorted_layout])
 @given(batch=batches, memory=memories, num_classes=st.sampled_from([1, 5, 8, 40]), limit=st.integers(0, 9))
 def test_layout(make, batch, memory, num_classes, limit):
-    labels, weight = [c for c, _ in batch], [w if c >= 0 else 0.0 for c, w in batch]
+    labels, weight = [c for c, _ in batch], [w for _, w in batch]
     check(make, labels, weight, memory, num_classes, limit)
+
+
+@pytest.mark.parametrize("make", [counted_layout, sorted_layout])
+@given(batch=batches, memory=memories, num_classes=st.sampled_from([1, 5, 40]))
+def test_without_weights_every_row_is_an_anchor(make, batch, memory, num_classes):
+    check(make, [c for c, _ in batch], None, memory, num_classes, 4)
 
 
 @given(batch=batches, memory=memories, names=st.lists(st.integers(0, 2**63 - 2), min_size=8, max_size=8, unique=True))
@@ -99,7 +113,7 @@ def test_many_rows_and_many_classes(num_classes, slots):
             labels, weight, memory_labels if slots else None, num_classes, limit
         ),
         labels.tolist(),
-        weight.tolist(),
+        weight.float().tolist(),
         memory_labels.clamp(max=classes - 1).tolist(),
         num_classes,
         20,

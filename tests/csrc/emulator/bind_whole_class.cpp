@@ -29,9 +29,9 @@ T* wanted(Buffer& x) {
 // anchor and positive: buffers whose rows begin at `offset` and are `stride` elements apart.
 template <class E>
 void whole_class(Buffer anchor, Buffer positive, int offset, int64_t anchor_stride, int64_t positive_stride, int dim, Buffer weight,
-                 Buffer upstream, Buffer temperature, Buffer order, Buffer rank, Buffer start, Buffer size, Buffer active, Buffer totals,
-                 int limit, int shared_limit, int blocks, bool normalize, bool exact, Buffer losses, Buffer lse, Buffer d_anchor,
-                 Buffer d_positive, Buffer d_kappa, Timing timing) {
+                 Buffer scale, Buffer upstream, Buffer temperature, Buffer order, Buffer rank, Buffer start, Buffer size, Buffer active,
+                 Buffer totals, int limit, int shared_limit, int blocks, bool normalize, bool exact, Buffer losses, Buffer lse,
+                 Buffer d_anchor, Buffer d_positive, Buffer d_kappa, Timing timing) {
   WholeClassParams params{
       .anchor = anchor.data<E>() + offset,
       .positive = positive.data<E>() + offset,
@@ -39,7 +39,8 @@ void whole_class(Buffer anchor, Buffer positive, int offset, int64_t anchor_stri
       .positive_stride = positive_stride,
       .dim = dim,
       .weight = weight.data<float>(),
-      .upstream = upstream ? upstream.data<float>() : nullptr,
+      .scale = scale.data<float>(),
+      .upstream = upstream.data<float>(),
       .temperature = temperature.data<float>(),
       .order = order.data<int32_t>(),
       .active = active.data<int32_t>(),
