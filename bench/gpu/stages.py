@@ -42,9 +42,13 @@ LEFT_OUT = ("tests", "accuracy", "speed", "peers")
 
 @dataclass
 class Visit:
-    """One call of `bench.gpu`: where its results go, when it must end, and what it has done so far."""
+    """One call of `bench.gpu`: where its results go, when it must end, and what it has done so far.
+
+    scratch: A folder for what processes tell one another.
+    """
 
     output: Path
+    scratch: Path
     dry_run: bool
     end: float
     only: tuple[str, ...] = ()
@@ -52,7 +56,6 @@ class Visit:
     stages: list[Row] = field(default_factory=list)
     failed: list[Row] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=lambda: {stage: [] for stage in LEFT_OUT})
-    scratch: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="bench-gpu-")))
 
     def run(self, stage: str, command: Sequence[str], until: float, **environment: str) -> bool:
         """Run a command until a time at most; whether it succeeded. The end of what it prints is kept."""
