@@ -191,14 +191,17 @@ def _version(package: str) -> str | None:
 def _commit() -> str:
     """The commit, marked where code differs from it; recorded results and documents do not count as code.
 
-    A copy without a repository is told by the environment, ICCKD_COMMIT, or does not know.
+    ICCKD_COMMIT in the environment says it of a copy whose repository is not there, or not that of the copy; without
+    either it is unknown.
     """
+    if told := os.environ.get("ICCKD_COMMIT"):
+        return told
     code = [".", ":!bench/results", ":!docs", ":!README.md"]
     try:
         commit = _git("rev-parse", "--short=12", "HEAD")
         return f"{commit}-dirty" if _git("status", "--porcelain", "--untracked-files=no", "--", *code) else commit
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("ICCKD_COMMIT", "unknown")
+        return "unknown"
 
 
 def _git(*arguments: str) -> str:

@@ -8,8 +8,8 @@ anew. A call that is cut off leaves whole files of all that it finished.
 """
 
 import argparse
-import shutil
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -24,8 +24,23 @@ _RECORD = 10
 
 def visit(output: Path, parts: tuple[str, ...], seconds: float, dry_run: bool, only: tuple[str, ...]) -> bool:
     """Do these parts, each in so many seconds; whether no process crashed and no test or check failed."""
-    doing = Visit(output.resolve(), dry_run, 0.0, only)
-    record.begin(doing, parts)
+    with tempfile.TemporaryDirectory(prefix="bench-gpu-") as scratch:
+        doing = Visit(output.resolve(), Path(scratch), dry_run, 0.0, only)
+        record.begin(doing, parts)
+        for part in parts:
+            if not _do(doing, part, seconds):
+                print("There is no device that PyTorch can use; --dry-run needs none.", file=sys.stderr)
+                return False
+        machine, proven, rows = record.write(doing)
+    results.remove_temporary(doing.output)
+    print(report.ending(machine, proven, rows))
+    bad = [row for row in rows["tests"] if row["outcome"] == "failed"]
+    bad += [row for row in rows["accuracy"] if row["passed"] is False]
+    return not bad and not doing.failed and all(stage["succeeded"] for stage in doing.stages)
+
+
+def _do(doing: Visit, part: str, seconds: float) -> bool:
+    """Do one part; whether there is a device."""
     lock = threading.Lock()
 
     def write() -> None:
@@ -36,20 +51,13 @@ def visit(output: Path, parts: tuple[str, ...], seconds: float, dry_run: bool, o
             except Exception:
                 traceback.print_exc()
 
-    for part in parts:
-        start = time.time()
-        doing.part, doing.end = part, start + seconds - _RECORD
-        if not plan.PARTS[part](doing, start, write):
-            print("There is no device that PyTorch can use; --dry-run needs none.", file=sys.stderr)
-            return False
-        machine, proven, rows = record.write(doing)
-        record.draw(doing)
-    shutil.rmtree(doing.scratch)
-    results.remove_temporary(doing.output)
-    print(report.ending(machine, proven, rows))
-    bad = [row for row in rows["tests"] if row["outcome"] == "failed"]
-    bad += [row for row in rows["accuracy"] if row["passed"] is False]
-    return not bad and not doing.failed and all(stage["succeeded"] for stage in doing.stages)
+    start = time.time()
+    doing.part, doing.end = part, start + seconds - _RECORD
+    if not plan.PARTS[part](doing, start, write):
+        return False
+    write()
+    record.draw(doing)
+    return True
 
 
 def main() -> int:

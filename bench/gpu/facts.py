@@ -32,7 +32,6 @@ def device_facts(device: torch.device) -> dict[str, Any]:
         "hip": torch.version.hip,
         "driver": _said("nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit", "--format=csv"),
         "nvcc": _said("nvcc", "--version"),
-        "backends": {name: backends.why_unavailable(name) for name in backends.BACKENDS},
     }
 
 

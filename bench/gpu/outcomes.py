@@ -47,8 +47,10 @@ def row_of(report: pytest.TestReport) -> Row | None:
         row["why"] = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     if report.failed:
         crash = getattr(report.longrepr, "reprcrash", None)
-        text = str(crash.message if crash else report.longrepr).strip()
-        row |= {"why": text.split("\n")[0][:300], "log": report.longreprtext[-_LOG:]}
+        lines = str(crash.message if crash else report.longrepr).strip().split("\n")
+        # Compilers say at the end what went wrong.
+        why = " … ".join(dict.fromkeys((lines[0].strip(), lines[-1].strip())))
+        row |= {"why": why[:300], "log": report.longreprtext[-_LOG:]}
     return row
 
 

@@ -42,9 +42,13 @@ LEFT_OUT = ("tests", "accuracy", "speed", "peers")
 
 @dataclass
 class Visit:
-    """One call of `bench.gpu`: where its results go, when it must end, and what it has done so far."""
+    """One call of `bench.gpu`: where its results go, when it must end, and what it has done so far.
+
+    scratch: A folder for what processes tell one another.
+    """
 
     output: Path
+    scratch: Path
     dry_run: bool
     end: float
     only: tuple[str, ...] = ()
@@ -52,7 +56,6 @@ class Visit:
     stages: list[Row] = field(default_factory=list)
     failed: list[Row] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=lambda: {stage: [] for stage in LEFT_OUT})
-    scratch: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="bench-gpu-")))
 
     def run(self, stage: str, command: Sequence[str], until: float, **environment: str) -> bool:
         """Run a command until a time at most; whether it succeeded. The end of what it prints is kept."""
@@ -69,13 +72,27 @@ class Visit:
         self._note(stage, start, why, text[-_LOG:])
         return status == 0
 
-    def work(self, stage: str, until: float, places: Sequence[int] | None = None, part: int = 0) -> bool:
-        """Run a worker's stage over its cases, in as many processes as it takes; whether none of them failed."""
+    def work(self, stage: str, until: float) -> bool:
+        """Run a worker's stage over its cases, one after another; whether no process failed."""
+        return self.share(stage, until, 1)
+
+    def share(self, stage: str, until: float, processes: int) -> bool:
+        """Divide a stage in which nothing is timed between processes; whether none failed."""
+        start, count = time.time(), len(worker.case_list(stage, self.dry_run, self.only))
+        processes = max(1, min(processes, count))
+        with ThreadPoolExecutor(processes) as pool:
+            shares = [range(k, count, processes) for k in range(processes)]
+            parts = [pool.submit(self._work, stage, until, share, k) for k, share in enumerate(shares)]
+        why = next((why for part in parts if (why := part.result()) is not None), None)
+        self._note(stage, start, why, None)
+        return why is None
+
+    def _work(self, stage: str, until: float, places: Sequence[int], part: int) -> str | None:
+        """A share of a stage, in as many processes as it takes; what went wrong last, if anything did."""
         cases = worker.case_list(stage, self.dry_run, self.only)
-        remaining = list(range(len(cases)) if places is None else places)
+        remaining, why = list(places), None
         without: list[tuple[int, str]] = []
         strikes: Counter[tuple[str, str]] = Counter()
-        start, why = time.time(), None
         progress = self.scratch / f"{stage}.{part}.json"
         while True:
             progress.unlink(missing_ok=True)
@@ -104,19 +121,7 @@ class Visit:
                 break
         if stage in self.left_out:
             self.left_out[stage] += [cases[k].name for k in remaining]
-        self._note(f"{stage}{f' {part}' if part else ''}", start, why, None)
-        return why is None
-
-    def share(self, stage: str, until: float, processes: int) -> None:
-        """Divide a stage in which nothing is timed between processes."""
-        count = len(worker.case_list(stage, self.dry_run, self.only))
-        processes = min(processes, count)
-        if not processes:
-            return
-        with ThreadPoolExecutor(processes) as pool:
-            parts = [pool.submit(self.work, stage, until, range(k, count, processes), k) for k in range(processes)]
-        for part in parts:
-            part.result()
+        return why
 
     def tests(self, name: str, chosen: str, until: float, processes: int) -> None:
         """The GPU tests that `chosen` (pytest's -k) selects; their outcomes in tests.json as they come."""

@@ -233,7 +233,7 @@ mark(None, None)
                 *map(str, places),
             ],
         )
-        doing = stages.Visit(tmp_path, True, time.time() + 60, part="measure")
+        doing = stages.Visit(tmp_path, tmp_path, True, time.time() + 60, part="measure")
         doing.work("speed", time.time() + seconds)
         return doing
 
@@ -293,7 +293,7 @@ def test_a_worker_that_cannot_start_is_recorded(fake_worker):
 
 
 def test_a_command_that_takes_too_long_is_ended_and_its_output_kept(tmp_path):
-    doing = stages.Visit(tmp_path, True, time.time() + 60)
+    doing = stages.Visit(tmp_path, tmp_path, True, time.time() + 60)
     command = [sys.executable, "-uc", "print('begun'); import time; time.sleep(60)"]
     assert not doing.run("build", command, time.time() + 3.0)
     assert doing.stages[0]["why"] == "ended after 3 s"
@@ -304,7 +304,7 @@ def test_a_command_that_takes_too_long_is_ended_and_its_output_kept(tmp_path):
 def test_the_build_is_for_this_device_and_fails_loudly(tmp_path, monkeypatch, capability, architecture):
     given = {}
     monkeypatch.setattr(stages.Visit, "run", lambda self, stage, command, until, **more: given.update(more))
-    stages.Visit(tmp_path, False, 0.0).build(capability, 1.0)
+    stages.Visit(tmp_path, tmp_path, False, 0.0).build(capability, 1.0)
     assert given == {"TORCH_CUDA_ARCH_LIST": architecture, "ICCKD_CUDA": "1", "ICCKD_NO_EXTENSION": "1"}
 
 
@@ -322,7 +322,7 @@ def test_what_is_built_already_is_not_built_again(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "LIBRARY", tmp_path / "_cuda.so")
     (tmp_path / "csrc").mkdir()
     (tmp_path / "setup.py").touch()
-    doing = stages.Visit(tmp_path, False, 0.0)
+    doing = stages.Visit(tmp_path, tmp_path, False, 0.0)
     for capability, source in (("9.0", "a"), ("9.0", "a"), ("8.0", "a"), ("8.0", "b"), ("8.0", "b")):
         (tmp_path / "csrc" / "a.cu").write_text(source)
         doing.build(capability, 1.0)
@@ -331,7 +331,7 @@ def test_what_is_built_already_is_not_built_again(tmp_path, monkeypatch):
 
 def test_a_machine_without_pytest_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    doing = stages.Visit(tmp_path, True, time.time() + 60)
+    doing = stages.Visit(tmp_path, tmp_path, True, time.time() + 60)
     doing.tests("triton", "triton", time.time() + 60, 1)
     assert doing.stages[0]["why"] == "pytest is not installed"
 

@@ -87,14 +87,17 @@ def test_every_outcome_is_recorded_with_its_reason(tmp_path, options):
     found = outcomes_of(tmp_path)
     expected = {
         "test_good": ("passed", None),
-        "test_bad": ("failed", "AssertionError: first"),
+        "test_bad": ("failed", "AssertionError: first … assert 1 == 2"),
         "test_skipped": ("skipped", "Skipped: no such device"),
         "test_broken": ("failed", "OSError: no room"),
         "test_untidy": ("failed", "OSError: left behind"),
     }
     if options:
         expected |= {f"test_behind[{k}]": ("passed", None) for k in range(6)}
-        expected["test_ruins_the_device"] = ("failed", "AssertionError: an illegal memory access was encountered")
+        expected["test_ruins_the_device"] = (
+            "failed",
+            "AssertionError: an illegal memory access was encountered … assert False",
+        )
         for name in ("test_crash", "test_hanging"):
             row = found.pop(name)
             assert row["outcome"] == "failed"

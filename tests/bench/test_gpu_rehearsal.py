@@ -30,10 +30,12 @@ class DryRun:
         self.output = output
         self.marker = f"ICCKD_REHEARSAL={uuid.uuid4()}"
         name, value = self.marker.split("=")
+        temporary = output.parent / "temporary"
+        temporary.mkdir()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "bench.gpu", "--dry-run", "--part", part, "--output", str(output), *options],
             cwd=stages.ROOT,
-            env={**os.environ, name: value},
+            env={**os.environ, name: value, "TMPDIR": str(temporary)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -114,4 +116,5 @@ def test_files_are_whole_at_every_moment_of_an_undisturbed_visit(tmp_path, part)
     assert run.process.wait(0) is not None
     assert run.processes() == []
     assert set(record.FILES) - {"speed.png"} <= {path.name for path in output.iterdir()}
-    assert [path for path in tmp_path.iterdir() if path != output] == []
+    assert {path.name for path in tmp_path.iterdir()} == {"visit", "temporary"}
+    assert not list((tmp_path / "temporary").glob("bench-gpu-*"))
