@@ -78,8 +78,7 @@ TABLE = {
     },
     "layout": {
         "float": {
-            131072: {"BLOCK": 256, "CHUNK": 32, "num_warps": 4},
-            1048576: {"BLOCK": 512, "CHUNK": 32, "num_warps": 8},
+            1048576: {"BLOCK": 64, "CLASSES": 4, "OTHERS": 512, "PLACED": 128, "num_warps": 2},
         },
     },
     "cross_entropy_whole": {
