@@ -11,6 +11,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <optional>
 
@@ -21,13 +22,13 @@ namespace {
 
 using OptionalTensor = std::optional<Tensor>;
 
-// 16 warps on a multiprocessor, so 128 registers a thread; 8 warps where C of the largest tile, in float32, takes more.
+// At most 128 registers a thread, or what leaves room for two blocks of 96 rows; more where C, in float32, takes them.
 template <class E, int rows>
-constexpr int blocks_at_least = sizeof(E) == 4 && rows == 128 ? 1 : 256 / rows;
+constexpr int blocks_at_least = sizeof(E) == 4 && rows > 64 ? 1 : 256 / rows;
 
 template <class E, int rows>
 __global__ void __launch_bounds__(2 * rows, blocks_at_least<E, rows>) whole_class_kernel(const __grid_constant__ WholeClassParams params) {
-  WholeClass<E, rows, ICCKD_HAS_BULK, by_warpgroups<E, rows>>(params).run();
+  WholeClass<E, rows, by_warpgroups<E, rows>>(params).run();
 }
 
 using Kernel = void (*)(WholeClassParams);
@@ -37,6 +38,7 @@ Kernel kernel_for(int rows) {
   switch (rows) {
     case 32: return whole_class_kernel<E, 32>;
     case 64: return whole_class_kernel<E, 64>;
+    case 96: return whole_class_kernel<E, 96>;
     default: return whole_class_kernel<E, 128>;
   }
 }
@@ -94,9 +96,8 @@ void whole_class(const Tensor& anchor, const Tensor& positive, const OptionalTen
   const int64_t count = anchor.size(0), dim = anchor.size(1), ranks = start.numel();
   STD_TORCH_CHECK(count <= std::numeric_limits<int32_t>::max(), "there are too many rows: ", count);
   const int element_bytes = static_cast<int>(anchor.element_size());
-  const WholeClassPlan plan = limit == 32 || limit == 64 || limit == 128
-                                  ? plan_whole_class(static_cast<int>(limit), dim, element_bytes, shared_limit(anchor))
-                                  : WholeClassPlan{};
+  const bool compiled = std::find(std::begin(tile_sizes), std::end(tile_sizes), limit) != std::end(tile_sizes);
+  const WholeClassPlan plan = compiled ? plan_whole_class(static_cast<int>(limit), dim, element_bytes, shared_limit(anchor)) : WholeClassPlan{};
   STD_TORCH_CHECK(plan.rows > 0, "limit is ", limit, "; it should be what whole_class_limit says, and not 0");
   WholeClassParams params{
       .anchor = anchor.const_data_ptr(),

@@ -16,7 +16,7 @@ using emulator::Timing;
 
 template <class E, int rows>
 void run(const WholeClassParams& params, int blocks, Timing timing) {
-  using Kernel = WholeClass<E, rows, ICCKD_HAS_BULK, by_warpgroups<E, rows>>;
+  using Kernel = WholeClass<E, rows, by_warpgroups<E, rows>>;
   emulator::launch({.blocks = blocks, .threads = Kernel::threads, .shared_bytes = params.plan.bytes}, timing,
                    [&] { Kernel(params).run(); });
 }
@@ -60,6 +60,7 @@ void whole_class(Buffer anchor, Buffer positive, int offset, int64_t anchor_stri
   if (params.plan.rows == 0) throw std::runtime_error("no tile of this size fits");
   if (limit == 32) run<E, 32>(params, blocks, timing);
   if (limit == 64) run<E, 64>(params, blocks, timing);
+  if (limit == 96) run<E, 96>(params, blocks, timing);
   if (limit == 128) run<E, 128>(params, blocks, timing);
 }
 
@@ -80,11 +81,11 @@ std::vector<std::tuple<int, int, int>> tiles(const std::vector<int>& rank, const
   return result;
 }
 
-// Where the parts of shared memory begin, and its size; empty where nothing fits.
+// Where the numbers end, the other parts of shared memory begin, and its size; empty where nothing fits.
 std::vector<int> plan(int rows, int dim, int element_bytes, int shared_limit) {
   const WholeClassPlan p = plan_whole_class(rows, dim, element_bytes, shared_limit);
   if (p.rows == 0) return {};
-  return {0, p.ring, p.bounce, p.numbers, p.barriers, p.bytes};
+  return {numbers_bytes(rows), bounce_at(rows), operand_at(rows), p.bytes};
 }
 
 }  // namespace
