@@ -127,7 +127,7 @@ class SmallClasses(Protocol):
     def limit(self) -> int: ...
 
     def layout(
-        self, labels: Tensor, weight: Tensor, memory_labels: Tensor | None, num_classes: int | None, limit: int
+        self, labels: Tensor, weight: Tensor | None, memory_labels: Tensor | None, num_classes: int | None, limit: int
     ) -> Layout:
         """The layout of rows with these labels (N,) and weights (N,), and of memory rows with theirs (M,)."""
 
@@ -347,17 +347,13 @@ def _splits(batch: Batch, programs: int, block_n: int) -> int:
     """
     if batch.memory is None:
         return 1
-    wanted = triton.cdiv(_WAVES * _multiprocessors(batch.anchor.device), programs)
+    wanted = triton.cdiv(_WAVES * tables.multiprocessors(batch.anchor.device), programs)
     return max(1, min(wanted, _MOST_SPLITS, triton.cdiv(len(batch.memory), block_n)))
 
 
 def _programs(batch: Batch, tiles: int, most: int) -> int:
     """How many programs share tiles, of which the device knows how many have work: `most` per multiprocessor."""
-    return max(1, min(tiles, most * _multiprocessors(batch.anchor.device)))
-
-
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    return max(1, min(tiles, most * tables.multiprocessors(batch.anchor.device)))
 
 
 def _options(kernel: str, rows: Tensor, size: int) -> tables.Options:

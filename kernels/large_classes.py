@@ -145,7 +145,8 @@ def memory_norms(
 def _columns(low, high, memory_low, memory_high, split, splits, BLOCK_N: tl.constexpr, HAS_MEMORY: tl.constexpr):
     """This split's share of the tiles: first and last column of the batch, then of the memory."""
     if not HAS_MEMORY:
-        return low, high, low, low
+        # One tile at least, if of no pairs: wgmma would wait for every single one in a loop that may be empty.
+        return low, tl.maximum(high, low + 1), low, low
     tiles = tl.cdiv(high - low, BLOCK_N)
     share = tl.cdiv(tiles + tl.cdiv(memory_high - memory_low, BLOCK_N), splits)
     begin, end = split * share, (split + 1) * share

@@ -6,7 +6,7 @@
 // Rows are counted by key: 2 · class + (weight = 0), or 2C without a class; rows of a memory by class, or C. With N rows in B blocks:
 //
 //   count_keys     each block of rows: its count of every key, and each row's place among its block's equal keys
-//                  reads 12 N bytes, writes 4 N + 4 (2C + 1) B
+//                  reads 12 N bytes (8 N without weights), writes 4 N + 4 (2C + 1) B
 //   rank_classes   a warp for each class: compares it with all others for its rank and first position (C² comparisons); the block
 //                  turns its classes' counts into the position of each block's first row of the key
 //                  reads 24 C² / 32 (cached) + 8 (2C + 1) B bytes, writes 4 (2C + 1) B
@@ -28,12 +28,13 @@ constexpr int most_classes = 8192;
 // Rows of a batch or of a memory, to be put in order.
 struct KeyedRows {
   const int64_t* labels;
-  const float* weight;  // null: a memory's
+  const float* weight;  // null: 1 for every row
   int32_t rows, keys, blocks, rows_per_block;
   int32_t *place;   // of each row among the equal keys of its block (rows)
   int32_t *starts;  // of each key in each block: how many, then the first one's position (blocks, keys)
   int32_t *totals;  // of each key (keys); zeros at first
   int32_t *order;   // the row at each position (rows)
+  bool in_batch;    // not in a memory
 };
 
 struct ClassLayoutParams {
@@ -42,6 +43,7 @@ struct ClassLayoutParams {
   int32_t *rank_of_class, *anchor_shift;                               // (C): a class's rank, and from its positions to its anchors'
   int32_t *rank, *anchors;                                             // (rows), as in kernels/layout.py, and so the rest:
   int32_t *start, *size, *active, *memory_start, *memory_size, *totals;
+  float *weight_sums, *scale;                                          // weights of each block of the batch; (1)
 };
 
 // ---- index logic ------------------------------------------------------------------------------------------------------
@@ -64,8 +66,8 @@ constexpr int blocks_for(int64_t rows) {
 constexpr int batch_keys(int num_classes) { return 2 * num_classes + 1; }
 constexpr int memory_keys(int num_classes) { return num_classes + 1; }
 
-// One counter more, for threads without a row.
-constexpr int count_shared_bytes(int num_classes) { return 4 * (batch_keys(num_classes) + 1); }
+// One counter more, for threads without a row; the warps' sums of weights.
+constexpr int count_shared_bytes(int num_classes) { return 4 * (batch_keys(num_classes) + 1 + count_threads / warp_size); }
 
 // A class's first key, and that of rows without a class, are what comes first.
 ICCKD_HOST_DEVICE constexpr int key_of(int64_t label, bool in_batch, bool anchor, int num_classes) {
@@ -82,7 +84,7 @@ ICCKD_HOST_DEVICE constexpr bool comes_before(int d_rows, int d, int c_rows, int
 // ---- count_keys -------------------------------------------------------------------------------------------------------
 
 ICCKD_DEVICE int key_at(const KeyedRows& source, int row, int num_classes) {
-  return key_of(source.labels[row], source.weight != nullptr, source.weight != nullptr && source.weight[row] > 0, num_classes);
+  return key_of(source.labels[row], source.in_batch, source.weight == nullptr || source.weight[row] > 0, num_classes);
 }
 
 // counts[key] + how many threads before this one have its key; counts become those after all threads. Warp after warp.
@@ -101,15 +103,33 @@ ICCKD_DEVICE int count_in_order(int key, int* counts) {
   return first + before;
 }
 
-ICCKD_DEVICE void count_block(const KeyedRows& source, int block_of_source, int num_classes) {
+// The sum over the block's threads, in thread 0, always added in the same order. `partial` has a number for each warp.
+ICCKD_DEVICE float block_sum(float value, float* partial) {
+  const float of_warp = warp_sum(value);
+  if (lane() == 0) partial[warp()] = of_warp;
+  block_barrier();
+  float sum = 0;
+  if (thread() == 0)
+    for (int w = 0; w < threads() / warp_size; ++w) sum += partial[w];
+  return sum;
+}
+
+ICCKD_DEVICE void count_block(const KeyedRows& source, int block_of_source, const ClassLayoutParams& p) {
   int* counts = reinterpret_cast<int*>(shared_memory());
   for (int key = thread(); key <= source.keys; key += threads()) counts[key] = 0;
   block_barrier();
+  float weights = 0;
   const int64_t begin = static_cast<int64_t>(block_of_source) * source.rows_per_block;
   for (int64_t row = begin + thread(); row < begin + source.rows_per_block; row += threads()) {
     const bool valid = row < source.rows;
-    const int place = count_in_order(valid ? key_at(source, static_cast<int>(row), num_classes) : source.keys, counts);
+    const int key = valid ? key_at(source, static_cast<int>(row), p.num_classes) : source.keys;
+    const int place = count_in_order(key, counts);
     if (valid) source.place[row] = place;
+    if (source.weight != nullptr && key < source.keys - 1) weights += source.weight[row];
+  }
+  if (source.weight != nullptr) {
+    const float sum = block_sum(weights, reinterpret_cast<float*>(counts + source.keys + 1));
+    if (thread() == 0) p.weight_sums[block_of_source] = sum;
   }
   int32_t* of_block = source.starts + static_cast<int64_t>(block_of_source) * source.keys;
   for (int key = thread(); key < source.keys; key += threads()) {
@@ -121,9 +141,9 @@ ICCKD_DEVICE void count_block(const KeyedRows& source, int block_of_source, int 
 // Blocks: those of the batch, then those of the memory.
 ICCKD_DEVICE void count_keys(const ClassLayoutParams& p) {
   if (block() < p.batch.blocks)
-    count_block(p.batch, block(), p.num_classes);
+    count_block(p.batch, block(), p);
   else
-    count_block(p.memory, block() - p.batch.blocks, p.num_classes);
+    count_block(p.memory, block() - p.batch.blocks, p);
 }
 
 // ---- rank_classes -----------------------------------------------------------------------------------------------------
@@ -174,7 +194,7 @@ ICCKD_DEVICE KeyStarts rank_class(const ClassLayoutParams& p, int c) {
 
 // By one warp.
 ICCKD_DEVICE void sum_classes(const ClassLayoutParams& p) {
-  int sums[5] = {};
+  int sums[6] = {};
   for (int d = lane(); d < p.num_classes; d += warp_size) {
     const ClassCounts counts = counts_of(p, d);
     const bool large = counts.rows > p.limit;
@@ -183,11 +203,16 @@ ICCKD_DEVICE void sum_classes(const ClassLayoutParams& p) {
     sums[2] += large ? counts.rows : 0;
     sums[3] += large ? counts.anchors : 0;
     sums[4] += counts.rows > 0 ? counts.memory : 0;
+    sums[5] += counts.rows > 0;
   }
-  for (int i = 0; i < 5; ++i) {
+  for (int i = 0; i < 6; ++i) {
     sums[i] = warp_sum(sums[i]);
     if (lane() == 0) p.totals[i] = sums[i];
   }
+  float weights = 0;
+  for (int b = lane(); p.batch.weight != nullptr && b < p.batch.blocks; b += warp_size) weights += p.weight_sums[b];
+  weights = p.batch.weight != nullptr ? warp_sum(weights) : static_cast<float>(sums[0]);
+  if (lane() == 0) *p.scale = weights == 0 ? 0 : 1 / weights;
 }
 
 // For `columns` keys from first_key on, counts of blocks become positions: first[column] and all counts of the key in earlier blocks.
