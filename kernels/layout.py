@@ -414,7 +414,7 @@ def sorted_layout(
     total_weight = weights.sum(0, keepdim=True)
     scale = torch.where(total_weight == 0, 0.0, 1 / total_weight)
     parts = (order, ranks, anchors, start, size, active, *memory, totals)
-    return Layout(*(x.int() for x in parts), scale=scale)
+    return Layout._make([*(x.int() for x in parts), scale])
 
 
 def _sorted_memory(
