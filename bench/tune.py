@@ -53,7 +53,7 @@ _TILES = {
     "num_stages": (1, 2, 3, 4),
 }
 _GRADIENT_TILES = {**_TILES, "BLOCK_N": (32, 64, 128), "BLOCK_V": (64, 128, 256, 512)}
-_WHOLE_ROWS = {"TILE": (1024, 2048, 4096, 8192, 16384), "num_warps": (2, 4, 8, 16)}
+_WHOLE_ROWS = {"TILE": (512, 1024, 2048, 4096, 8192, 16384), "num_warps": (1, 2, 4, 8, 16)}
 _SWEPT_ROWS = {"BLOCK": (1024, 2048, 4096, 8192), "STAGES": (1, 2, 3, 4), "num_warps": (4, 8, 16, 32)}
 _PAIRS = {"BLOCK": (16, 32, 64), "UNROLL": (1, 2, 4, 8), "num_warps": (1, 2, 4, 8)}
 SPACE: dict[str, dict[str, tuple[int, ...]]] = {

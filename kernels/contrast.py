@@ -58,6 +58,13 @@ def finite(s):
 
 
 @triton.jit
+def row_factor(weight, scale, row, is_anchor):
+    """weight · scale of these rows, 1 for what is None; 0 where `is_anchor` is false."""
+    factor = is_anchor.to(tl.float32) if weight is None else tl.load(weight + row, mask=is_anchor, other=0.0)
+    return factor if scale is None else factor * tl.load(scale)
+
+
+@triton.jit
 def add_exponents(highest, total, x):
     """The running maximum and Σ 2^(x − maximum) of rows, after one more tile; x = −∞ where there is no pair."""
     higher = tl.maximum(highest, tl.max(x, 1))
@@ -109,9 +116,12 @@ def store_gradients(
     at = row.to(tl.int64)[:, None] * dim + column[None, :]
     mask = (valid | ignored)[:, None] & (column < dim)[None, :]
     if NEED_ANCHOR:
-        d_z = pull - pairs[:, None] * p
         if NORMALIZE:
-            d_z = (d_z - z * (along - pairs * agreement)[:, None]) * inverse[:, None]
+            # Each less its part along z, which is all of it where D = 1.
+            d_z = (pull - z * along[:, None]) - pairs[:, None] * (p - z * agreement[:, None])
+            d_z = d_z * inverse[:, None]
+        else:
+            d_z = pull - pairs[:, None] * p
         d_z = tl.where(ignored[:, None], 0.0, d_z * kappa)
         tl.store(d_anchor + at, rounded(d_z, d_anchor.dtype.element_ty), mask=mask)
     if NEED_POSITIVE:
@@ -127,8 +137,8 @@ def store_gradients(
 ALIGNED = ("anchor_stride", "positive_stride", "memory_stride", "dim", "padded")
 _ROWS = ("anchor", "positive", "memory", "z", "d_anchor", "d_positive")
 _NUMBERS = (
-    "weight", "upstream", "temperature", "losses", "lse", "loss_bits", "factor", "largest_factor", "inverse",
-    "positive_inverse", "memory_inverse", "agreement", "negatives", "d_kappa", "pulls", "sums",
+    "weight", "scale", "upstream", "temperature", "losses", "lse", "lse_bits", "factor", "largest_factor", "inverse",
+    "mantissas", "positive_inverse", "memory_inverse", "agreement", "negatives", "d_kappa", "pulls", "sums",
 )  # fmt: skip
 
 

@@ -4,15 +4,16 @@
     dz_i = κ [ Σ_j C_ij z_j − r_i p_i ]   dp_i = −κ r_i z_i   dκ = Σ_i [ u_i Σ_j P_ij S_ij − r_i a_i ]
     x = f/‖f‖:  df = (dx − x (x·dx)) / ‖f‖,  where z_i · Σ_j C_ij z_j = Σ_j C_ij S_ij needs no second look at the rows
 
-    one program      BLOCK rows: one class, or as many whole classes of similar size as fit
+    one program      an equal share of the positions of small classes: the classes that begin there, tile by tile
+    one tile         up to BLOCK rows: as many whole classes as fit
     first sweep      S += A Aᵀ, ‖a‖², ‖p‖², a·p, over chunks of BLOCK_K columns         2 · BLOCK · D elements read
     on chip          BLOCK × BLOCK similarities → lse, loss, C
     second sweep     C Z, both gradients, chunk by chunk           the same again, from L2; 2 · BLOCK · D written
 
-Bytes: 4 · N · D · element size to and from memory. FLOP: 4 · BLOCK² · D a tile. Classes of n rows stand BLOCK // n in a
-tile: more than half of its rows are in use, save in the last tile of a size, and n / BLOCK of their pairs; hence the
-smaller tiles where classes are promised to be small (`_likely_size`). Meant for many small classes, where bytes are
-the floor; a class of more than BLOCK rows is left to `large_classes`. Measured times are owed: no GPU has run this yet.
+Bytes: 4 · N · D · element size to and from memory. FLOP: 4 · BLOCK² · D a tile, of which classes of n rows use about
+n / BLOCK; hence the smaller tiles where classes are promised to be small (`_likely_size`). Meant for many small
+classes, where bytes are the floor; a class of more than BLOCK rows is left to `large_classes`. Measured times are owed:
+no GPU has run this yet.
 """
 
 import math
@@ -36,6 +37,7 @@ from icckd.kernels.contrast import (
     mantissa,
     power_of_two,
     product_precision_of,
+    row_factor,
     row_loss,
     store_gradients,
 )
@@ -46,40 +48,66 @@ from icckd.kernels.specialization import ELEMENTS, Specialization, specialize
 if TYPE_CHECKING:
     from icckd.kernels.intra_class import Batch, Gradients
 
+# Programs per multiprocessor: more than run there at once, so that those that end early make room for others.
+_PROGRAMS = 8
 
-@triton.jit(do_not_specialize=["ranks"])
+
+@triton.jit
 def one_tile(
-    anchor, positive, weight, upstream, temperature, order, rank, start, size, active,
+    anchor, positive, weight, scale, upstream, temperature, order, rank, start, size, active, totals,
     losses, lse, d_anchor, d_positive, d_kappa,
-    anchor_stride, positive_stride, dim, ranks,
+    anchor_stride, positive_stride, dim,
     NORMALIZE: tl.constexpr, WITH_LOSS: tl.constexpr, WITH_UPSTREAM: tl.constexpr,
     NEED_ANCHOR: tl.constexpr, NEED_POSITIVE: tl.constexpr, NEED_TEMPERATURE: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Loss, lse, both gradients and dκ, by row; 0 for rows that are no anchors.
 
-    One program for each class rank: the first class of a tile computes it, the others' programs end at once.
+    A program computes the classes that begin in its share of the positions, which is the same for all.
     """
-    first_rank = tl.program_id(0)
-    n = tl.load(size + first_rank)
-    if (n == 0) | (n > BLOCK):
-        return
-    together = BLOCK // n
-    before = tl.load(size + first_rank - 1, mask=first_rank > 0, other=1)
-    if (first_rank % together != 0) & (BLOCK // before == together):
-        return
+    labelled = tl.load(totals)
+    first_small = tl.load(totals + 2)
+    # Not less than what surely fits in one tile.
+    share = tl.maximum(tl.cdiv(labelled - first_small, tl.num_programs(0)), BLOCK // 2)
+    first = first_small + tl.program_id(0) * share
+    end = tl.minimum(first + share, labelled)
+    class_rank = tl.load(rank + first, mask=first < end, other=0)
+    position = tl.load(start + class_rank, mask=first < end, other=end)
+    position = tl.where(position < first, position + tl.load(size + class_rank, mask=first < end, other=0), position)
+    # Two tiles in a row hold more than BLOCK rows. Without the option, what all have in common fills the registers.
+    for _ in tl.range(0, 2 * tl.cdiv(share, BLOCK) + 1, disable_licm=True):
+        if position < end:
+            position += _tile(
+                anchor, positive, weight, scale, upstream, temperature, order, rank, start, size, active,
+                losses, lse, d_anchor, d_positive, d_kappa, anchor_stride, positive_stride, dim,
+                position, end, labelled, NORMALIZE, WITH_LOSS, WITH_UPSTREAM,
+                NEED_ANCHOR, NEED_POSITIVE, NEED_TEMPERATURE, PRECISION, BLOCK, BLOCK_K,
+            )  # fmt: skip
 
+
+@triton.jit
+def _tile(
+    anchor, positive, weight, scale, upstream, temperature, order, rank, start, size, active,
+    losses, lse, d_anchor, d_positive, d_kappa, anchor_stride, positive_stride, dim,
+    first_position, end, labelled,
+    NORMALIZE: tl.constexpr, WITH_LOSS: tl.constexpr, WITH_UPSTREAM: tl.constexpr,
+    NEED_ANCHOR: tl.constexpr, NEED_POSITIVE: tl.constexpr, NEED_TEMPERATURE: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Of the class that begins at `first_position` and those after it that begin before `end`, all that fit.
+
+    Returns how many rows they have.
+    """
     k = tl.arange(0, BLOCK)
-    member = (k < together - first_rank % together) & (first_rank + k < ranks)
-    sizes = tl.load(size + first_rank + k, mask=member, other=0)
-    count = tl.sum(tl.where(BLOCK // tl.maximum(sizes, 1) == together, sizes, 0), 0)
-    position = tl.load(start + first_rank) + k
-    valid = k < count
-    row = tl.load(order + position, mask=valid, other=0).to(tl.int64)
-    class_rank = tl.load(rank + position, mask=valid, other=-1)
-    last_anchor = tl.load(start + class_rank, mask=valid, other=0) + tl.load(active + class_rank, mask=valid, other=0)
-    is_anchor = valid & (position < last_anchor)
-    factor = tl.load(weight + row, mask=is_anchor, other=0.0)
+    position = first_position + k
+    class_rank = tl.load(rank + position, mask=position < labelled, other=-1)
+    # The class of a row, counted from the tile's first position.
+    begin = tl.load(start + class_rank, mask=class_rank >= 0, other=end) - first_position
+    stop = begin + tl.load(size + class_rank, mask=class_rank >= 0, other=0)
+    valid = (begin < end - first_position) & (stop <= BLOCK)
+    is_anchor = valid & (k < begin + tl.load(active + class_rank, mask=valid, other=0))
+    row = tl.load(order + position, mask=valid, other=0)
+    factor = row_factor(weight, scale, row, is_anchor)
 
     s = tl.zeros((BLOCK, BLOCK), tl.float32)
     squares = tl.zeros((BLOCK,), tl.float32)
@@ -96,15 +124,15 @@ def one_tile(
     inverse = inverse_norm(squares, NORMALIZE)
     positive_inverse = inverse_norm(positive_squares, NORMALIZE)
     agreement = products * inverse * positive_inverse
-    pair = (class_rank[:, None] == class_rank[None, :]) & (k[:, None] != k[None, :]) & valid[:, None] & valid[None, :]
+    pair = (k[None, :] >= begin[:, None]) & (k[None, :] < stop[:, None]) & (k[None, :] != k[:, None]) & valid[:, None]
     # One array holds similarities and says which pairs there are: registers are few.
     s = tl.where(pair, s * inverse[:, None] * inverse[None, :], float("-inf"))
 
     kappa = 1.0 / tl.load(temperature)
-    scale = kappa * LOG2_E
-    highest = (tl.max(s, 1) - agreement) * scale
+    bits = kappa * LOG2_E
+    highest = (tl.max(s, 1) - agreement) * bits
     highest = tl.where(highest == float("-inf"), 0.0, highest)
-    exponents = (s - agreement[:, None]) * scale
+    exponents = (s - agreement[:, None]) * bits
     loss = row_loss(highest + tl.log2(tl.sum(tl.exp2(exponents - highest[:, None]), 1)))
     if WITH_LOSS:
         tl.store(losses + row, tl.where(is_anchor, factor * loss, 0.0), mask=valid)
@@ -115,14 +143,15 @@ def one_tile(
             factor *= tl.load(upstream + row, mask=is_anchor, other=0.0)
         # +∞ makes the shares of a row that is no anchor vanish.
         loss_bits = tl.where(is_anchor, loss * LOG2_E, float("inf"))
-        coefficient = factor[:, None] * tl.exp2((s - agreement[:, None]) * scale - loss_bits[:, None])
+        coefficient = factor[:, None] * tl.exp2((s - agreement[:, None]) * bits - loss_bits[:, None])
         pairs = tl.sum(coefficient, 1)
-        if NEED_TEMPERATURE:
-            slope = tl.sum(coefficient * finite(s), 1) - pairs * agreement
-            tl.store(d_kappa + row, tl.where(is_anchor, slope, 0.0), mask=valid)
         # u_j P_ji are the transposed, as S is symmetric: half the exponentials, no column's numbers in registers.
+        products = coefficient * finite(s)
+        slope = tl.sum(products, 1)
+        along = slope + tl.sum(products, 0)
+        if NEED_TEMPERATURE:
+            tl.store(d_kappa + row, tl.where(is_anchor, slope - pairs * agreement, 0.0), mask=valid)
         coefficient += tl.trans(coefficient)
-        along = tl.sum(coefficient * finite(s), 1)
         largest = tl.full((BLOCK,), 1.0, tl.float32)
         if anchor.dtype.element_ty == tl.float16:
             # It has no room for small numbers: bring the largest of each row near its own largest.
@@ -142,6 +171,7 @@ def one_tile(
                 first, dim, pull, along, pairs, agreement, inverse, positive_inverse, kappa,
                 NORMALIZE, NEED_ANCHOR, NEED_POSITIVE, BLOCK_K,
             )  # fmt: skip
+    return tl.sum(valid.to(tl.int32), 0)
 
 
 @dataclass(frozen=True)
@@ -166,12 +196,13 @@ class OneTile:
         self, batch: "Batch", rows: Tensor | None, lse: Tensor | None, upstream: Tensor | None, gradients: "Gradients"
     ) -> None:
         layout = batch.layout
-        ranks = min(len(layout.size), len(batch.weight))
-        one_tile[(ranks,)](
-            batch.anchor, batch.positive, batch.weight, upstream, batch.temperature,
-            layout.order, layout.rank, layout.start, layout.size, layout.active,
+        count, dim = batch.anchor.shape
+        programs = min(count, _PROGRAMS * tables.multiprocessors(batch.anchor.device))
+        one_tile[(programs,)](
+            batch.anchor, batch.positive, batch.weight, None, upstream, batch.temperature,
+            layout.order, layout.rank, layout.start, layout.size, layout.active, layout.totals,
             rows, lse, gradients.anchor, gradients.positive, gradients.kappa,
-            batch.anchor.stride(0), batch.positive.stride(0), batch.anchor.shape[1], len(layout.size),
+            batch.anchor.stride(0), batch.positive.stride(0), dim,
             NORMALIZE=batch.normalize, WITH_LOSS=rows is not None, WITH_UPSTREAM=upstream is not None,
             **gradients.flags, PRECISION=product_precision(), **self.options,
         )  # fmt: skip
@@ -193,6 +224,7 @@ def specializations(architecture: str) -> Iterator[Specialization]:
         "NEED_ANCHOR": True,
         "NEED_POSITIVE": True,
         "PRECISION": product_precision_of(architecture),
+        "scale": None,
     }
     step = {"WITH_LOSS": True, "WITH_UPSTREAM": False, "upstream": None, "NEED_TEMPERATURE": False}
     backward = {"WITH_LOSS": False, "WITH_UPSTREAM": True, "losses": None, "lse": None, "NEED_TEMPERATURE": True}

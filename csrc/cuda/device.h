@@ -178,6 +178,17 @@ ICCKD_DEVICE Vector16 load16_streaming(const void* global) {
   return v;
 }
 
+// Begins to bring a row into the second-level cache; a hint. Address and bytes are multiples of 16 where there are bulk copies.
+ICCKD_DEVICE void prefetch_row(const void* global, int bytes) {
+#if ICCKD_HAS_BULK
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
+#else
+  constexpr int line = 128;
+  for (int at = 0; at < bytes; at += line)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(global) + at) : "memory");
+#endif
+}
+
 ICCKD_DEVICE void store16(void* p, Vector16 v) {
   *static_cast<uint4*>(p) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
 }

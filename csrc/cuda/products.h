@@ -43,6 +43,23 @@ ICCKD_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t
 // Whether any of `count` columns is one of `own`: the columns of the classes that a warp has rows of. Others are left out.
 ICCKD_DEVICE bool meet(const Positions& own, int first, int count) { return first < own.end && first + count > own.begin; }
 
+// The product of a chunk of a warp's 16 rows with one of 16 · pairs rows, into as many columns of S. Independent sums hide the matrix
+// unit's latency.
+template <class E, bool exact, int pairs>
+ICCKD_DEVICE void multiply_chunk(float (*s)[4], const uint32_t (&a)[4][4], const unsigned char* rows, int b_at) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    uint32_t b[pairs][4];
+#pragma unroll
+    for (int pair = 0; pair < pairs; ++pair) load_matrix4(b[pair], rows + swizzled(b_at + k * 32) + pair * 16 * swizzle_row_bytes);
+#pragma unroll
+    for (int pair = 0; pair < pairs; ++pair) {
+      multiply<E, exact>(s[2 * pair], a[k], {b[pair][0], b[pair][1]});
+      multiply<E, exact>(s[2 * pair + 1], a[k], {b[pair][2], b[pair][3]});
+    }
+  }
+}
+
 // S of a warp's 16 rows with the rows of their classes: s[j] the fragment of columns 8j … 8j + 7.
 template <class E, int rows, bool exact>
 ICCKD_DEVICE void add_similarities(float (&s)[rows / 8][4], const unsigned char* operand, int chunks, const Positions& own) {
@@ -54,15 +71,15 @@ ICCKD_DEVICE void add_similarities(float (&s)[rows / 8][4], const unsigned char*
 #pragma unroll
     for (int k = 0; k < 4; ++k) load_matrix4(a[k], operand + swizzled(a_at + k * 32));
 #pragma unroll
-    for (int pair = 0; pair < rows / 16; ++pair) {
-      if (!meet(own, 16 * pair, 16)) continue;
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        uint32_t b[4];
-        load_matrix4(b, operand + swizzled(b_at + k * 32) + pair * 16 * swizzle_row_bytes);
-        multiply<E, exact>(s[2 * pair], a[k], {b[0], b[1]});
-        multiply<E, exact>(s[2 * pair + 1], a[k], {b[2], b[3]});
-      }
+    for (int pair = 0; pair < rows / 16; pair += 2) {
+      const unsigned char* const columns = operand + pair * 16 * swizzle_row_bytes;
+      const bool first = meet(own, 16 * pair, 16), second = meet(own, 16 * pair + 16, 16);
+      if (first && second)
+        multiply_chunk<E, exact, 2>(s + 2 * pair, a, columns, b_at);
+      else if (first)
+        multiply_chunk<E, exact, 1>(s + 2 * pair, a, columns, b_at);
+      else if (second)
+        multiply_chunk<E, exact, 1>(s + 2 * pair + 2, a, columns + 16 * swizzle_row_bytes, b_at);
     }
   }
 }

@@ -4,15 +4,18 @@
 //     dz_i = κ [ Σ_j C_ij z_j − r_i p_i ]   dp_i = −κ r_i z_i   dκ = Σ_i [ u_i Σ_j P_ij S_ij − r_i a_i ]
 //     x = f/‖f‖:  df = (dx − x (x·dx)) / ‖f‖,  where z_i · Σ_j C_ij z_j = Σ_j C_ij S_ij needs no second look at the rows
 //
-//     memory ──copies──▶ ring of a warp ──norms, a_i──▶ operand (tile × D) ──S──▶ registers of the warp that owns the 16 rows
-//                            ▲ next tile                    │                        │ lse, loss ──▶ memory
-//                                                           └───────── C Z ◀── C ────┘
-//                                                                       └─ bounce ──▶ both gradients ──▶ memory
+//     anchors ──cp.async──▶ operand (tile × D) ──S──▶ registers of the warp that owns the 16 rows
+//                               │                         │ lse, loss ──▶ memory
+//     positives ──norms, a_i    └──────── C Z ◀── C ──────┘
+//     positives ────────────────────────▶ └─ bounce ──▶ both gradients ──▶ memory
 //
-// A tile is up to 32, 64 or 128 rows of whole classes (tile_schedule.h says which), 16 for each warp. Rows are multiplied by a power of
-// two as they become operands, which brings their norms into [1, 2) and loses nothing: z_i = scale_i · operand_i, and all that is left
-// of the norm is a float32 factor of a row or a column of S, of C, of the gradients. So similarities are as exact as the matrix unit's
-// products of the given numbers, and 16-bit coefficients C are rounded once.
+// A tile is up to 32, 64, 96 or 128 rows of whole classes (tile_schedule.h says which), 16 for each warp. While one is computed, the rows
+// of the next are brought into the second-level cache, where positives are read twice, into registers; other blocks of the multiprocessor,
+// where there is room for them, are at another stage.
+//
+// z_i = scale_i · operand_i, where the operand is the row as it is given, and what is left of its norm is a float32 factor of a row or a
+// column of S, of C, of the gradients. So similarities are as exact as the matrix unit's products of the given numbers, and 16-bit
+// coefficients C are rounded once. A row whose norm leaves a wide range is first multiplied by a power of two, in place, which loses nothing.
 //
 // Bytes: 4 · N · D · element size to and from memory, and the positives once more from the second-level cache. FLOP: 4 · tile² · D for
 // each tile. Meant for classes of 8 … 128 rows and rows of up to about 200 KiB / tile. Measured times are owed: no GPU has run this.
@@ -34,7 +37,8 @@ struct WholeClassParams {
   const void *anchor, *positive;  // (N, dim), rows of stride 1
   int64_t anchor_stride, positive_stride;
   int dim;
-  const float *weight, *upstream, *temperature;  // (N,), (N,) or null, one number
+  const float *weight, *scale, *upstream;  // (N,), one number and (N,); 1 where null
+  const float* temperature;                // one number
   const int32_t *order, *active, *totals;        // with `classes`: the layout
   RankedClasses classes;
   // By row; null where not wanted. Of rows in tiles only.
@@ -54,17 +58,21 @@ inline bool rows_are_aligned(const WholeClassParams& p, int64_t element_bytes) {
   return bits % 16 == 0;
 }
 
-// What the layout says about the rows of a tile. Rows beyond `count` are of no class.
+// What the layout says about a tile and its rows. Rows beyond `count` are of no class.
 template <int rows>
-struct TileRows {
+struct alignas(16) TileRows {
+  int begin, count, share_end;               // positions; kept here, since registers are few
   int row[rows];                             // in the batch
   int class_begin[rows], class_end[rows];    // the class, as rows of the tile
   int is_anchor[rows];
-  float factor[rows];                        // u: weight, times upstream
+  float factor[rows];                        // u: weight · scale · upstream
 };
 
-// A row's gradients: the anchor's is pull Σ_j C_ij z_j + positive p + own operand, the positive's positive_positive p + positive_own operand.
-struct alignas(16) GradientFactors {
+// What a row's own thread needs of it. The anchor's gradient is pull Σ_j C_ij z_j + positive p + own operand, the positive's
+// positive_positive p + positive_own operand.
+struct alignas(16) RowFactors {
+  float inverse, positive_inverse;  // 1/‖f‖
+  float agreement;                  // a
   float pull, positive, own;
   float positive_positive, positive_own;
 };
@@ -72,11 +80,9 @@ struct alignas(16) GradientFactors {
 // What the kernel finds out about the rows of a tile.
 template <int rows>
 struct RowNumbers {
-  GradientFactors factors[rows];
-  float scale[rows];                            // z = scale · operand
-  float inverse[rows], positive_inverse[rows];  // 1/‖f‖
-  float agreement[rows];                        // a
-  float log_total[rows];                        // log2 of the sum of exponentials; +∞ where there is no anchor
+  RowFactors factors[rows];
+  float scale[rows];      // z = scale · operand
+  float log_total[rows];  // log2 of the sum of exponentials; +∞ where there is no anchor
 };
 
 constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
@@ -87,6 +93,12 @@ constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
 ICCKD_DEVICE float quad_sum(float x) {
   x += shuffle_xor(x, 1);
   return x + shuffle_xor(x, 2);
+}
+
+// The eight lanes of a row that is read.
+ICCKD_DEVICE float octet_sum(float x) {
+  x = quad_sum(x);
+  return x + shuffle_xor(x, 4);
 }
 
 ICCKD_DEVICE float quad_max(float x) {
@@ -128,204 +140,231 @@ ICCKD_DEVICE void store_elements(E* row, int column, int dim, const float (&x)[p
 
 // ---- the kernel ---------------------------------------------------------------------------------------------------------
 
-// Products by wgmma, where there is one and the tile has its 64 rows.
+// Products by wgmma, where there is one and the tile is of its 64 rows.
 template <class E, int rows>
-inline constexpr bool by_warpgroups = ICCKD_HAS_WGMMA && sizeof(E) == 2 && rows >= 64;
+inline constexpr bool by_warpgroups = ICCKD_HAS_WGMMA && sizeof(E) == 2 && rows % 64 == 0;
 
-// One block: `rows` / 16 warps. `bulk`: rows come by bulk copies. `warpgroups`: products by wgmma.
-template <class E, int rows, bool bulk, bool warpgroups>
+// Norms of rows that are multiplied as they are: what is left of them, as a factor of C, has room in E. Others are brought to [1, 2).
+template <class E>
+inline constexpr float lowest_norm = std::is_same_v<E, float16> ? 0x1p-3f : 0x1p-40f;
+template <class E>
+inline constexpr float highest_norm = std::is_same_v<E, float16> ? 0x1p7f : 0x1p40f;
+
+// One block: `rows` / 16 warps. `warpgroups`: products by wgmma.
+template <class E, int rows, bool warpgroups>
 class WholeClass {
  public:
   static constexpr int warps = rows / warp_rows, threads = warps * warp_size;
-  static_assert(2 * sizeof(TileRows<rows>) + sizeof(RowNumbers<rows>) == numbers_of_row * rows * 4);
+  static_assert(2 * sizeof(TileRows<rows>) + sizeof(RowNumbers<rows>) == numbers_bytes(rows));
 
   ICCKD_DEVICE explicit WholeClass(const WholeClassParams& params)
       : p(params),
-        operand(shared_memory()),
-        ring(shared_memory() + p.plan.ring + warp() * p.plan.stages * 2 * p.plan.row_bytes),
-        bounce(reinterpret_cast<float*>(shared_memory() + p.plan.bounce) + warp() * 8 * p.plan.bounce_stride),
-        numbers(*reinterpret_cast<RowNumbers<rows>*>(shared_memory() + p.plan.numbers)),
-        tiles(reinterpret_cast<TileRows<rows>*>(shared_memory() + p.plan.numbers + sizeof(RowNumbers<rows>))),
-        barriers(reinterpret_cast<Barrier*>(shared_memory() + p.plan.barriers) + warp() * p.plan.stages) {}
+        operand(shared_memory() + operand_at(rows)),
+        bounce(reinterpret_cast<float*>(shared_memory() + bounce_at(rows)) + warp() * bounce_rows * bounce_stride),
+        numbers(*reinterpret_cast<RowNumbers<rows>*>(shared_memory())),
+        tiles(reinterpret_cast<TileRows<rows>*>(shared_memory() + sizeof(RowNumbers<rows>))) {}
 
   // All tiles of this block's share.
-  ICCKD_DEVICE void run() {
+  ICCKD_DEVICE void run() const {
     const Positions share = share_of(block(), blocks(), p.totals[2], p.classes, p.totals[0]);
     if (share.begin == share.end) return;
-    const auto tile_from = [&](int begin) { return Positions{begin, tile_end(begin, share.end, rows, p.classes)}; };
-    Positions tile = tile_from(share.begin), next = tile_from(tile.end);
     int current = 0;
-    describe(tiles[current], tile);
-    make_barriers();
+    describe(tiles[current], share.begin, share.end);
     block_barrier();
-    fetch_first(tiles[current], tile.end - tile.begin);
+    prefetch(tiles[current]);
     while (true) {
-      const bool last = tile.end == share.end;
-      if (!last) describe(tiles[1 - current], next);
-      // Asked for long before it is needed.
-      const Positions after_next = tile_from(next.end);
-      take_all(tiles[current], tile.end - tile.begin);
+      const TileRows<rows>& tile = tiles[current];
+      fetch(tile);
+      // While the rows come.
+      if (!is_last(tile)) describe(tiles[1 - current], tile.begin + tile.count, tile.share_end);
+      take(tile);
       block_barrier();
-      if (!last) fetch_first(tiles[1 - current], next.end - next.begin);
-      contrast(tiles[current], tile.end - tile.begin);
-      if (last) return;
+      if (!is_last(tile)) prefetch(tiles[1 - current]);
+      contrast(tile);
+      if (is_last(tile)) return;
       // Before anything of this tile is overwritten.
       block_barrier();
-      tile = next;
-      next = after_next;
       current = 1 - current;
     }
   }
 
  private:
-  ICCKD_DEVICE void describe(TileRows<rows>& tile, Positions positions) const {
-    ICCKD_ASSERT(positions.begin < positions.end && positions.end - positions.begin <= rows);
-    const int k = thread(), position = positions.begin + k;
+  static ICCKD_DEVICE bool is_last(const TileRows<rows>& tile) { return tile.begin + tile.count == tile.share_end; }
+
+  // The tile that begins at a position of a share.
+  ICCKD_DEVICE void describe(TileRows<rows>& tile, int begin, int share_end) const {
+    const int end = tile_end(begin, share_end, rows, p.classes), k = thread(), position = begin + k;
+    ICCKD_ASSERT(begin < end && end - begin <= rows);
     if (k >= rows) return;
-    const bool valid = position < positions.end;
+    const bool valid = position < end;
     const int rank = valid ? p.classes.rank[position] : 0, start = p.classes.start[rank], row = valid ? p.order[position] : 0;
     const bool is_anchor = valid && position < start + p.active[rank];
-    float factor = is_anchor ? p.weight[row] : 0.0f;
+    float factor = !is_anchor ? 0.0f : p.weight ? p.weight[row] : 1.0f;
+    if (is_anchor && p.scale) factor *= *p.scale;
     if (is_anchor && p.upstream) factor *= p.upstream[row];
     tile.row[k] = row;
-    tile.class_begin[k] = valid ? start - positions.begin : 0;
-    tile.class_end[k] = valid ? start - positions.begin + p.classes.size[rank] : 0;
+    tile.class_begin[k] = valid ? start - begin : 0;
+    tile.class_end[k] = valid ? start - begin + p.classes.size[rank] : 0;
     tile.is_anchor[k] = is_anchor;
     tile.factor[k] = factor;
+    if (k > 0) return;
+    tile.begin = begin;
+    tile.count = end - begin;
+    tile.share_end = share_end;
   }
 
-  // ---- rows from memory into the operand: row k of a tile is taken by warp k % warps
+  // ---- rows from memory into the operand. A warp takes four quads of rows: 8 lanes for each row, 16 bytes of every chunk for each lane
 
-  ICCKD_DEVICE void make_barriers() const {
-#if ICCKD_HAS_BULK
-    if constexpr (bulk) {
-      if (lane() == 0) {
-        for (int stage = 0; stage < p.plan.stages; ++stage) barrier_init(barriers + stage, 1);
-        barrier_fence_init();
-      }
-    }
-#endif
-  }
+  static constexpr int quads = 4;
+
+  ICCKD_DEVICE int first_of_quad(int q) const { return 4 * (warp() + q * warps); }
+  ICCKD_DEVICE int row_of_quad(int q) const { return first_of_quad(q) + lane() / 8; }
+  // Rows that products read: zeros beyond `count`.
+  ICCKD_DEVICE int read_rows(int count) const { return warpgroups ? rows : (count + warp_rows - 1) / warp_rows * warp_rows; }
 
   ICCKD_DEVICE const E* anchor(int row) const { return static_cast<const E*>(p.anchor) + row * p.anchor_stride; }
   ICCKD_DEVICE const E* positive(int row) const { return static_cast<const E*>(p.positive) + row * p.positive_stride; }
-  ICCKD_DEVICE unsigned char* staged(int stage) const { return ring + stage * 2 * p.plan.row_bytes; }
-  ICCKD_DEVICE int pieces() const { return p.plan.row_bytes / 16; }
 
-  // Begins to copy row k, and its positive if it is an anchor.
-  ICCKD_DEVICE void fetch(const TileRows<rows>& tile, int k, int stage) const {
-    const E *const a = anchor(tile.row[k]), *const b = positive(tile.row[k]);
-    const bool is_anchor = tile.is_anchor[k];
-    unsigned char *const to = staged(stage), *const positive_to = to + p.plan.row_bytes;
-    if (!p.aligned) {
-      for (int piece = lane(); piece < pieces(); piece += warp_size) {
-        store16(to + piece * 16, load_elements(a, piece * per_vector<E>, p.dim));
-        if (is_anchor) store16(positive_to + piece * 16, load_elements(b, piece * per_vector<E>, p.dim));
-      }
-      return;
-    }
-    if constexpr (bulk) {
-#if ICCKD_HAS_BULK
-      if (lane() == 0) {
-        barrier_expect(barriers + stage, is_anchor ? 2 * p.plan.row_bytes : p.plan.row_bytes);
-        bulk_copy(to, a, p.plan.row_bytes, barriers + stage);
-        if (is_anchor) bulk_copy(positive_to, b, p.plan.row_bytes, barriers + stage);
-      }
-#endif
-    } else {
-      for (int piece = lane(); piece < pieces(); piece += warp_size) {
-        copy_async16(to + piece * 16, a + piece * per_vector<E>, true);
-        if (is_anchor) copy_async16(positive_to + piece * 16, b + piece * per_vector<E>, true);
+  // 16 bytes, of column … of a chunk, of row k.
+  ICCKD_DEVICE unsigned char* operand_piece(int k, int chunk, int column) const {
+    return operand + chunk * rows * swizzle_row_bytes + swizzled(k * swizzle_row_bytes + column * static_cast<int>(sizeof(E)));
+  }
+
+  // Brings a tile's rows into the second-level cache, while the chip is still full of another.
+  ICCKD_DEVICE void prefetch(const TileRows<rows>& tile) const {
+    const int k = thread() / 2, bytes = p.dim * static_cast<int>(sizeof(E));
+    if (!p.aligned || k >= tile.count) return;
+    if (thread() % 2 == 0)
+      prefetch_row(anchor(tile.row[k]), bytes);
+    else if (tile.is_anchor[k])
+      prefetch_row(positive(tile.row[k]), bytes);
+  }
+
+  // Begins to copy the anchors to their places, a group of copies for each quad.
+  ICCKD_DEVICE void fetch(const TileRows<rows>& tile) const {
+    const int in_chunk = lane() % 8 * per_vector<E>;
+    for (int q = 0; q < quads; ++q) {
+      const int k = row_of_quad(q);
+      if (first_of_quad(q) < read_rows(tile.count)) {
+        const E* const row = anchor(tile.row[k]);
+        for (int chunk = 0, column = in_chunk; chunk < p.plan.chunks; ++chunk, column += chunk_columns<E>) {
+          const bool inside = k < tile.count && column < p.dim;
+          if (p.aligned)
+            copy_async16(operand_piece(k, chunk, in_chunk), row + column, inside);
+          else
+            store16(operand_piece(k, chunk, in_chunk), inside ? load_elements(row, column, p.dim) : Vector16{});
+        }
       }
       commit_copies();
     }
   }
 
-  ICCKD_DEVICE void fetch_first(const TileRows<rows>& tile, int count) const {
-    for (int stage = 0; stage < p.plan.stages; ++stage)
-      if (const int k = warp() + stage * warps; k < count) fetch(tile, k, stage);
-  }
-
-  // Until a row has arrived: the oldest of those on their way. `full`: every other stage is on its way too.
-  ICCKD_DEVICE void wait_for(int stage, bool full) {
-    if constexpr (bulk) {
-#if ICCKD_HAS_BULK
-      if (p.aligned) {
-        barrier_wait(barriers + stage, parities >> stage & 1);
-        parities ^= 1u << stage;
-        return;
-      }
-#endif
-    } else if (p.aligned) {
-      if (!full)
-        wait_copies<0>();
-      else if (p.plan.stages == 4)
-        wait_copies<3>();
-      else
-        wait_copies<1>();
-    }
-    warp_barrier();
-  }
-
-  ICCKD_DEVICE void take_all(const TileRows<rows>& tile, int count) {
-    int stage = 0;
-    for (int k = warp(); k < count; k += warps) {
-      const int ahead = p.plan.stages * warps;
-      wait_for(stage, k + ahead - warps < count);
-      take(tile, k, stage);
-      warp_barrier();
-      if (k + ahead < count) fetch(tile, k + ahead, stage);
-      stage = stage + 1 == p.plan.stages ? 0 : stage + 1;
-    }
-    for (int k = count + warp(); k < rows; k += warps) take_nothing(k);
+  ICCKD_DEVICE void take(const TileRows<rows>& tile) const {
+    if (!p.aligned)
+      take_quads<1, 1>(tile);
+    else if (p.plan.chunks <= 2)
+      take_quads<4, 2>(tile);
+    else if (p.plan.chunks <= 4)
+      take_quads<2, 4>(tile);
+    else
+      take_quads<1, 8>(tile);
 #if ICCKD_HAS_WGMMA
     if constexpr (warpgroups) fence_shared_async();
 #endif
   }
 
-  // A row and its positive, from their stage: the sums of their products, then the row as an operand.
-  ICCKD_DEVICE void take(const TileRows<rows>& tile, int k, int stage) const {
-    const unsigned char *const a = staged(stage), *const b = a + p.plan.row_bytes;
-    const bool is_anchor = tile.is_anchor[k];
-    float squares = 0, positive_squares = 0, products = 0;
-    for (int piece = lane(); piece < pieces(); piece += warp_size) {
-      float x[per_vector<E>], y[per_vector<E>] = {};
-      to_floats<E>(load16(a + piece * 16), x);
-      if (is_anchor) to_floats<E>(load16(b + piece * 16), y);
+  // The sums that rows and their positives give. Each lane reads what it copied. Positives are not kept: of each lane pieces of `together`
+  // quads and `ahead` chunks are on their way at a time; one of rows that are not aligned.
+  template <int together, int ahead>
+  ICCKD_DEVICE void take_quads(const TileRows<rows>& tile) const {
+    const int in_chunk = lane() % 8 * per_vector<E>;
+    for (int first = 0; first < quads; first += together) {
+      if (first_of_quad(first) >= read_rows(tile.count)) return;
+      const E* positives[together];
 #pragma unroll
-      for (int i = 0; i < per_vector<E>; ++i) {
-        squares = fmaf(x[i], x[i], squares);
-        positive_squares = fmaf(y[i], y[i], positive_squares);
-        products = fmaf(x[i], y[i], products);
+      for (int q = 0; q < together; ++q) {
+        const int k = row_of_quad(first + q);
+        positives[q] = tile.is_anchor[k] ? positive(tile.row[k]) : nullptr;
       }
-    }
-    squares = warp_sum(squares);
-    positive_squares = warp_sum(positive_squares);
-    products = warp_sum(products);
-
-    const float norm = sqrtf(squares), power = power_of_two_below_inverse(norm);
-    for (int piece = lane(); piece < p.plan.chunks * 8; piece += warp_size) {
-      float x[per_vector<E>] = {};
-      if (piece < pieces()) to_floats<E>(load16(a + piece * 16), x);
+      float squares[together] = {}, positive_squares[together] = {}, products[together] = {};
+      for (int chunk = 0, column = in_chunk; chunk < p.plan.chunks; chunk += ahead, column += ahead * chunk_columns<E>) {
+        Vector16 y[ahead][together];
 #pragma unroll
-      for (int i = 0; i < per_vector<E>; ++i) x[i] *= power;
-      store16(operand_piece(k, piece), from_floats<E>(x));
-    }
-    if (lane() == 0) {
-      const float inverse = inverse_norm(norm), positive_inverse = inverse_norm(sqrtf(positive_squares));
-      numbers.scale[k] = inverse / power;
-      numbers.inverse[k] = inverse;
-      numbers.positive_inverse[k] = positive_inverse;
-      numbers.agreement[k] = products * inverse * positive_inverse;
+        for (int i = 0; i < ahead; ++i)
+#pragma unroll
+          for (int q = 0; q < together; ++q) y[i][q] = load_piece<together * ahead != 1>(positives[q], column + i * chunk_columns<E>);
+        if (chunk == 0) wait_for_quads(quads - first - together);
+#pragma unroll
+        for (int i = 0; i < ahead; ++i) {
+          if (chunk + i >= p.plan.chunks) break;
+#pragma unroll
+          for (int q = 0; q < together; ++q)
+            add_products(load16(operand_piece(row_of_quad(first + q), chunk + i, in_chunk)), y[i][q], squares[q], positive_squares[q],
+                         products[q]);
+        }
+      }
+#pragma unroll
+      for (int q = 0; q < together; ++q)
+        describe_row(row_of_quad(first + q), tile.count, octet_sum(squares[q]), octet_sum(positive_squares[q]), octet_sum(products[q]));
     }
   }
 
-  // A zero row: products read it, and nothing must come of it.
-  ICCKD_DEVICE void take_nothing(int k) const {
-    for (int piece = lane(); piece < p.plan.chunks * 8; piece += warp_size) store16(operand_piece(k, piece), Vector16{});
-    if (lane() == 0) {
-      numbers.scale[k] = numbers.inverse[k] = numbers.positive_inverse[k] = numbers.agreement[k] = 0;
-      numbers.log_total[k] = INFINITY;
+  // Until all but this thread's newest quads of copies have arrived.
+  ICCKD_DEVICE void wait_for_quads(int newest) const {
+    if (newest == 3)
+      wait_copies<3>();
+    else if (newest == 2)
+      wait_copies<2>();
+    else if (newest == 1)
+      wait_copies<1>();
+    else
+      wait_copies<0>();
+  }
+
+  // 16 bytes of a row; zeros beyond its end, or of no row.
+  template <bool aligned>
+  ICCKD_DEVICE Vector16 load_piece(const E* row, int column) const {
+    if (!row || column >= p.dim) return {};
+    return aligned ? load16_streaming(row + column) : load_elements(row, column, p.dim);
+  }
+
+  static ICCKD_DEVICE void add_products(const Vector16& of_row, const Vector16& of_positive, float& squares, float& positive_squares,
+                                        float& products) {
+    float x[per_vector<E>], y[per_vector<E>];
+    to_floats<E>(of_row, x);
+    to_floats<E>(of_positive, y);
+#pragma unroll
+    for (int i = 0; i < per_vector<E>; ++i) {
+      squares = fmaf(x[i], x[i], squares);
+      positive_squares = fmaf(y[i], y[i], positive_squares);
+      products = fmaf(x[i], y[i], products);
+    }
+  }
+
+  // Called by the 8 lanes of row k. Rows beyond the tile's are 0, and nothing must come of them.
+  ICCKD_DEVICE void describe_row(int k, int count, float squares, float positive_squares, float products) const {
+    const bool valid = k < count;
+    const float norm = sqrtf(squares);
+    const float power = norm >= lowest_norm<E> && norm < highest_norm<E> ? 1 : power_of_two_below_inverse(norm);
+    if (valid && power != 1) multiply_row(k, power);
+    if (lane() % 8 != 0) return;
+    const float inverse = inverse_norm(norm), positive_inverse = inverse_norm(sqrtf(positive_squares));
+    RowFactors& of = numbers.factors[k];
+    of.inverse = valid ? inverse : 0;
+    of.positive_inverse = valid ? positive_inverse : 0;
+    of.agreement = valid ? products * inverse * positive_inverse : 0;
+    numbers.scale[k] = valid ? inverse / power : 0;
+    if (!valid) numbers.log_total[k] = INFINITY;
+  }
+
+  ICCKD_DEVICE void multiply_row(int k, float power) const {
+    for (int chunk = 0; chunk < p.plan.chunks; ++chunk) {
+      unsigned char* const piece = operand_piece(k, chunk, lane() % 8 * per_vector<E>);
+      float x[per_vector<E>];
+      to_floats<E>(load16(piece), x);
+#pragma unroll
+      for (int i = 0; i < per_vector<E>; ++i) x[i] *= power;
+      store16(piece, from_floats<E>(x));
     }
   }
 
@@ -334,39 +373,36 @@ class WholeClass {
     return norm > 0 ? 1 / norm : 0;
   }
 
-  ICCKD_DEVICE unsigned char* operand_piece(int k, int piece) const {
-    return operand + piece / 8 * rows * swizzle_row_bytes + swizzled(k * swizzle_row_bytes + piece % 8 * 16);
-  }
-
   // ---- from the operand to losses and gradients: each warp for 16 rows
 
   // The tile's row that this thread has a part of: the first or second half of the fragment's 16.
   ICCKD_DEVICE int own_row(int half) const { return warp_rows * warp() + 8 * half + lane() / 4; }
   ICCKD_DEVICE int own_column(int j) const { return 8 * j + lane() % 4 * 2; }
 
-  ICCKD_DEVICE void contrast(const TileRows<rows>& tile, int count) const {
-    const bool has_rows = (warpgroups ? warp() / 4 * 64 : warp() * warp_rows) < count;
-    const Positions own = has_rows ? own_classes(tile, count) : Positions{};
+  ICCKD_DEVICE void contrast(const TileRows<rows>& tile) const {
+    const bool has_rows = (warpgroups ? warp() / 4 * 64 : warp() * warp_rows) < tile.count;
+    const Positions own = has_rows ? own_classes(tile) : Positions{};
     const float kappa = 1 / *p.temperature;
     float s[rows / 8][4] = {};
     if (has_rows) {
       multiply_rows(s, own);
-      find_losses(tile, count, s, kappa * log2_e, own);
+      find_losses(tile, s, kappa * log2_e, own);
     }
     if (!p.d_anchor && !p.d_positive && !p.d_kappa) return;
     // Coefficients ask for the log-sum-exps of all rows.
     block_barrier();
     if (!has_rows) return;
-    find_coefficients(tile, count, s, kappa, own);
+    find_coefficients(tile, s, kappa, own);
     warp_barrier();
-    if (p.d_anchor || p.d_positive) write_gradients(tile, count, Coefficients<E, rows>(s), own);
+    if (p.d_anchor || p.d_positive) write_gradients(tile, Coefficients<E, rows>(s), own);
   }
 
   // The rows of all classes that this warp, or warpgroup, has rows of.
-  ICCKD_DEVICE Positions own_classes(const TileRows<rows>& tile, int count) const {
+  ICCKD_DEVICE Positions own_classes(const TileRows<rows>& tile) const {
     constexpr int together = warpgroups ? 64 : warp_rows;
     const int first = warp() * warp_rows / together * together;
-    return {tile.class_begin[first], tile.class_end[(first + together < count ? first + together : count) - 1]};
+    const int end = first + together < tile.count ? first + together : tile.count;
+    return {tile.class_begin[first], tile.class_end[end - 1]};
   }
 
   ICCKD_DEVICE void multiply_rows(float (&s)[rows / 8][4], const Positions& own) const {
@@ -382,7 +418,7 @@ class WholeClass {
   }
 
   // Similarities of the unit rows, −∞ where there is no pair; losses and log-sum-exps.
-  ICCKD_DEVICE void find_losses(const TileRows<rows>& tile, int count, float (&s)[rows / 8][4], float scale,
+  ICCKD_DEVICE void find_losses(const TileRows<rows>& tile, float (&s)[rows / 8][4], float scale,
                                 const Positions& own_classes) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -412,11 +448,11 @@ class WholeClass {
       }
       total = quad_sum(total);
 
-      const float own = scale * numbers.agreement[k], loss = row_loss(highest + log2f(total), own), log_total = own + loss * log2_e;
+      const float own = scale * numbers.factors[k].agreement, loss = row_loss(highest + log2f(total), own), log_total = own + loss * log2_e;
       const bool is_anchor = tile.is_anchor[k];
       if (lane() % 4 != 0) continue;
       numbers.log_total[k] = is_anchor ? log_total : INFINITY;
-      if (p.losses && k < count) {
+      if (p.losses && k < tile.count) {
         p.losses[tile.row[k]] = is_anchor ? tile.factor[k] * loss : 0;
         p.lse[tile.row[k]] = is_anchor ? log_total * ln_2 : 0;
       }
@@ -424,7 +460,7 @@ class WholeClass {
   }
 
   // s becomes C_ij scale_j, divided by the largest of its row where E has no room for small numbers; and each row's part in its gradients.
-  ICCKD_DEVICE void find_coefficients(const TileRows<rows>& tile, int count, float (&s)[rows / 8][4], float kappa,
+  ICCKD_DEVICE void find_coefficients(const TileRows<rows>& tile, float (&s)[rows / 8][4], float kappa,
                                       const Positions& own_classes) const {
     const float scale = kappa * log2_e;
 #pragma unroll
@@ -468,61 +504,81 @@ class WholeClass {
       }
 
       if (lane() % 4 != 0) continue;
-      const float inverse = numbers.inverse[k], positive_inverse = numbers.positive_inverse[k];
-      const float row_scale = numbers.scale[k], agreement = numbers.agreement[k];
-      const float radial = pairs * agreement;
-      numbers.factors[k] = {
-          .pull = kappa * inverse * unit,
-          .positive = -kappa * inverse * pairs * positive_inverse,
-          .own = p.normalize ? -kappa * inverse * (along - radial) * row_scale : 0,
-          .positive_positive = p.normalize ? kappa * radial * positive_inverse * positive_inverse : 0,
-          .positive_own = -kappa * pairs * positive_inverse * row_scale,
-      };
-      if (p.d_kappa && k < count) p.d_kappa[tile.row[k]] = tile.is_anchor[k] ? slope - radial : 0;
+      RowFactors& of = numbers.factors[k];
+      const float inverse = of.inverse, positive_inverse = of.positive_inverse, row_scale = numbers.scale[k];
+      const float radial = pairs * of.agreement;
+      of.pull = kappa * inverse * unit;
+      of.positive = -kappa * inverse * pairs * positive_inverse;
+      of.own = p.normalize ? -kappa * inverse * (along - radial) * row_scale : 0;
+      of.positive_positive = p.normalize ? kappa * radial * positive_inverse * positive_inverse : 0;
+      of.positive_own = -kappa * pairs * positive_inverse * row_scale;
+      if (p.d_kappa && k < tile.count) p.d_kappa[tile.row[k]] = tile.is_anchor[k] ? slope - radial : 0;
     }
   }
 
-  // A chunk after the other: C Z, then 16 bytes of 4 rows for each thread.
-  ICCKD_DEVICE void write_gradients(const TileRows<rows>& tile, int count, const Coefficients<E, rows>& c, const Positions& own) const {
-    const int first = warp_rows * warp(), piece = lane() % 8;
-    const unsigned char* chunk = operand;
-    for (int column = piece * per_vector<E>; chunk < operand + p.plan.chunks * rows * swizzle_row_bytes;
-         column += chunk_columns<E>, chunk += rows * swizzle_row_bytes) {
+  // A chunk after the other: C Z, then its gradients, 8 rows × 32 columns at a time. A thread has 8 columns of a row: of the rows that lanes
+  // read shared memory for together, one is 4 below the other, so that they begin at different banks.
+  ICCKD_DEVICE void write_gradients(const TileRows<rows>& tile, const Coefficients<E, rows>& c, const Positions& own) const {
+    const int local = lane() / 8 + lane() / 4 % 2 * 4, first_column = lane() % 4 * 8;
+    OwnRow of[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) of[half] = own_row_of(tile, warp_rows * warp() + 8 * half + local);
+    for (int chunk = 0; chunk < p.plan.chunks; ++chunk) {
+      const int begin = chunk * chunk_columns<E> + first_column;
       // Asked for now, so that they come while the matrix unit works.
-      Vector16 positives[4];
+      Vector16 positives[2][groups][octet_vectors];
 #pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        const int k = first + 4 * q + lane() / 8;
-        positives[q] = column < p.dim && tile.is_anchor[k] ? load_positive(tile.row[k], column) : Vector16{};
-      }
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int group = 0; group < groups; ++group)
+#pragma unroll
+          for (int v = 0; v < octet_vectors; ++v)
+            positives[half][group][v] = load_positive(of[half], begin + group * bounce_columns + v * per_vector<E>);
       float pull[chunk_columns<E> / 8][4] = {};
-      if (p.d_anchor) add_pull_of(pull, c, chunk, own);
+      if (p.d_anchor) add_pull_of(pull, c, operand + chunk * rows * swizzle_row_bytes, own);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (p.d_anchor) {
-          warp_barrier();
+      for (int half = 0; half < 2; ++half)
 #pragma unroll
-          for (int j = 0; j < chunk_columns<E> / 8; ++j)
+        for (int group = 0; group < groups; ++group) {
+          if (p.d_anchor) bounce_pull(pull, half, group);
 #pragma unroll
-            for (int i = 0; i < 2; ++i) bounce[lane() / 4 * stride + bounced(own_column(j)) + i] = pull[j][2 * half + i];
-          warp_barrier();
+          for (int v = 0; v < octet_vectors; ++v) {
+            const int offset = first_column + v * per_vector<E>;
+            write_piece(of[half], begin + group * bounce_columns + v * per_vector<E>,
+                        load16(operand_piece(of[half].k, chunk, group * bounce_columns + offset)), positives[half][group][v], offset);
+          }
         }
-#pragma unroll
-        for (int q = 2 * half; q < 2 * half + 2; ++q) {
-          const int local = 4 * q + lane() / 8, k = first + local;
-          if (k < count && column < p.dim)
-            write_piece(tile.row[k], k, column, load16(chunk + swizzled(k * swizzle_row_bytes + piece * 16)), positives[q],
-                        bounce + local % 8 * stride + bounced(piece * per_vector<E>));
-        }
-      }
     }
   }
 
-  static constexpr int stride = chunk_columns<E> + 8;
-  static constexpr ICCKD_DEVICE int bounced(int column) { return column + column / 32 * 4; }
+  // 32 columns of a chunk at a time, and of these 8 for each thread.
+  static constexpr int groups = chunk_columns<E> / bounce_columns, octet_vectors = 8 / per_vector<E>;
 
-  ICCKD_DEVICE Vector16 load_positive(int row, int column) const {
-    return p.aligned ? load16_streaming(positive(row) + column) : load_elements(positive(row), column, p.dim);
+  // What a thread writes gradients of.
+  struct OwnRow {
+    int k, row, anchor;  // in the tile; in the batch, −1 beyond the tile's; the same, −1 of a row that is no anchor
+  };
+
+  ICCKD_DEVICE OwnRow own_row_of(const TileRows<rows>& tile, int k) const {
+    return {k, k < tile.count ? tile.row[k] : -1, tile.is_anchor[k] ? tile.row[k] : -1};
+  }
+
+  ICCKD_DEVICE Vector16 load_positive(const OwnRow& of, int column) const {
+    const E* const row = of.anchor >= 0 ? positive(of.anchor) : nullptr;
+    return p.aligned ? load_piece<true>(row, column) : load_piece<false>(row, column);
+  }
+
+  // A number's place in the bounce; of 4 numbers together, which begin at a multiple of 4, the place of the first.
+  static constexpr ICCKD_DEVICE int bounced(int row, int column) { return row * bounce_stride + (column ^ row / 4 * 4); }
+
+  // 8 rows and 32 columns of the fragments.
+  ICCKD_DEVICE void bounce_pull(const float (&pull)[chunk_columns<E> / 8][4], int half, int group) const {
+    warp_barrier();
+#pragma unroll
+    for (int j = 0; j < bounce_columns / 8; ++j)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) bounce[bounced(lane() / 4, own_column(j)) + i] = pull[group * bounce_columns / 8 + j][2 * half + i];
+    warp_barrier();
   }
 
   ICCKD_DEVICE void add_pull_of(float (&pull)[chunk_columns<E> / 8][4], const Coefficients<E, rows>& c, const unsigned char* chunk,
@@ -538,32 +594,36 @@ class WholeClass {
     }
   }
 
-  // 16 bytes of both gradients of a row.
-  ICCKD_DEVICE void write_piece(int row, int k, int column, const Vector16& own, const Vector16& positive, const float* pull) const {
+  // 16 bytes of both gradients of a row, which begin at `offset` in the bounce's columns.
+  ICCKD_DEVICE void write_piece(const OwnRow& of, int column, const Vector16& own, const Vector16& positive, int offset) const {
+    if (of.row < 0 || column >= p.dim) return;
+    const RowFactors f = numbers.factors[of.k];
+    const int64_t at = static_cast<int64_t>(of.row) * p.dim;
     float z[per_vector<E>], y[per_vector<E>], d[per_vector<E>];
     to_floats<E>(own, z);
     to_floats<E>(positive, y);
-    const GradientFactors of = numbers.factors[k];
-    const int64_t at = static_cast<int64_t>(row) * p.dim;
     if (p.d_anchor) {
 #pragma unroll
-      for (int i = 0; i < per_vector<E>; ++i) d[i] = fmaf(of.pull, pull[i], fmaf(of.positive, y[i], of.own * z[i]));
+      for (int i = 0; i < per_vector<E>; i += 4) {
+        float pulled[4];
+        to_floats<float>(load16(bounce + bounced(of.k % bounce_rows, offset + i)), pulled);
+#pragma unroll
+        for (int n = 0; n < 4; ++n) d[i + n] = fmaf(f.pull, pulled[n], fmaf(f.positive, y[i + n], f.own * z[i + n]));
+      }
       store_elements(static_cast<E*>(p.d_anchor) + at, column, p.dim, d, p.aligned);
     }
     if (p.d_positive) {
 #pragma unroll
-      for (int i = 0; i < per_vector<E>; ++i) d[i] = fmaf(of.positive_own, z[i], of.positive_positive * y[i]);
+      for (int i = 0; i < per_vector<E>; ++i) d[i] = fmaf(f.positive_own, z[i], f.positive_positive * y[i]);
       store_elements(static_cast<E*>(p.d_positive) + at, column, p.dim, d, p.aligned);
     }
   }
 
   const WholeClassParams& p;
-  unsigned char *const operand, *const ring;
+  unsigned char* const operand;
   float* const bounce;
   RowNumbers<rows>& numbers;
   TileRows<rows>* const tiles;
-  Barrier* const barriers;
-  uint32_t parities = 0;
 };
 
 }  // namespace icckd::cuda

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from icckd.backends import triton
-from icckd.backends.triton import on_device_of_tensors, rkd_angle, rkd_distance
+from icckd.backends.triton import on_device_of_tensors, rkd_angle, rkd_distance, scale_gradients
 from icckd.kernels import intra_class
 from icckd.kernels.layout import Layout, sorted_layout
 from icckd.kernels.precision import product_precision
@@ -87,6 +87,7 @@ class WholeClass:
             batch.anchor,
             batch.positive,
             batch.weight,
+            None,  # scale
             upstream,
             batch.temperature,
             layout.order,
@@ -112,4 +113,5 @@ intra_class_rows = _with_whole_class(intra_class.intra_class_rows)
 intra_class_rows_backward = _with_whole_class(intra_class.intra_class_rows_backward)
 intra_class_sum = _with_whole_class(intra_class.intra_class_sum)
 
-__all__ = ["rkd_angle", "rkd_distance"]  # Triton's; the others are defined above, or found by __getattr__
+# Triton's; the others are defined above, or found by __getattr__.
+__all__ = ["rkd_angle", "rkd_distance", "scale_gradients"]

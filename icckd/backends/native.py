@@ -10,8 +10,10 @@ from collections.abc import Callable
 import torch
 
 from icckd.backends.eager.class_memory import class_memory_push
+from icckd.backends.eager.saved_gradient import scale_gradients
 
-__all__ = ["class_memory_push"]  # PyTorch's own, which C++ would not outdo; the others are found by __getattr__
+# PyTorch's own, which C++ would not outdo; the others are found by __getattr__.
+__all__ = ["class_memory_push", "scale_gradients"]
 
 DEVICE = "cpu"
 _load_error: str | None = None

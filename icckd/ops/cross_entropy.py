@@ -92,12 +92,14 @@ def _save_sum(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) ->
     loss, margin, d_logits = output
     ctx.mark_non_differentiable(margin, d_logits)
     ctx.set_materialize_grads(False)
+    ctx.backend = inputs[-1]
     ctx.save_for_backward(loss, d_logits)
 
 
 def _sum_backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     loss, d_logits = ctx.saved_tensors
-    return scaled_once(d_logits, grad_loss, loss), None, None, None, None, None, None
+    (d_logits,) = scaled_once([d_logits], grad_loss, loss, ctx.backend)
+    return d_logits, None, None, None, None, None, None
 
 
 cross_entropy_margin_rows.register_autograd(_rows_backward, setup_context=_save_rows)

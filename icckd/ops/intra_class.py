@@ -180,12 +180,13 @@ def _save_sum(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor, Ten
     ctx.mark_non_differentiable(*output[1:])
     # Else backward would be handed a tensor of zeros for each gradient.
     ctx.set_materialize_grads(False)
+    ctx.backend = inputs[-1]
     ctx.save_for_backward(*output)
 
 
 def _sum_backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     loss, *gradients = ctx.saved_tensors
-    return _to_inputs(ctx, [scaled_once(gradient, grad_loss, loss) for gradient in gradients])
+    return _to_inputs(ctx, scaled_once(gradients, grad_loss, loss, ctx.backend))
 
 
 def _needs(ctx: Any) -> tuple[bool, bool, bool]:

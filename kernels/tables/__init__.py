@@ -33,6 +33,11 @@ def architecture(device: torch.device) -> str:
     return {8: "sm_80", 9: "sm_90"}.get(major, "sm_100")
 
 
+def multiprocessors(device: torch.device) -> int:
+    """How many multiprocessors `device` has; in the interpreter so few that tests of a few rows see one loop."""
+    return 4 if interpreted() else torch.cuda.get_device_properties(device).multi_processor_count
+
+
 @cache
 def options(kernel: str, architecture: str, element_size: int, size: int) -> Options:
     """The launch options of `kernel` for elements of `element_size` bytes in the size class of `size`."""

@@ -42,7 +42,7 @@ TABLE = {
     "gradient": {
         "half": {
             64: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_V": 64, "num_warps": 8, "num_stages": 3},
-            128: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 128, "BLOCK_V": 128, "num_warps": 8, "num_stages": 2},
+            128: {"BLOCK_M": 128, "BLOCK_N": 32, "BLOCK_K": 128, "BLOCK_V": 128, "num_warps": 8, "num_stages": 2},
             256: {"BLOCK_M": 128, "BLOCK_N": 32, "BLOCK_K": 256, "BLOCK_V": 256, "num_warps": 8, "num_stages": 2},
             4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "BLOCK_V": 512, "num_warps": 8, "num_stages": 2},
         },
@@ -84,13 +84,17 @@ TABLE = {
     },
     "cross_entropy_whole": {
         "half": {
-            1024: {"TILE": 2048, "num_warps": 8},
+            128: {"TILE": 512, "num_warps": 1},
+            1024: {"TILE": 1024, "num_warps": 1},
+            2048: {"TILE": 2048, "num_warps": 2},
             4096: {"TILE": 4096, "num_warps": 4},
             8192: {"TILE": 8192, "num_warps": 8},
             16384: {"TILE": 16384, "num_warps": 16},
         },
         "float": {
-            1024: {"TILE": 2048, "num_warps": 8},
+            128: {"TILE": 512, "num_warps": 1},
+            1024: {"TILE": 1024, "num_warps": 1},
+            2048: {"TILE": 2048, "num_warps": 2},
             4096: {"TILE": 4096, "num_warps": 4},
             8192: {"TILE": 8192, "num_warps": 8},
             16384: {"TILE": 16384, "num_warps": 16},
@@ -106,13 +110,17 @@ TABLE = {
     },
     "kd_kl_whole": {
         "half": {
-            1024: {"TILE": 2048, "num_warps": 4},
-            4096: {"TILE": 4096, "num_warps": 8},
-            8192: {"TILE": 8192, "num_warps": 16},
+            128: {"TILE": 512, "num_warps": 1},
+            1024: {"TILE": 1024, "num_warps": 1},
+            2048: {"TILE": 2048, "num_warps": 2},
+            4096: {"TILE": 4096, "num_warps": 4},
+            8192: {"TILE": 8192, "num_warps": 8},
         },
         "float": {
-            1024: {"TILE": 2048, "num_warps": 4},
-            4096: {"TILE": 4096, "num_warps": 8},
+            128: {"TILE": 512, "num_warps": 1},
+            1024: {"TILE": 1024, "num_warps": 1},
+            2048: {"TILE": 2048, "num_warps": 2},
+            4096: {"TILE": 4096, "num_warps": 4},
             8192: {"TILE": 8192, "num_warps": 16},
         },
     },

@@ -105,6 +105,31 @@ def test_installation_without_a_compiler_says_so_and_goes_on(environment, reason
     )
 
 
+def with_old_setuptools(*arguments):
+    """setup.py by a setuptools that cannot read pyproject.toml."""
+    code = f"""
+import runpy, sys, setuptools
+def refuse(self, filenames=None, ignore_option_errors=False):
+    if not ignore_option_errors:
+        raise ValueError("project.license must be valid exactly by one definition")
+setuptools.__version__, setuptools.Distribution.parse_config_files = "68.1.2", refuse
+sys.argv = ["setup.py", "-q", *{list(map(str, arguments))}]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+    return python("-c", code, ICCKD_NO_EXTENSION="1", ICCKD_NO_CUDA="1")
+
+
+def test_an_old_setuptools_builds(tmp_path):
+    result = with_old_setuptools("build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_an_old_setuptools_does_not_install():
+    result = with_old_setuptools("--name")
+    assert result.returncode != 0
+    assert "installing needs setuptools 77 or newer, and this is 68.1.2" in result.stderr
+
+
 def wrong_calls():
     """Calls of intra_class_sum that the layers above would never make, each with what the message says."""
     good = {

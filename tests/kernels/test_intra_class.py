@@ -9,7 +9,7 @@ import torch
 
 from icckd import reference
 from icckd.kernels import intra_class as kernels
-from icckd.kernels import one_tile
+from icckd.kernels import one_tile, tables
 from tests.problems import SMALL, assert_as_exact, exact, with_gradients
 
 # Sizes of classes; in the interpreter one tile holds 32 rows, or 16 where classes are promised to be small.
@@ -107,6 +107,16 @@ def test_sizes_of_classes(guard, sizes, counted):
     check(guard, problem, problem.num_classes if counted else None)
 
 
+@pytest.mark.parametrize("programs", [1, 5])
+@pytest.mark.parametrize("sizes", [RAGGED, ALIKE, BOTH_SIDES], ids=["ragged", "alike", "both sides"])
+def test_programs_share_the_tiles(guard, monkeypatch, programs, sizes):
+    monkeypatch.setattr(tables, "multiprocessors", lambda _: programs)
+    monkeypatch.setattr(one_tile, "_PROGRAMS", 1)
+    monkeypatch.setattr(kernels, "_ROW_PROGRAMS", 1)
+    monkeypatch.setattr(kernels, "_TILE_PROGRAMS", 1)
+    check(guard, Problem(sizes))
+
+
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_half_precision(guard, dtype):
     check(guard, Problem(BOTH_SIDES, dtype=dtype))
@@ -136,7 +146,7 @@ def test_lengths_of_rows(guard, dim, slots):
 def test_memory(guard, monkeypatch, sizes, slots, split, dtype):
     splits, made = kernels._splits, []
     monkeypatch.setattr(kernels, "_splits", lambda *a: made.append(splits(*a)) or made[-1])
-    monkeypatch.setattr(kernels, "_multiprocessors", lambda _: 6 if split else 0)
+    monkeypatch.setattr(tables, "multiprocessors", lambda _: 6 if split else 0)
     problem = Problem(sizes, dtype=dtype, slots=slots)
     check(guard, problem, problem.num_classes if split else None)
     assert (max(made) > 1) == split

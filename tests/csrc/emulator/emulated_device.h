@@ -153,6 +153,11 @@ inline Vector16 load16_streaming(const void* global, Place place = Place::curren
   return load16(global, place);
 }
 
+inline void prefetch_row(const void* global, int bytes, Place place = Place::current()) {
+  emulator::check_global(global, 16, place);
+  if (bytes <= 0 || bytes % 16) emulator::fail("prefetch of " + std::to_string(bytes) + " bytes", place);
+}
+
 inline void store16(void* p, Vector16 v, Place place = Place::current()) {
   emulator::check_either(p, 16, 16, place);
   std::memcpy(p, &v, 16);
