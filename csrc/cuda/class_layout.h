@@ -313,7 +313,7 @@ ICCKD_DEVICE void rank_classes(const ClassLayoutParams& p) {
 
 // ---- place_rows -------------------------------------------------------------------------------------------------------
 
-constexpr int place_blocks(int64_t rows) { return static_cast<int>((rows + place_threads - 1) / place_threads); }
+ICCKD_HOST_DEVICE constexpr int place_blocks(int64_t rows) { return static_cast<int>((rows + place_threads - 1) / place_threads); }
 
 ICCKD_DEVICE int position_of(const KeyedRows& source, int row, int key) {
   const int64_t block_of_source = row / source.rows_per_block;
