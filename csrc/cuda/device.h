@@ -141,6 +141,12 @@ ICCKD_DEVICE float rsqrt_fast(float x) {  // 2 units in the last place
   return y;
 }
 
+ICCKD_DEVICE float reciprocal_fast(float x) {  // 1 unit in the last place
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // The larger one, NaN where one of them is.
 ICCKD_DEVICE float max_or_nan(float x, float y) {
   float larger;

@@ -123,6 +123,7 @@ inline float without_subnormals(float x) { return std::fpclassify(x) == FP_SUBNO
 inline float exp2_fast(float x) { return without_subnormals(std::exp2(without_subnormals(x))); }
 inline float log2_fast(float x) { return without_subnormals(std::log2(without_subnormals(x))); }
 inline float rsqrt_fast(float x) { return static_cast<float>(1 / std::sqrt(static_cast<double>(without_subnormals(x)))); }
+inline float reciprocal_fast(float x) { return without_subnormals(1 / without_subnormals(x)); }
 inline float max_or_nan(float x, float y) { return x != x || x > y ? x : y; }
 
 inline uint32_t float_bits(float x) { return std::bit_cast<uint32_t>(x); }
