@@ -154,6 +154,8 @@ inline Vector16 load16_streaming(const void* global, Place place = Place::curren
   return load16(global, place);
 }
 
+inline Vector16 load16_last(const void* global, Place place = Place::current()) { return load16_streaming(global, place); }
+
 inline void prefetch_row(const void* global, int bytes, Place place = Place::current()) {
   emulator::check_global(global, 16, place);
   if (bytes <= 0 || bytes % 16) emulator::fail("prefetch of " + std::to_string(bytes) + " bytes", place);
@@ -169,7 +171,7 @@ inline void store16_streaming(void* global, Vector16 v, Place place = Place::cur
   store16(global, v, place);
 }
 
-inline void copy_async16(void* shared, const void* global, bool valid, Place place = Place::current()) {
+inline void copy_async16_last(void* shared, const void* global, bool valid, Place place = Place::current()) {
   emulator::check_shared(shared, 16, 16, place);
   emulator::check_global(global, 16, place);
   emulator::enqueue(emulator::Queue::copies, thread(), [=] { valid ? std::memcpy(shared, global, 16) : std::memset(shared, 0, 16); });
