@@ -45,6 +45,9 @@ from icckd.kernels.rows import (
 )
 from icckd.kernels.specialization import ELEMENTS, Specialization, specialize
 
+# Numbers like any other: 1 is no constant, a multiple of 16 no kernel of its own.
+_INTEGERS = ["stride_groups", "rows", "class_groups", "ignore_index"]
+
 
 def cross_entropy_margin_rows(
     logits: Tensor, labels: Tensor, label_smoothing: float, space: str, ignore_index: int
@@ -149,7 +152,7 @@ def _store_losses(
         tl.store(lse + row, tl.where(counted, log_total, 0.0), mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_INTEGERS)
 def cross_entropy_whole(
     logits, labels, upstream, losses, margin, lse, d_logits,
     stride_groups, rows, class_groups, label_smoothing, ignore_index,
@@ -198,7 +201,7 @@ def cross_entropy_whole(
         tl.store(at, zero, mask=mask & (counted == 0)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_INTEGERS)
 def cross_entropy_swept(
     logits, labels, upstream, losses, margin, lse, d_logits,
     stride_groups, rows, class_groups, label_smoothing, ignore_index,

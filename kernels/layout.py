@@ -379,27 +379,26 @@ def sorted_layout(
 ) -> Layout:
     """The layout by sorting, for any labels; with one rank for every row."""
     count, dtype = len(labels), _narrowest(num_classes)
-    labels, memory_labels = (_sort_keys(x, num_classes, dtype) for x in (labels, memory_labels))
-    by_label, row = labels.sort(stable=True)
+    by_label, row = _sort_keys(labels, num_classes, dtype).sort(stable=True)
     used = by_label != _NONE
     weights = used.float() if weight is None else torch.where(used, weight[row], 0.0)
-    is_anchor = weights > 0
+    is_anchor, labelled = weights > 0, used.sum()
     new = used & torch.cat([used[:1], by_label[1:] != by_label[:-1]])
-    class_of = (new.cumsum(0) - 1).clamp(min=0)
+    class_of = new.cumsum(0) - 1
     position = torch.arange(count, device=labels.device)
-    # Where each class begins; those that do not exist begin where the last one ends.
-    first = used.sum().expand(count + 1).clone()
-    first.scatter_(0, torch.where(new, class_of, count), torch.where(new, position, used.sum()))
-    first[count:] = used.sum()
+    # Where each class begins; those that do not exist begin where the last one ends. Other rows meet in one more slot.
+    first = labelled.repeat(count + 2)
+    first = first.scatter_(0, torch.where(new, class_of, count + 1), position)[:-1]
     anchors_before = torch.cat([position.new_zeros(1), is_anchor.cumsum(0)])
-    size, active = first.diff(), anchors_before[first].diff()
+    first_anchor = anchors_before[first]
+    size, active = first.diff(), first_anchor.diff()
     size, class_at = size.sort(descending=True, stable=True)
     active = active[class_at]
     start, anchor_start = size.cumsum(0) - size, active.cumsum(0) - active
     rank_of_class = torch.empty_like(class_at).scatter_(0, class_at, position)
 
     rank = rank_of_class[class_of]
-    nth_anchor = anchors_before[:-1] - anchors_before[first[class_of]]
+    nth_anchor = anchors_before[:-1] - first_anchor[class_of]
     nth_other = position - first[class_of] - nth_anchor
     place = start[rank] + torch.where(is_anchor, nth_anchor, active[rank] + nth_other)
     place = torch.where(used, place, position)
@@ -409,19 +408,29 @@ def sorted_layout(
     order = torch.empty_like(row).scatter_(0, place, row)
     ranks = torch.empty_like(row).scatter_(0, place, torch.where(used, rank, -1))
 
-    in_memory, in_batch = _same_labels(memory_labels, by_label, first)
-    memory_rank = torch.where(in_batch, rank_of_class[in_memory], count) if count else in_memory
-    by_rank, memory_order = memory_rank.sort(stable=True)
-    memory_start = torch.searchsorted(by_rank, position)
-    memory_size = torch.searchsorted(by_rank, position, right=True) - memory_start
+    *memory, in_batch = _sorted_memory(_sort_keys(memory_labels, num_classes, dtype), by_label, first, rank_of_class)
     large = size > limit
-    totals = torch.stack(
-        [size.sum(), active.sum(), (size * large).sum(), (active * large).sum(), in_batch.sum(), (size > 0).sum()]
-    )
+    totals = torch.stack([labelled, is_anchor.sum(), (size * large).sum(), (active * large).sum(), in_batch, new.sum()])
     total_weight = weights.sum(0, keepdim=True)
     scale = torch.where(total_weight == 0, 0.0, 1 / total_weight)
-    parts = (order, ranks, anchors, start, size, active, memory_order, memory_start, memory_size, totals)
-    return Layout(*(x.int() for x in parts), scale=scale)
+    parts = (order, ranks, anchors, start, size, active, *memory, totals)
+    return Layout._make([*(x.int() for x in parts), scale])
+
+
+def _sorted_memory(
+    labels: Tensor, by_label: Tensor, first: Tensor, rank_of_class: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Memory rows of these keys by rank, where each rank's begin, how many they are, and how many there are in all."""
+    if len(labels) == 0:
+        none = torch.zeros_like(rank_of_class)
+        return labels, none, none, labels.sum()
+    count = len(by_label)
+    in_memory, in_batch = _same_labels(labels, by_label, first)
+    memory_rank = torch.where(in_batch, rank_of_class[in_memory], count) if count else in_memory
+    by_rank, order = memory_rank.sort(stable=True)
+    ends = torch.searchsorted(by_rank, torch.arange(count, device=labels.device), right=True)
+    start = torch.cat([ends.new_zeros(1), ends])[:count]
+    return order, start, ends - start, in_batch.sum()
 
 
 def _narrowest(num_classes: int | None) -> torch.dtype:

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(rank_threads) rank_classes_kernel(const __grid
   rank_classes(p);
 }
 
-__global__ void __launch_bounds__(count_threads) place_rows_kernel(const __grid_constant__ ClassLayoutParams p) {
+__global__ void __launch_bounds__(place_threads) place_rows_kernel(const __grid_constant__ ClassLayoutParams p) {
   place_rows(p);
 }
 
@@ -42,7 +42,7 @@ class Scratch {
 };
 
 KeyedRows keyed_rows(const int64_t* labels, const float* weight, int64_t rows, int keys, int32_t* order, bool in_batch) {
-  return {labels, weight, static_cast<int32_t>(rows), keys, blocks_for(rows), rows_per_block_for(rows), nullptr, nullptr, nullptr, order,
+  return {labels, weight, static_cast<int32_t>(rows), keys, blocks_for(rows, keys), rows_per_block_for(rows, keys), nullptr, nullptr, nullptr, order,
           in_batch};
 }
 
@@ -106,7 +106,8 @@ LayoutTensors class_layout(Tensor labels, std::optional<Tensor> weight, std::opt
   const int blocks = p.batch.blocks + p.memory.blocks;
   if (blocks > 0) device.launch(count_keys_kernel, blocks, count_threads, count_shared_bytes(classes), p);
   device.launch(rank_classes_kernel, rank_blocks(classes), rank_threads, rank_shared_bytes, p);
-  if (blocks > 0) device.launch(place_rows_kernel, blocks, count_threads, 0, p);
+  const int placing = place_blocks(rows) + place_blocks(memory_rows);
+  if (placing > 0) device.launch(place_rows_kernel, placing, place_threads, 0, p);
   return {order, rank, anchors, start, size, active, memory_order, memory_start, memory_size, totals, scale};
 }
 

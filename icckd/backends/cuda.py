@@ -15,7 +15,7 @@ from torch import Tensor
 from icckd.backends import triton
 from icckd.backends.triton import on_device_of_tensors, rkd_angle, rkd_distance, scale_gradients
 from icckd.kernels import intra_class
-from icckd.kernels.layout import Layout, sorted_layout
+from icckd.kernels.layout import Layout, class_layout
 from icckd.kernels.precision import product_precision
 
 DEVICE = "cuda"
@@ -69,8 +69,7 @@ class WholeClass:
         self, labels: Tensor, weight: Tensor | None, memory_labels: Tensor | None, num_classes: int | None, limit: int
     ) -> Layout:
         if num_classes is None or num_classes > torch.ops.icckd_cuda.class_layout_most_classes():
-            memory_labels = labels.new_empty(0) if memory_labels is None else memory_labels
-            return sorted_layout(labels, weight, memory_labels, num_classes, limit)
+            return class_layout(labels, weight, memory_labels, num_classes, limit)
         return Layout(*torch.ops.icckd_cuda.class_layout(labels, weight, memory_labels, num_classes, limit))
 
     def compute(

@@ -12,7 +12,7 @@ using namespace emulator;
 void class_layout(Buffer labels, Buffer weight, Buffer memory_labels, int num_classes, int limit, int rows, int memory_rows,
                   std::vector<Buffer> out, std::vector<Buffer> scratch, Timing timing) {
   const auto keyed = [&](const Buffer& of, const float* weights, int count, int keys, int first, Buffer& order, bool in_batch) {
-    return KeyedRows{of.data<int64_t>(), weights, count, keys, blocks_for(count), rows_per_block_for(count),
+    return KeyedRows{of.data<int64_t>(), weights, count, keys, blocks_for(count, keys), rows_per_block_for(count, keys),
                      scratch[first].mutable_data<int32_t>(), scratch[first + 1].mutable_data<int32_t>(),
                      scratch[first + 2].mutable_data<int32_t>(), order.mutable_data<int32_t>(), in_batch};
   };
@@ -37,7 +37,8 @@ void class_layout(Buffer labels, Buffer weight, Buffer memory_labels, int num_cl
   if (blocks > 0)
     launch({.blocks = blocks, .threads = count_threads, .shared_bytes = count_shared_bytes(num_classes)}, timing, [&] { count_keys(p); });
   launch({.blocks = rank_blocks(num_classes), .threads = rank_threads, .shared_bytes = rank_shared_bytes}, timing, [&] { rank_classes(p); });
-  if (blocks > 0) launch({.blocks = blocks, .threads = count_threads}, timing, [&] { place_rows(p); });
+  const int placing = place_blocks(rows) + place_blocks(memory_rows);
+  if (placing > 0) launch({.blocks = placing, .threads = place_threads}, timing, [&] { place_rows(p); });
 }
 
 }  // namespace
