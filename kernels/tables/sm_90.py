@@ -22,10 +22,13 @@ TABLE = {
     },
     "log_sum_exp": {
         "half": {
-            64: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
-            128: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 128, "num_warps": 8, "num_stages": 2},
-            256: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 256, "num_warps": 8, "num_stages": 2},
-            4096: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
+            64: {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
+            # H100, Triton 3.6, bfloat16, 2026-11-26, µs, an older body, N = 65,536, C = 10: 605 (128 rows: 853).
+            128: {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 128, "num_warps": 4, "num_stages": 2},
+            256: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 256, "num_warps": 4, "num_stages": 2},
+            # The same, C = 100: 210 (128 × 128, K = 64: 274; 64 × 128, K = 64, 4 warps: 215; 128 × 32, 2 stages: 231).
+            512: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 512, "num_warps": 8, "num_stages": 1},
+            4096: {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
         },
         "float": {
             4096: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
@@ -41,9 +44,12 @@ TABLE = {
     },
     "gradient": {
         "half": {
-            64: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_V": 64, "num_warps": 8, "num_stages": 3},
-            128: {"BLOCK_M": 128, "BLOCK_N": 32, "BLOCK_K": 128, "BLOCK_V": 128, "num_warps": 8, "num_stages": 2},
-            256: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 256, "BLOCK_V": 256, "num_warps": 8, "num_stages": 2},
+            64: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_V": 64, "num_warps": 4, "num_stages": 3},
+            # H100, Triton 3.6, bfloat16, 2026-11-26, µs, an older body, N = 65,536, C = 10: 875 (128 rows: 1033).
+            128: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "BLOCK_V": 128, "num_warps": 4, "num_stages": 2},
+            256: {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 256, "BLOCK_V": 256, "num_warps": 4, "num_stages": 1},
+            # The same, C = 100: 547 (K = 128: 763; 1 stage: 563; 32 columns, 3 stages: 649; 128 × 64, V = 256: 790).
+            512: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 512, "BLOCK_V": 512, "num_warps": 8, "num_stages": 2},
             4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "BLOCK_V": 512, "num_warps": 8, "num_stages": 2},
         },
         "float": {
