@@ -34,7 +34,7 @@ def layout_by(timing):
         scratch = []
         for count, keys in ((rows, 2 * num_classes + 1), (slots, num_classes + 1)):
             scratch += [poisoned(count), poisoned(module.blocks(count, keys) * keys), torch.zeros(keys, dtype=torch.int32)]
-        scratch += [poisoned(num_classes), poisoned(num_classes), torch.full((module.blocks(rows, 2 * num_classes + 1),), torch.nan)]
+        scratch += [torch.full((module.blocks(rows, 2 * num_classes + 1),), torch.nan)]
         inputs = (x if x is None else x.contiguous() for x in (labels, weight, memory_labels))
         module.class_layout(*inputs, num_classes, limit, rows, slots, out, scratch, timing)
         return Layout(*out)
