@@ -43,6 +43,9 @@ from icckd.kernels.rows import (
 )
 from icckd.kernels.specialization import ELEMENTS, Specialization, specialize
 
+# Numbers like any other: 1 is no constant, a multiple of 16 no kernel of its own.
+_INTEGERS = ["student_groups", "teacher_groups", "rows", "class_groups"]
+
 
 def kd_kl_rows(student: Tensor, teacher: Tensor, temperature: float, standardize: bool) -> Tensor:
     """T² KL(softmax(teacher / T) ‖ softmax(student / T)) of every row (N,), float32."""
@@ -127,7 +130,7 @@ def _exponents(x, within, factor, STANDARDIZE: tl.constexpr):
     return exponents
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_INTEGERS)
 def kd_kl_whole(
     student, teacher, upstream, losses, d_student,
     student_groups, teacher_groups, rows, class_groups, temperature, scale,
@@ -221,7 +224,7 @@ def _times(x, share):
     return tl.where(share == 0, 0.0, x * share)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_INTEGERS)
 def kd_kl_swept(
     student, teacher, upstream, losses, d_student,
     student_groups, teacher_groups, rows, class_groups, temperature, scale,

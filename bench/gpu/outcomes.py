@@ -24,8 +24,8 @@ BACKENDS = ("triton", "cuda")
 _WORDS = {**{family: family for family in FAMILIES}, "rkd": "relational"}
 # Seconds that one test may take, compilation and all.
 _LONGEST = 120
-# Characters kept of what a failed test prints.
-_LOG = 2000
+# Characters kept of what a failed test prints, and of the beginning and of the end of its reason.
+_LOG, _WHY = 3000, 500
 # Tests that wait for one another's memory, or compile most: they should not be the last.
 _SLOW = ("test_sizes", "test_compiles_whole", "test_accuracy")
 
@@ -47,10 +47,10 @@ def row_of(report: pytest.TestReport) -> Row | None:
         row["why"] = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     if report.failed:
         crash = getattr(report.longrepr, "reprcrash", None)
-        lines = str(crash.message if crash else report.longrepr).strip().split("\n")
+        first, *others = str(crash.message if crash else report.longrepr).strip().split("\n")
         # Compilers say at the end what went wrong.
-        why = " … ".join(dict.fromkeys((lines[0].strip(), lines[-1].strip())))
-        row |= {"why": why[:300], "log": report.longreprtext[-_LOG:]}
+        end = " ".join(" ".join(others).split())[-_WHY:]
+        row |= {"why": first[:_WHY] + (f" … {end}" if end else ""), "log": report.longreprtext[-_LOG:]}
     return row
 
 

@@ -12,8 +12,8 @@ from bench.measure import Row
 
 OWED = "Owed: no run on a GPU is recorded yet."
 _ASSUMED = "\\* Ceilings that this run did not come to measure are those of another device of the kind."
-# Failures that the end of a visit's output names.
-_NAMED = 12
+# Failures that the end of a visit's output names, and characters of the reason of each.
+_NAMED, _SHOWN = 12, 300
 
 
 def ceilings(rows: list[Row]) -> str:
@@ -120,7 +120,7 @@ def ending(machine: Row, proof: Row, rows: dict[str, list[Row]]) -> str:
     failed = [test for test in rows["tests"] if test["outcome"] == "failed"]
     wrong = [row for row in rows["accuracy"] if row["passed"] is False]
     parts = [_stage_lines(machine | {"left_out": {}}), _test_count(rows["tests"], machine)]
-    parts += [f"{test['test']}: {test['why']}" for test in failed[:_NAMED]]
+    parts += [f"{test['test']}: {test['why'][:_SHOWN]}" for test in failed[:_NAMED]]
     parts += [f"{row['case']}, {row['contender']}: {row['why']}" for row in wrong[:_NAMED]]
     left_out = {stage: len(cases) for stage, cases in machine["left_out"].items() if cases}
     parts.append(f"Left out for lack of time: {left_out or 'nothing'}.")

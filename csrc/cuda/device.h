@@ -3,7 +3,7 @@
 //
 //   threads and blocks     thread, lane, warp, block, block_y, blocks, threads; shared_memory: all of it, dynamic
 //   within a warp          shuffle…, ballot, match_any, warp_sum, warp_max: always all 32 lanes, at the same call
-//   memory                 load16, store16, copy_async16 (cp.async) with commit_copies and wait_copies; atomic_add of integers
+//   memory                 load16, store16, copy_async16_last (cp.async) with commit_copies and wait_copies; atomic_add of integers
 //   bulk copies            Barrier, bulk_copy …                          where ICCKD_HAS_BULK is 1:  sm_90 and newer
 //   matrix unit            load_matrix4 (ldmatrix), mma_16x8x16, mma_16x8x8_tf32
 //   matrix unit of sm_90a  wgmma_64xNx16 …                               where ICCKD_HAS_WGMMA is 1: sm_90a alone
@@ -141,6 +141,12 @@ ICCKD_DEVICE float rsqrt_fast(float x) {  // 2 units in the last place
   return y;
 }
 
+ICCKD_DEVICE float reciprocal_fast(float x) {  // 1 unit in the last place
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // The larger one, NaN where one of them is.
 ICCKD_DEVICE float max_or_nan(float x, float y) {
   float larger;
@@ -178,6 +184,12 @@ ICCKD_DEVICE Vector16 load16_streaming(const void* global) {
   return v;
 }
 
+// Global memory that is read for the last time: leaves the caches first.
+ICCKD_DEVICE Vector16 load16_last(const void* global) {
+  const uint4 v = __ldcs(static_cast<const uint4*>(global));
+  return {v.x, v.y, v.z, v.w};
+}
+
 // Begins to bring a row into the second-level cache; a hint. Address and bytes are multiples of 16 where there are bulk copies.
 ICCKD_DEVICE void prefetch_row(const void* global, int bytes) {
 #if ICCKD_HAS_BULK
@@ -198,9 +210,12 @@ ICCKD_DEVICE void store16_streaming(void* global, Vector16 v) {
   __stcs(static_cast<uint4*>(global), make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]));
 }
 
-// Begins a copy of 16 bytes, of zeros where not `valid`: `global` is then not read.
-ICCKD_DEVICE void copy_async16(void* shared, const void* global, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(valid ? 16 : 0)
+// Begins a copy of 16 bytes that are read for the last time; of zeros where not `valid`: `global` is then not read.
+ICCKD_DEVICE void copy_async16_last(void* shared, const void* global, bool valid) {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(valid ? 16 : 0), "l"(policy)
                : "memory");
 }
 

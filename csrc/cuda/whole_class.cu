@@ -68,6 +68,7 @@ void launch(const Tensor& anchor, const WholeClassParams& params) {
   const int threads = params.plan.rows / warp_rows * warp_size;
   const OnDevice device(anchor);
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, params.plan.bytes));
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
   int resident = 0;
   check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, params.plan.bytes));
   resident *= device_attribute(cudaDevAttrMultiProcessorCount, anchor);

@@ -15,7 +15,7 @@
 //
 // z_i = scale_i · operand_i, where the operand is the row as it is given, and what is left of its norm is a float32 factor of a row or a
 // column of S, of C, of the gradients. So similarities are as exact as the matrix unit's products of the given numbers, and 16-bit
-// coefficients C are rounded once. A row whose norm leaves a wide range is first multiplied by a power of two, in place, which loses nothing.
+// coefficients C are rounded once. A row whose norm is beyond a wide range is first multiplied by a power of two, which loses nothing.
 //
 // Bytes: 4 · N · D · element size to and from memory, and the positives once more from the second-level cache. FLOP: 4 · tile² · D for
 // each tile. Meant for classes of 8 … 128 rows and rows of up to about 200 KiB / tile. Measured times are owed: no GPU has run this.
@@ -118,23 +118,23 @@ ICCKD_DEVICE float power_of_two_below_inverse(float x) {
   return exponent == 0 || exponent >= 254 ? 1.0f : bits_float((254 - exponent) << 23);
 }
 
-// 16 bytes of a row that may begin anywhere and end within them.
+// 16 bytes of a row, of which `left` numbers are left and more than 0; they may begin anywhere.
 template <class E>
-ICCKD_DEVICE Vector16 load_elements(const E* row, int column, int dim) {
+ICCKD_DEVICE Vector16 load_elements(const E* row, int left) {
   float x[per_vector<E>];
 #pragma unroll
-  for (int i = 0; i < per_vector<E>; ++i) x[i] = column + i < dim ? to_float(row[column + i]) : 0.0f;
+  for (int i = 0; i < per_vector<E>; ++i) x[i] = i < left ? to_float(row[i]) : 0.0f;
   return from_floats<E>(x);
 }
 
 template <class E>
-ICCKD_DEVICE void store_elements(E* row, int column, int dim, const float (&x)[per_vector<E>], bool aligned) {
+ICCKD_DEVICE void store_elements(E* row, int left, const float (&x)[per_vector<E>], bool aligned) {
   if (aligned) {
-    store16_streaming(row + column, from_floats<E>(x));
+    store16_streaming(row, from_floats<E>(x));
   } else {
 #pragma unroll
     for (int i = 0; i < per_vector<E>; ++i)
-      if (column + i < dim) row[column + i] = from_float<E>(x[i]);
+      if (i < left) row[i] = from_float<E>(x[i]);
   }
 }
 
@@ -246,13 +246,15 @@ class WholeClass {
     for (int q = 0; q < quads; ++q) {
       const int k = row_of_quad(q);
       if (first_of_quad(q) < read_rows(tile.count)) {
-        const E* const row = anchor(tile.row[k]);
-        for (int chunk = 0, column = in_chunk; chunk < p.plan.chunks; ++chunk, column += chunk_columns<E>) {
-          const bool inside = k < tile.count && column < p.dim;
+        const E* from = anchor(tile.row[k]) + in_chunk;
+        unsigned char* to = operand_piece(k, 0, in_chunk);
+        const int columns = k < tile.count ? p.dim - in_chunk : 0;
+        for (int column = 0; column < p.plan.chunks * chunk_columns<E>; column += chunk_columns<E>) {
           if (p.aligned)
-            copy_async16(operand_piece(k, chunk, in_chunk), row + column, inside);
+            copy_async16_last(to, from + column, column < columns);
           else
-            store16(operand_piece(k, chunk, in_chunk), inside ? load_elements(row, column, p.dim) : Vector16{});
+            store16(to, column < columns ? load_elements(from + column, columns - column) : Vector16{});
+          to += rows * swizzle_row_bytes;
         }
       }
       commit_copies();
@@ -260,53 +262,83 @@ class WholeClass {
   }
 
   ICCKD_DEVICE void take(const TileRows<rows>& tile) const {
+    if (first_of_quad(0) >= read_rows(tile.count)) return;
+    RowSums sums;
     if (!p.aligned)
-      take_quads<1, 1>(tile);
+      sums = take_quads<1, 1>(tile);
     else if (p.plan.chunks <= 2)
-      take_quads<4, 2>(tile);
+      sums = take_quads<4, 2>(tile);
     else if (p.plan.chunks <= 4)
-      take_quads<2, 4>(tile);
+      sums = take_quads<2, 4>(tile);
     else
-      take_quads<1, 8>(tile);
+      sums = take_quads<1, 8>(tile);
+    describe_rows(tile, sums);
 #if ICCKD_HAS_WGMMA
     if constexpr (warpgroups) fence_shared_async();
 #endif
   }
 
-  // The sums that rows and their positives give. Each lane reads what it copied. Positives are not kept: of each lane pieces of `together`
-  // quads and `ahead` chunks are on their way at a time; one of rows that are not aligned.
+  // ‖f‖², ‖p‖² and f·p.
+  struct RowSums {
+    float squares = 0, positive_squares = 0, products = 0;
+
+    ICCKD_DEVICE void add(const Vector16& row, const Vector16& positive) {
+      float x[per_vector<E>], y[per_vector<E>];
+      to_floats<E>(row, x);
+      to_floats<E>(positive, y);
+#pragma unroll
+      for (int i = 0; i < per_vector<E>; ++i) {
+        squares = fmaf(x[i], x[i], squares);
+        positive_squares = fmaf(y[i], y[i], positive_squares);
+        products = fmaf(x[i], y[i], products);
+      }
+    }
+
+    // Of the eight lanes of a row.
+    ICCKD_DEVICE RowSums total() const { return {octet_sum(squares), octet_sum(positive_squares), octet_sum(products)}; }
+  };
+
+  // The sums that rows and their positives give: of quad q in lane q of a row's. Each lane reads what it copied. Positives are not kept: of
+  // each lane pieces of `together` quads and `ahead` chunks are on their way at a time; one of rows that are not aligned.
   template <int together, int ahead>
-  ICCKD_DEVICE void take_quads(const TileRows<rows>& tile) const {
+  ICCKD_DEVICE RowSums take_quads(const TileRows<rows>& tile) const {
     const int in_chunk = lane() % 8 * per_vector<E>;
-    for (int first = 0; first < quads; first += together) {
-      if (first_of_quad(first) >= read_rows(tile.count)) return;
+    RowSums own;
+    for (int first = 0; first < quads && first_of_quad(first) < read_rows(tile.count); first += together) {
       const E* positives[together];
 #pragma unroll
       for (int q = 0; q < together; ++q) {
         const int k = row_of_quad(first + q);
         positives[q] = tile.is_anchor[k] ? positive(tile.row[k]) : nullptr;
       }
-      float squares[together] = {}, positive_squares[together] = {}, products[together] = {};
-      for (int chunk = 0, column = in_chunk; chunk < p.plan.chunks; chunk += ahead, column += ahead * chunk_columns<E>) {
-        Vector16 y[ahead][together];
+      RowSums sums[together];
+      for (int chunk = 0; chunk < p.plan.chunks; chunk += ahead) {
+        Vector16 y[ahead][together], x[ahead][together];
 #pragma unroll
         for (int i = 0; i < ahead; ++i)
 #pragma unroll
-          for (int q = 0; q < together; ++q) y[i][q] = load_piece<together * ahead != 1>(positives[q], column + i * chunk_columns<E>);
+          for (int q = 0; q < together; ++q)
+            y[i][q] = load_piece<together * ahead != 1>(positives[q], (chunk + i) * chunk_columns<E> + in_chunk);
         if (chunk == 0) wait_for_quads(quads - first - together);
 #pragma unroll
-        for (int i = 0; i < ahead; ++i) {
-          if (chunk + i >= p.plan.chunks) break;
+        for (int i = 0; i < ahead; ++i)
 #pragma unroll
-          for (int q = 0; q < together; ++q)
-            add_products(load16(operand_piece(row_of_quad(first + q), chunk + i, in_chunk)), y[i][q], squares[q], positive_squares[q],
-                         products[q]);
-        }
+          for (int q = 0; q < together; ++q) {
+            const bool there = chunk + i < p.plan.chunks;
+            x[i][q] = there ? load16(operand_piece(row_of_quad(first + q), chunk + i, in_chunk)) : Vector16{};
+          }
+#pragma unroll
+        for (int i = 0; i < ahead; ++i)
+#pragma unroll
+          for (int q = 0; q < together; ++q) sums[q].add(x[i][q], y[i][q]);
       }
 #pragma unroll
-      for (int q = 0; q < together; ++q)
-        describe_row(row_of_quad(first + q), tile.count, octet_sum(squares[q]), octet_sum(positive_squares[q]), octet_sum(products[q]));
+      for (int q = 0; q < together; ++q) {
+        const RowSums total = sums[q].total();
+        if (lane() % 8 == first + q) own = total;
+      }
     }
+    return own;
   }
 
   // Until all but this thread's newest quads of copies have arrived.
@@ -325,46 +357,47 @@ class WholeClass {
   template <bool aligned>
   ICCKD_DEVICE Vector16 load_piece(const E* row, int column) const {
     if (!row || column >= p.dim) return {};
-    return aligned ? load16_streaming(row + column) : load_elements(row, column, p.dim);
+    return aligned ? load16_streaming(row + column) : load_elements(row + column, p.dim - column);
   }
 
-  static ICCKD_DEVICE void add_products(const Vector16& of_row, const Vector16& of_positive, float& squares, float& positive_squares,
-                                        float& products) {
-    float x[per_vector<E>], y[per_vector<E>];
-    to_floats<E>(of_row, x);
-    to_floats<E>(of_positive, y);
-#pragma unroll
-    for (int i = 0; i < per_vector<E>; ++i) {
-      squares = fmaf(x[i], x[i], squares);
-      positive_squares = fmaf(y[i], y[i], positive_squares);
-      products = fmaf(x[i], y[i], products);
-    }
-  }
-
-  // Called by the 8 lanes of row k. Rows beyond the tile's are 0, and nothing must come of them.
-  ICCKD_DEVICE void describe_row(int k, int count, float squares, float positive_squares, float products) const {
-    const bool valid = k < count;
-    const float norm = sqrtf(squares);
+  // Lane q of a row's eight for the row of quad q.
+  ICCKD_DEVICE void describe_rows(const TileRows<rows>& tile, const RowSums& sums) const {
+    const int q = lane() % 8;
+    const float norm = sqrtf(sums.squares);
     const float power = norm >= lowest_norm<E> && norm < highest_norm<E> ? 1 : power_of_two_below_inverse(norm);
-    if (valid && power != 1) multiply_row(k, power);
-    if (lane() % 8 != 0) return;
-    const float inverse = inverse_norm(norm), positive_inverse = inverse_norm(sqrtf(positive_squares));
+    multiply_rows_by(power);
+    if (q >= quads) return;
+    const int k = row_of_quad(q);
+    if (k >= tile.count) {
+      // Nothing must come of it.
+      numbers.factors[k] = {};
+      numbers.scale[k] = 0;
+      numbers.log_total[k] = INFINITY;
+      return;
+    }
+    const float inverse = inverse_norm(norm), positive_inverse = inverse_norm(sqrtf(sums.positive_squares));
     RowFactors& of = numbers.factors[k];
-    of.inverse = valid ? inverse : 0;
-    of.positive_inverse = valid ? positive_inverse : 0;
-    of.agreement = valid ? products * inverse * positive_inverse : 0;
-    numbers.scale[k] = valid ? inverse / power : 0;
-    if (!valid) numbers.log_total[k] = INFINITY;
+    of.inverse = inverse;
+    of.positive_inverse = positive_inverse;
+    of.agreement = sums.products * inverse * positive_inverse;
+    numbers.scale[k] = inverse / power;
   }
 
-  ICCKD_DEVICE void multiply_row(int k, float power) const {
-    for (int chunk = 0; chunk < p.plan.chunks; ++chunk) {
-      unsigned char* const piece = operand_piece(k, chunk, lane() % 8 * per_vector<E>);
-      float x[per_vector<E>];
-      to_floats<E>(load16(piece), x);
+  // Multiplies the rows in place. Rarely by another power than 1.
+  ICCKD_DEVICE void multiply_rows_by(float own_power) const {
+#pragma unroll 1
+    for (int q = 0; q < quads; ++q) {
+      const float power = shuffle(own_power, lane() / 8 * 8 + q);
+      if (power == 1) continue;
+#pragma unroll 1
+      for (int chunk = 0; chunk < p.plan.chunks; ++chunk) {
+        unsigned char* const piece = operand_piece(row_of_quad(q), chunk, lane() % 8 * per_vector<E>);
+        float x[per_vector<E>];
+        to_floats<E>(load16(piece), x);
 #pragma unroll
-      for (int i = 0; i < per_vector<E>; ++i) x[i] *= power;
-      store16(piece, from_floats<E>(x));
+        for (int i = 0; i < per_vector<E>; ++i) x[i] *= power;
+        store16(piece, from_floats<E>(x));
+      }
     }
   }
 
@@ -417,38 +450,52 @@ class WholeClass {
     }
   }
 
-  // Similarities of the unit rows, −∞ where there is no pair; losses and log-sum-exps.
-  ICCKD_DEVICE void find_losses(const TileRows<rows>& tile, float (&s)[rows / 8][4], float scale,
-                                const Positions& own_classes) const {
+  // Similarities of the unit rows, −∞ where there is no pair; losses and log-sum-exps. Both halves together, 16 columns at a time.
+  ICCKD_DEVICE void find_losses(const TileRows<rows>& tile, float (&s)[rows / 8][4], float scale, const Positions& own_classes) const {
+    float row_scale[2], highest[2] = {-INFINITY, -INFINITY}, total[2] = {};
+    Positions pairs[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int k = own_row(half), begin = tile.class_begin[k], end = tile.class_end[k];
-      const float row_scale = numbers.scale[k];
-      float highest = -INFINITY;
+      const int k = own_row(half);
+      row_scale[half] = numbers.scale[k];
+      pairs[half] = {tile.class_begin[k], tile.class_end[k]};
+    }
 #pragma unroll
-      for (int j = 0; j < rows / 8; ++j) {
-        if (!meet(own_classes, 8 * j, 8)) continue;
+    for (int first = 0; first < rows; first += 16) {
+      if (!meet(own_classes, first, 16)) continue;
+#pragma unroll
+      for (int j = first / 8; j < first / 8 + 2; ++j)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int column = own_column(j) + i;
-          float& x = s[j][2 * half + i];
-          const bool pair = column >= begin && column < end && column != k;
-          x = pair ? x * row_scale * numbers.scale[column] : -INFINITY;
-          highest = fmaxf(highest, x);
+          const float column_scale = numbers.scale[column];
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            float& x = s[j][2 * half + i];
+            const bool pair = column >= pairs[half].begin && column < pairs[half].end && column != own_row(half);
+            x = pair ? x * row_scale[half] * column_scale : -INFINITY;
+            highest[half] = fmaxf(highest[half], x);
+          }
         }
-      }
-      highest = quad_max(highest) * scale;
-      if (highest == -INFINITY) highest = 0;
-      float total = 0;
+    }
 #pragma unroll
-      for (int j = 0; j < rows / 8; ++j) {
-        if (!meet(own_classes, 8 * j, 8)) continue;
+    for (int half = 0; half < 2; ++half) {
+      highest[half] = quad_max(highest[half]) * scale;
+      if (highest[half] == -INFINITY) highest[half] = 0;
+    }
 #pragma unroll
-        for (int i = 0; i < 2; ++i) total += exp2_fast(fmaf(s[j][2 * half + i], scale, -highest));
-      }
-      total = quad_sum(total);
-
-      const float own = scale * numbers.factors[k].agreement, loss = row_loss(highest + log2f(total), own), log_total = own + loss * log2_e;
+    for (int first = 0; first < rows; first += 16) {
+      if (!meet(own_classes, first, 16)) continue;
+#pragma unroll
+      for (int j = first / 8; j < first / 8 + 2; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) total[i / 2] += exp2_fast(fmaf(s[j][i], scale, -highest[i / 2]));
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int k = own_row(half);
+      const float own = scale * numbers.factors[k].agreement, loss = row_loss(highest[half] + log2f(quad_sum(total[half])), own);
+      const float log_total = own + loss * log2_e;
       const bool is_anchor = tile.is_anchor[k];
       if (lane() % 4 != 0) continue;
       numbers.log_total[k] = is_anchor ? log_total : INFINITY;
@@ -459,42 +506,60 @@ class WholeClass {
     }
   }
 
+  // What a row's coefficients add up to.
+  struct CoefficientSums {
+    float pairs = 0;    // Σ_j u_i P_ij
+    float slope = 0;    // Σ_j u_i P_ij S_ij
+    float along = 0;    // Σ_j C_ij S_ij
+    float largest = 0;  // of |C_ij scale_j|
+  };
+
   // s becomes C_ij scale_j, divided by the largest of its row where E has no room for small numbers; and each row's part in its gradients.
   ICCKD_DEVICE void find_coefficients(const TileRows<rows>& tile, float (&s)[rows / 8][4], float kappa,
                                       const Positions& own_classes) const {
     const float scale = kappa * log2_e;
+    float log_total[2], factor[2];
+    CoefficientSums sums[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int k = own_row(half);
-      const float log_total = numbers.log_total[k], factor = tile.factor[k];
-      float pairs = 0, slope = 0, along = 0, largest = 0;
+      log_total[half] = numbers.log_total[own_row(half)];
+      factor[half] = tile.factor[own_row(half)];
+    }
 #pragma unroll
-      for (int j = 0; j < rows / 8; ++j) {
-        const bool own = meet(own_classes, 8 * j, 8);
+    for (int first = 0; first < rows; first += 16) {
+      if (!meet(own_classes, first, 16)) {
+#pragma unroll
+        for (int j = first / 8; j < first / 8 + 2; ++j)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) s[j][i] = 0;
+        continue;
+      }
+#pragma unroll
+      for (int j = first / 8; j < first / 8 + 2; ++j)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int column = own_column(j) + i;
-          float& x = s[j][2 * half + i];
-          if (!own) {
-            x = 0;
-            continue;
+          const float column_scale = numbers.scale[column], column_total = numbers.log_total[column], column_factor = tile.factor[column];
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            float& x = s[j][2 * half + i];
+            CoefficientSums& of = sums[half];
+            const float similarity = x == -INFINITY ? 0 : x;
+            const float as_anchor = factor[half] * exp2_fast(fmaf(x, scale, -log_total[half]));
+            const float both = as_anchor + column_factor * exp2_fast(fmaf(x, scale, -column_total));
+            of.pairs += as_anchor;
+            of.slope = fmaf(as_anchor, similarity, of.slope);
+            of.along = fmaf(both, similarity, of.along);
+            x = both * column_scale;
+            of.largest = fmaxf(of.largest, fabsf(x));
           }
-          const float similarity = x == -INFINITY ? 0 : x;
-          const float as_anchor = factor * exp2_fast(fmaf(x, scale, -log_total));
-          const float both = as_anchor + tile.factor[column] * exp2_fast(fmaf(x, scale, -numbers.log_total[column]));
-          pairs += as_anchor;
-          slope = fmaf(as_anchor, similarity, slope);
-          along = fmaf(both, similarity, along);
-          x = both * numbers.scale[column];
-          largest = fmaxf(largest, fabsf(x));
         }
-      }
-      pairs = quad_sum(pairs);
-      slope = quad_sum(slope);
-      along = quad_sum(along);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
       float unit = 1;
       if constexpr (std::is_same_v<E, float16>) {
-        largest = quad_max(largest);
+        const float largest = quad_max(sums[half].largest);
         // Else its inverse would be no number.
         unit = largest > 1e-36f ? largest : 1;
 #pragma unroll
@@ -502,83 +567,113 @@ class WholeClass {
 #pragma unroll
           for (int i = 0; i < 2; ++i) s[j][2 * half + i] *= 1 / unit;
       }
-
-      if (lane() % 4 != 0) continue;
-      RowFactors& of = numbers.factors[k];
-      const float inverse = of.inverse, positive_inverse = of.positive_inverse, row_scale = numbers.scale[k];
-      const float radial = pairs * of.agreement;
-      of.pull = kappa * inverse * unit;
-      of.positive = -kappa * inverse * pairs * positive_inverse;
-      of.own = p.normalize ? -kappa * inverse * (along - radial) * row_scale : 0;
-      of.positive_positive = p.normalize ? kappa * radial * positive_inverse * positive_inverse : 0;
-      of.positive_own = -kappa * pairs * positive_inverse * row_scale;
-      if (p.d_kappa && k < tile.count) p.d_kappa[tile.row[k]] = tile.is_anchor[k] ? slope - radial : 0;
+      find_factors(tile, own_row(half), quad_sum(sums[half].pairs), quad_sum(sums[half].slope), quad_sum(sums[half].along), kappa, unit);
     }
   }
 
-  // A chunk after the other: C Z, then its gradients, 8 rows × 32 columns at a time. A thread has 8 columns of a row: of the rows that lanes
-  // read shared memory for together, one is 4 below the other, so that they begin at different banks.
+  // Of row k, from the sums of its coefficients, which were divided by `unit`. Called by its four lanes.
+  ICCKD_DEVICE void find_factors(const TileRows<rows>& tile, int k, float pairs, float slope, float along, float kappa,
+                                 float unit) const {
+    if (lane() % 4 != 0) return;
+    RowFactors& of = numbers.factors[k];
+    const float inverse = of.inverse, positive_inverse = of.positive_inverse, row_scale = numbers.scale[k];
+    const float radial = pairs * of.agreement;
+    of.pull = kappa * inverse * unit;
+    of.positive = -kappa * inverse * pairs * positive_inverse;
+    of.own = p.normalize ? -kappa * inverse * (along - radial) * row_scale : 0;
+    of.positive_positive = p.normalize ? kappa * radial * positive_inverse * positive_inverse : 0;
+    of.positive_own = -kappa * pairs * positive_inverse * row_scale;
+    if (p.d_kappa && k < tile.count) p.d_kappa[tile.row[k]] = tile.is_anchor[k] ? slope - radial : 0;
+  }
+
+  // A chunk after the other: C Z, then its gradients, 8 rows × 32 columns at a time. A thread has 8 columns of a row. Of the two rows that
+  // shared memory is read for at once, one is 4 below the other, so that they begin at different banks.
   ICCKD_DEVICE void write_gradients(const TileRows<rows>& tile, const Coefficients<E, rows>& c, const Positions& own) const {
-    const int local = lane() / 8 + lane() / 4 % 2 * 4, first_column = lane() % 4 * 8;
-    OwnRow of[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) of[half] = own_row_of(tile, warp_rows * warp() + 8 * half + local);
+    const int first = warp_rows * warp() + lane() / 8 + lane() / 4 % 2 * 4, first_column = lane() % 4 * 8;
+    const OwnRow of[2] = {own_row_of(tile, first), own_row_of(tile, first + 8)};
     for (int chunk = 0; chunk < p.plan.chunks; ++chunk) {
-      const int begin = chunk * chunk_columns<E> + first_column;
+      const int column = chunk * chunk_columns<E> + first_column;
       // Asked for now, so that they come while the matrix unit works.
-      Vector16 positives[2][groups][octet_vectors];
+      Vector16 positives[2][pieces];
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int group = 0; group < groups; ++group)
-#pragma unroll
-          for (int v = 0; v < octet_vectors; ++v)
-            positives[half][group][v] = load_positive(of[half], begin + group * bounce_columns + v * per_vector<E>);
+      for (int half = 0; half < 2; ++half) load_pieces(positives[half], of[half], column);
       float pull[chunk_columns<E> / 8][4] = {};
       if (p.d_anchor) add_pull_of(pull, c, operand + chunk * rows * swizzle_row_bytes, own);
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int group = 0; group < groups; ++group) {
-          if (p.d_anchor) bounce_pull(pull, half, group);
-#pragma unroll
-          for (int v = 0; v < octet_vectors; ++v) {
-            const int offset = first_column + v * per_vector<E>;
-            write_piece(of[half], begin + group * bounce_columns + v * per_vector<E>,
-                        load16(operand_piece(of[half].k, chunk, group * bounce_columns + offset)), positives[half][group][v], offset);
-          }
-        }
+      for (int half = 0; half < 2; ++half) write_pieces(of[half], first + 8 * half, chunk, column, positives[half], pull, half);
     }
   }
 
-  // 32 columns of a chunk at a time, and of these 8 for each thread.
-  static constexpr int groups = chunk_columns<E> / bounce_columns, octet_vectors = 8 / per_vector<E>;
+  // A thread's 16 bytes of a row in a chunk: 8 of each 32 columns.
+  static constexpr int pieces = chunk_columns<E> / bounce_columns * 8 / per_vector<E>;
+  static constexpr ICCKD_DEVICE int piece_column(int piece) {
+    return piece * per_vector<E> / 8 * bounce_columns + piece * per_vector<E> % 8;
+  }
 
-  // What a thread writes gradients of.
+  // In the batch: −1 beyond the tile's rows; and as an anchor: −1 of a row that is none.
   struct OwnRow {
-    int k, row, anchor;  // in the tile; in the batch, −1 beyond the tile's; the same, −1 of a row that is no anchor
+    int row, anchor;
   };
 
   ICCKD_DEVICE OwnRow own_row_of(const TileRows<rows>& tile, int k) const {
-    return {k, k < tile.count ? tile.row[k] : -1, tile.is_anchor[k] ? tile.row[k] : -1};
+    return {k < tile.count ? tile.row[k] : -1, tile.is_anchor[k] ? tile.row[k] : -1};
   }
 
-  ICCKD_DEVICE Vector16 load_positive(const OwnRow& of, int column) const {
-    const E* const row = of.anchor >= 0 ? positive(of.anchor) : nullptr;
-    return p.aligned ? load_piece<true>(row, column) : load_piece<false>(row, column);
+  ICCKD_DEVICE void load_pieces(Vector16 (&to)[pieces], const OwnRow& of, int column) const {
+    const E* const row = positive(of.anchor) + column;
+#pragma unroll
+    for (int piece = 0; piece < pieces; ++piece) {
+      const E* const from = row + piece_column(piece);
+      const int left = p.dim - column - piece_column(piece);
+      to[piece] = of.anchor < 0 || left <= 0 ? Vector16{} : p.aligned ? load16_last(from) : load_elements(from, left);
+    }
   }
 
   // A number's place in the bounce; of 4 numbers together, which begin at a multiple of 4, the place of the first.
   static constexpr ICCKD_DEVICE int bounced(int row, int column) { return row * bounce_stride + (column ^ row / 4 * 4); }
 
   // 8 rows and 32 columns of the fragments.
-  ICCKD_DEVICE void bounce_pull(const float (&pull)[chunk_columns<E> / 8][4], int half, int group) const {
+  ICCKD_DEVICE void bounce_pull(const float (&pull)[chunk_columns<E> / 8][4], int half, int first_column) const {
+    float* const to = bounce + bounced(lane() / 4, own_column(0));
     warp_barrier();
 #pragma unroll
     for (int j = 0; j < bounce_columns / 8; ++j)
 #pragma unroll
-      for (int i = 0; i < 2; ++i) bounce[bounced(lane() / 4, own_column(j)) + i] = pull[group * bounce_columns / 8 + j][2 * half + i];
+      for (int i = 0; i < 2; ++i) to[8 * j + i] = pull[first_column / 8 + j][2 * half + i];
     warp_barrier();
+  }
+
+  // This thread's pieces of both gradients of row k of the tile.
+  ICCKD_DEVICE void write_pieces(const OwnRow& of, int k, int chunk, int column, const Vector16 (&positives)[pieces],
+                                 const float (&pull)[chunk_columns<E> / 8][4], int half) const {
+    const RowFactors f = numbers.factors[k];
+    const int64_t at = static_cast<int64_t>(of.row) * p.dim + column;
+    const unsigned char* const own = operand + chunk * rows * swizzle_row_bytes;
+#pragma unroll
+    for (int piece = 0; piece < pieces; ++piece) {
+      const int offset = piece_column(piece), in_bounce = offset % bounce_columns;
+      if (p.d_anchor && in_bounce == 0) bounce_pull(pull, half, offset);
+      const int left = p.dim - column - offset;
+      if (of.row < 0 || left <= 0) continue;
+      float z[per_vector<E>], y[per_vector<E>], d[per_vector<E>];
+      to_floats<E>(load16(own + swizzled(k * swizzle_row_bytes + (lane() % 4 * 8 + offset) * static_cast<int>(sizeof(E)))), z);
+      to_floats<E>(positives[piece], y);
+      if (p.d_anchor) {
+#pragma unroll
+        for (int i = 0; i < per_vector<E>; i += 4) {
+          float pulled[4];
+          to_floats<float>(load16(bounce + bounced(k % bounce_rows, lane() % 4 * 8 + in_bounce + i)), pulled);
+#pragma unroll
+          for (int n = 0; n < 4; ++n) d[i + n] = fmaf(f.pull, pulled[n], fmaf(f.positive, y[i + n], f.own * z[i + n]));
+        }
+        store_elements(static_cast<E*>(p.d_anchor) + at + offset, left, d, p.aligned);
+      }
+      if (p.d_positive) {
+#pragma unroll
+        for (int i = 0; i < per_vector<E>; ++i) d[i] = fmaf(f.positive_own, z[i], f.positive_positive * y[i]);
+        store_elements(static_cast<E*>(p.d_positive) + at + offset, left, d, p.aligned);
+      }
+    }
   }
 
   ICCKD_DEVICE void add_pull_of(float (&pull)[chunk_columns<E> / 8][4], const Coefficients<E, rows>& c, const unsigned char* chunk,
@@ -591,31 +686,6 @@ class WholeClass {
       add_pull<E, rows, true>(pull, c, chunk, own);
     } else {
       add_pull<E, rows, false>(pull, c, chunk, own);
-    }
-  }
-
-  // 16 bytes of both gradients of a row, which begin at `offset` in the bounce's columns.
-  ICCKD_DEVICE void write_piece(const OwnRow& of, int column, const Vector16& own, const Vector16& positive, int offset) const {
-    if (of.row < 0 || column >= p.dim) return;
-    const RowFactors f = numbers.factors[of.k];
-    const int64_t at = static_cast<int64_t>(of.row) * p.dim;
-    float z[per_vector<E>], y[per_vector<E>], d[per_vector<E>];
-    to_floats<E>(own, z);
-    to_floats<E>(positive, y);
-    if (p.d_anchor) {
-#pragma unroll
-      for (int i = 0; i < per_vector<E>; i += 4) {
-        float pulled[4];
-        to_floats<float>(load16(bounce + bounced(of.k % bounce_rows, offset + i)), pulled);
-#pragma unroll
-        for (int n = 0; n < 4; ++n) d[i + n] = fmaf(f.pull, pulled[n], fmaf(f.positive, y[i + n], f.own * z[i + n]));
-      }
-      store_elements(static_cast<E*>(p.d_anchor) + at, column, p.dim, d, p.aligned);
-    }
-    if (p.d_positive) {
-#pragma unroll
-      for (int i = 0; i < per_vector<E>; ++i) d[i] = fmaf(f.positive_own, z[i], f.positive_positive * y[i]);
-      store_elements(static_cast<E*>(p.d_positive) + at, column, p.dim, d, p.aligned);
     }
   }
 

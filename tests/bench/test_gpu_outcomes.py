@@ -87,7 +87,7 @@ def test_every_outcome_is_recorded_with_its_reason(tmp_path, options):
     found = outcomes_of(tmp_path)
     expected = {
         "test_good": ("passed", None),
-        "test_bad": ("failed", "AssertionError: first … assert 1 == 2"),
+        "test_bad": ("failed", "AssertionError: first … second assert 1 == 2"),
         "test_skipped": ("skipped", "Skipped: no such device"),
         "test_broken": ("failed", "OSError: no room"),
         "test_untidy": ("failed", "OSError: left behind"),

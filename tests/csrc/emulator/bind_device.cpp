@@ -72,7 +72,7 @@ void mma_tf32(Buffer a, Buffer b, Buffer d, bool rounded, Timing timing) {
 void copy_async(Buffer x, Buffer out, int valid, bool waits, Timing timing) {
   launch({.shared_bytes = 512}, timing, [=, in = x.data<unsigned char>(), y = out.mutable_data<unsigned char>()] {
     unsigned char* mine = shared_memory() + 16 * lane();
-    copy_async16(mine, in + 16 * lane(), lane() < valid);
+    copy_async16_last(mine, in + 16 * lane(), lane() < valid);
     commit_copies();
     if (waits) wait_copies<0>();
     store16(y + 16 * lane(), load16(mine));
@@ -84,7 +84,7 @@ void copy_groups(Buffer x, Buffer out, Timing timing) {
   launch({.shared_bytes = 1024}, timing, [in = x.data<unsigned char>(), y = out.mutable_data<unsigned char>()] {
     unsigned char* mine = shared_memory() + 16 * lane();
     for (int group = 0; group < 2; ++group) {
-      copy_async16(mine + 512 * group, in + 512 * group + 16 * lane(), true);
+      copy_async16_last(mine + 512 * group, in + 512 * group + 16 * lane(), true);
       commit_copies();
     }
     wait_copies<1>();

@@ -123,6 +123,7 @@ inline float without_subnormals(float x) { return std::fpclassify(x) == FP_SUBNO
 inline float exp2_fast(float x) { return without_subnormals(std::exp2(without_subnormals(x))); }
 inline float log2_fast(float x) { return without_subnormals(std::log2(without_subnormals(x))); }
 inline float rsqrt_fast(float x) { return static_cast<float>(1 / std::sqrt(static_cast<double>(without_subnormals(x)))); }
+inline float reciprocal_fast(float x) { return without_subnormals(1 / without_subnormals(x)); }
 inline float max_or_nan(float x, float y) { return x != x || x > y ? x : y; }
 
 inline uint32_t float_bits(float x) { return std::bit_cast<uint32_t>(x); }
@@ -153,6 +154,8 @@ inline Vector16 load16_streaming(const void* global, Place place = Place::curren
   return load16(global, place);
 }
 
+inline Vector16 load16_last(const void* global, Place place = Place::current()) { return load16_streaming(global, place); }
+
 inline void prefetch_row(const void* global, int bytes, Place place = Place::current()) {
   emulator::check_global(global, 16, place);
   if (bytes <= 0 || bytes % 16) emulator::fail("prefetch of " + std::to_string(bytes) + " bytes", place);
@@ -168,7 +171,7 @@ inline void store16_streaming(void* global, Vector16 v, Place place = Place::cur
   store16(global, v, place);
 }
 
-inline void copy_async16(void* shared, const void* global, bool valid, Place place = Place::current()) {
+inline void copy_async16_last(void* shared, const void* global, bool valid, Place place = Place::current()) {
   emulator::check_shared(shared, 16, 16, place);
   emulator::check_global(global, 16, place);
   emulator::enqueue(emulator::Queue::copies, thread(), [=] { valid ? std::memcpy(shared, global, 16) : std::memset(shared, 0, 16); });
