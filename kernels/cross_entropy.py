@@ -71,13 +71,15 @@ def cross_entropy_margin_rows_backward(
 
 
 def cross_entropy_margin_sum(
-    logits: Tensor, labels: Tensor, weight: Tensor, label_smoothing: float, space: str, ignore_index: int
+    logits: Tensor, labels: Tensor, mean: bool, label_smoothing: float, space: str, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ weight · rows, the margins, and the sum's gradient with respect to the logits."""
+    """Σ rows or their mean over those not ignored, the margins, and the gradient with respect to the logits."""
     losses, margin = (torch.empty(len(logits), dtype=torch.float32, device=logits.device) for _ in range(2))
     d_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    _launch(logits, labels, weight, losses, margin, None, d_logits, label_smoothing, space, ignore_index)
-    return losses.sum(), margin, d_logits
+    count = (labels != ignore_index).sum() if mean else None
+    _launch(logits, labels, None, losses, margin, None, d_logits, label_smoothing, space, ignore_index, count)
+    # Where there is no row, no kernel has divided by their number.
+    return (losses.mean() if mean and not len(losses) else losses.sum()), margin, d_logits
 
 
 def _launch(
@@ -91,15 +93,16 @@ def _launch(
     label_smoothing: float,
     space: str,
     ignore_index: int,
+    count: Tensor | None = None,
 ) -> None:
-    """Fill in what is given of the losses (times `upstream`), margins, lse and gradients."""
+    """Fill in what is given of the losses (times `upstream`, over `count`), margins, lse and gradients."""
     rows, classes = logits.shape
     if rows == 0:
         return
     logits, labels = with_unit_columns(logits), labels.contiguous()
     group = vector_group(logits)
     arguments = (
-        logits, labels, None if upstream is None else upstream.contiguous(), losses, margin, lse, d_logits,
+        logits, labels, None if upstream is None else upstream.contiguous(), count, losses, margin, lse, d_logits,
         logits.stride(0) // group, rows, classes // group, label_smoothing, ignore_index,
     )  # fmt: skip
     constants = {
@@ -127,11 +130,13 @@ def _true_class(logits, stride, labels, row, valid, classes, ignore_index):
 
 
 @triton.jit
-def _factor(upstream, row, label, counted, WITH_UPSTREAM: tl.constexpr):
-    """u of these rows: 0 where ignored, NaN where the label names no class."""
+def _factor(upstream, count, row, label, counted, WITH_UPSTREAM: tl.constexpr):
+    """u of these rows: 0 where ignored, NaN where the label names no class, or if `count` is 0."""
     u = counted.to(tl.float32)
     if WITH_UPSTREAM:
         u = tl.load(upstream + row, mask=counted, other=0.0)
+    if count is not None:
+        u = u / tl.load(count).to(tl.float32)
     return tl.where(counted & (label < 0), float("nan"), u)
 
 
@@ -146,7 +151,7 @@ def _store_losses(
     # Not computed at 0, where a masked class (−∞) would make 0 · ∞.
     if SMOOTH:
         loss = (1 - label_smoothing) * loss + label_smoothing * (log_total - mean)
-    tl.store(losses + row, tl.where(counted, u * loss, 0.0), mask=valid)
+    tl.store(losses + row, u * tl.where(counted, loss, 0.0), mask=valid)
     tl.store(margin + row, tl.where(counted, difference, float("-inf")), mask=valid)
     if WITH_LSE:
         tl.store(lse + row, tl.where(counted, log_total, 0.0), mask=valid)
@@ -154,7 +159,7 @@ def _store_losses(
 
 @triton.jit(do_not_specialize=_INTEGERS)
 def cross_entropy_whole(
-    logits, labels, upstream, losses, margin, lse, d_logits,
+    logits, labels, upstream, count, losses, margin, lse, d_logits,
     stride_groups, rows, class_groups, label_smoothing, ignore_index,
     SMOOTH: tl.constexpr, PROBABILITY: tl.constexpr, WITH_UPSTREAM: tl.constexpr, WITH_LOSS: tl.constexpr,
     WITH_LSE: tl.constexpr, WITH_GRADIENT: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -175,7 +180,7 @@ def cross_entropy_whole(
     per_total = 1 / total
     # Labels come late: nobody waits for them before the logits are there.
     label, counted, own = _true_class(logits, stride, labels, row, valid, classes, ignore_index)
-    u = _factor(upstream, row, label, counted, WITH_UPSTREAM)
+    u = _factor(upstream, count, row, label, counted, WITH_UPSTREAM)
     column = tl.arange(0, BLOCK)[None, :]
     is_label = column == label[:, None]
     own_e = tl.exp2((own - top) * LOG2_E)
@@ -203,7 +208,7 @@ def cross_entropy_whole(
 
 @triton.jit(do_not_specialize=_INTEGERS)
 def cross_entropy_swept(
-    logits, labels, upstream, losses, margin, lse, d_logits,
+    logits, labels, upstream, count, losses, margin, lse, d_logits,
     stride_groups, rows, class_groups, label_smoothing, ignore_index,
     SMOOTH: tl.constexpr, PROBABILITY: tl.constexpr, WITH_UPSTREAM: tl.constexpr, WITH_LOSS: tl.constexpr,
     WITH_LSE: tl.constexpr, WITH_GRADIENT: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
@@ -211,7 +216,7 @@ def cross_entropy_swept(
     stride, classes = stride_groups.to(tl.int64) * GROUP, class_groups * GROUP
     row = tl.program_id(0).to(tl.int64)
     label, counted, own = _true_class(logits, stride, labels, row, row < rows, classes, ignore_index)
-    u = _factor(upstream, row, label, counted, WITH_UPSTREAM)
+    u = _factor(upstream, count, row, label, counted, WITH_UPSTREAM)
     lane = tl.arange(0, BLOCK)
     highest = tl.full((BLOCK,), LOWEST, tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -264,24 +269,24 @@ def specializations(architecture: str) -> Iterator[Specialization]:
     for element, size in ELEMENTS.items():
         tiles = list(whole_tiles("cross_entropy_whole", architecture, size))
         for tile in tiles:
-            yield _form(cross_entropy_whole, element, tile, ("losses", "upstream", "d_logits"))
+            yield _form(cross_entropy_whole, element, tile, ("losses", "count", "d_logits"))
         swept = tables.entries("cross_entropy_swept", architecture, size).values()
         for kernel, options in [(cross_entropy_whole, tiles[-1]), *((cross_entropy_swept, x) for x in swept)]:
             yield _form(kernel, element, options, ("losses", "lse"))
             yield _form(kernel, element, options, ("upstream", "d_logits"))
-            yield _form(kernel, element, options, ("losses", "upstream", "d_logits"), group=1)
+            yield _form(kernel, element, options, ("losses", "count", "d_logits"), group=1)
             if kernel is cross_entropy_swept:
-                yield _form(kernel, element, options, ("losses", "upstream", "d_logits"))
+                yield _form(kernel, element, options, ("losses", "count", "d_logits"))
 
 
 def _form(
     kernel: triton.JITFunction, element: str, options: tables.Options, given: tuple[str, ...], group: int | None = None
 ) -> Specialization:
     """A kernel for what is `given`, with label smoothing; rows are aligned unless `group` is 1."""
-    types = {name: "*fp32" for name in ("upstream", "losses", "margin", "lse")} | {"labels": "*i64"}
+    types = {name: "*fp32" for name in ("upstream", "losses", "margin", "lse")} | {"labels": "*i64", "count": "*i64"}
     types |= {"logits": f"*{element}", "d_logits": f"*{element}", "label_smoothing": "fp32"}
     optional = {"upstream": "WITH_UPSTREAM", "losses": "WITH_LOSS", "lse": "WITH_LSE", "d_logits": "WITH_GRADIENT"}
-    absent = [name for name in optional if name not in given] + ([] if "losses" in given else ["margin"])
+    absent = [name for name in (*optional, "count") if name not in given] + ([] if "losses" in given else ["margin"])
     constants = {flag: name in given for name, flag in optional.items()} | dict.fromkeys(absent)
     constants |= {"SMOOTH": True, "PROBABILITY": True, "GROUP": group or 16 // ELEMENTS[element]}
     columns = f", C ≤ {options['BLOCK']}" if "ROWS" in options else ""

@@ -42,6 +42,7 @@ from icckd.kernels.contrast import (
     inverse_norm,
     load_chunk,
     mantissa,
+    number,
     power_of_two,
     product_precision_of,
     row_factor,
@@ -166,6 +167,32 @@ def _scaled_chunk(memory, stride, row, valid, inverse, first, dim, dtype: tl.con
 
 
 @triton.jit
+def _lanes(x):
+    """Columns by which of 16 sums they enter (rows, 2, columns / 16, 8): all of one sum are held by one thread.
+
+    wgmma and mma give a thread two of every eight columns, and its warp all of them or one half.
+    """
+    return tl.reshape(x, (x.shape[0], 2, x.shape[1] // 16, 8))
+
+
+@triton.jit
+def _over_lanes(sums):
+    """The sums of rows, from (rows, 2, 8)."""
+    return tl.sum(tl.sum(sums, 2), 1)
+
+
+@triton.jit
+def _add_similarities(highest, total, x, scale):
+    """Every lane's running maximum and Σ 2^((x − maximum) · scale) after one more tile; x = −∞ where no pair is."""
+    x = _lanes(x)
+    higher = tl.maximum(highest, tl.max(x, 2))
+    # Finite also where there has been no pair: −∞ − (−∞) is not a number.
+    shift = tl.where(higher == float("-inf"), 0.0, higher) * scale
+    total = total * tl.exp2(highest * scale - shift) + tl.sum(tl.exp2(x * scale - shift[:, :, None, :]), 2)
+    return higher, total
+
+
+@triton.jit
 def _store_losses(order, factor, losses, lse, lse_bits, position, valid, negatives, own):
     """Anchors' losses and lse, by row, lse · log2 e by position; from log2 Σ 2^x_ij over all negatives, and κ a_i."""
     row = tl.load(order + position, mask=valid, other=0)
@@ -189,15 +216,17 @@ def log_sum_exp(
     SPLIT: log2 Σ 2^x_ij over this split's negatives into `negatives` (splits, N) instead, for `row_losses`.
     """
     count = tl.load(totals + 3)
-    scale = LOG2_E / tl.load(temperature)
+    scale = LOG2_E / number(temperature)
     split = tl.program_id(1)
     for tile in range(tl.program_id(0), tl.cdiv(count, BLOCK_M), tl.num_programs(0)):
         first = tile * BLOCK_M
         i = first + tl.arange(0, BLOCK_M)
         valid = i < count
         position = tl.load(anchors + i, mask=valid, other=0)
-        first_rank = tl.load(rank + tl.load(anchors + first))
-        last_rank = tl.load(rank + tl.load(anchors + tl.minimum(first + BLOCK_M, count) - 1))
+        first_position = tl.load(anchors + first)
+        last_position = tl.load(anchors + tl.minimum(first + BLOCK_M, count) - 1)
+        first_rank, last_rank = tl.load(rank + first_position), tl.load(rank + last_position)
+        one_class = (first_rank == last_rank) & (first + BLOCK_M <= count)
         class_rank = tl.load(rank + position, mask=valid, other=0)
         begin = tl.load(start + class_rank)
         end = tl.where(valid, begin + tl.load(size + class_rank), begin)
@@ -212,8 +241,8 @@ def log_sum_exp(
 
         mantissa_i = tl.load(mantissas + position, mask=valid, other=1.0)
         a = tl.load(agreement + position, mask=valid, other=0.0)
-        highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-        total = tl.zeros((BLOCK_M,), tl.float32)
+        highest = tl.full((BLOCK_M, 2, 8), float("-inf"), tl.float32)
+        total = tl.zeros((BLOCK_M, 2, 8), tl.float32)
         zi = load_chunk(z, padded, position, valid, 0, padded, BLOCK_K)
         for first_column in range(low, high, BLOCK_N):
             j = first_column + tl.arange(0, BLOCK_N)
@@ -225,9 +254,12 @@ def log_sum_exp(
                     chunk = load_chunk(z, padded, position, valid, k, padded, BLOCK_K)
                     s = matmul(chunk, z_tiles.load([first_column, k]).T, s, PRECISION)
             mantissa_j = tl.load(mantissas + j)
-            x = (s * mantissa_j[None, :] * mantissa_i[:, None] - a[:, None]) * scale
-            pair = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None]) & (j[None, :] != position[:, None])
-            highest, total = add_exponents(highest, total, tl.where(pair, x, float("-inf")))
+            x = s * mantissa_j[None, :] * mantissa_i[:, None] - a[:, None]
+            beside = (first_column + BLOCK_N <= first_position) | (first_column > last_position)
+            if not (one_class & beside & (first_column + BLOCK_N <= high)):
+                pair = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None]) & (j[None, :] != position[:, None])
+                x = tl.where(pair, x, float("-inf"))
+            highest, total = _add_similarities(highest, total, x, scale)
         if HAS_MEMORY:
             begin = tl.load(memory_start + class_rank)
             end = tl.where(valid, begin + tl.load(memory_size + class_rank), begin)
@@ -242,15 +274,17 @@ def log_sum_exp(
                         memory, memory_stride, row, j < memory_high, m_inverse, k, dim, chunk.dtype, BLOCK_K
                     )
                     s = matmul(chunk, tl.trans(m), s, PRECISION)
-                x = (s * mantissa(m_inverse)[None, :] * mantissa_i[:, None] - a[:, None]) * scale
+                x = s * mantissa(m_inverse)[None, :] * mantissa_i[:, None] - a[:, None]
                 pair = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None])
-                highest, total = add_exponents(highest, total, tl.where(pair, x, float("-inf")))
+                highest, total = _add_similarities(highest, total, tl.where(pair, x, float("-inf")), scale)
+        top = tl.max(tl.max(highest, 2), 1)
+        shift = tl.where(top == float("-inf"), 0.0, top) * scale
         # No pair at all leaves −∞ + log2 0 = −∞.
-        sum_ = highest + tl.log2(total)
+        sum_ = top * scale + tl.log2(_over_lanes(total * tl.exp2(highest * scale - shift[:, None, None])))
         if SPLIT:
             tl.store(negatives + split * rows + position, sum_, mask=valid)
         else:
-            _store_losses(order, factor, losses, lse, lse_bits, position, valid, sum_, a / tl.load(temperature))
+            _store_losses(order, factor, losses, lse, lse_bits, position, valid, sum_, a / number(temperature))
 
 
 @triton.jit(do_not_specialize=["rows", "splits"])
@@ -267,7 +301,7 @@ def row_losses(
     for split in range(0, splits):
         x = tl.load(negatives + split * rows + position, mask=valid, other=float("-inf"))
         highest, total = add_exponents(highest, total, x[:, None])
-    own = tl.load(agreement + position, mask=valid, other=0.0) / tl.load(temperature)
+    own = tl.load(agreement + position, mask=valid, other=0.0) / number(temperature)
     _store_losses(order, factor, losses, lse, lse_bits, position, valid, highest + tl.log2(total), own)
 
 
@@ -289,7 +323,7 @@ def gradient(
     """
     labelled, large = tl.load(totals), tl.load(totals + 2)
     split, first_v = tl.program_id(2), tl.program_id(1) * BLOCK_V
-    kappa = 1.0 / tl.load(temperature)
+    kappa = 1.0 / number(temperature)
     unit = 1.0
     if d_anchor.dtype.element_ty == tl.float16:
         # It has no room for small numbers: bring the largest near its own largest.
@@ -326,11 +360,13 @@ def gradient(
         )
 
         pull = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
-        pairs = tl.zeros((BLOCK_M,), tl.float32)
-        along = tl.zeros((BLOCK_M,), tl.float32)
-        slope = tl.zeros((BLOCK_M,), tl.float32)
+        pairs = tl.zeros((BLOCK_M, 2, 8), tl.float32)
+        along = tl.zeros((BLOCK_M, 2, 8), tl.float32)
+        slope = tl.zeros((BLOCK_M, 2, 8), tl.float32)
         mantissa_i = tl.load(mantissas + position, mask=valid, other=1.0)
         scale_i = mantissa_i * (kappa * LOG2_E)
+        if not HAS_MEMORY:
+            tl.assume(low < high)
         zi = z_rows.load([first, 0])
         for first_column in range(low, high, BLOCK_N):
             j = first_column + tl.arange(0, BLOCK_N)
@@ -348,15 +384,15 @@ def gradient(
             mantissa_j = tl.load(mantissas + j)
             bits = s * (scale_i[:, None] * mantissa_j[None, :])
             share = tl.exp2(bits - lse_i[:, None])
-            pairs += tl.sum(share, 1)
+            pairs += tl.sum(_lanes(share), 2)
             if NEED_TEMPERATURE:
-                slope += tl.sum(share * (s * mantissa_j[None, :]), 1)
+                slope += tl.sum(_lanes(share * (s * mantissa_j[None, :])), 2)
             if NEED_ANCHOR:
                 lse_j, factor_j = tl.load(lse_bits + j), tl.load(factor + j) * (1.0 / unit)
                 c = factor_i[:, None] * share + factor_j[None, :] * tl.exp2(bits - lse_j[None, :])
                 c *= mantissa_j[None, :]
                 if NORMALIZE:
-                    along += tl.sum(c * s, 1)
+                    along += tl.sum(_lanes(c * s), 2)
                 c = rounded(c, zi.dtype)
                 if ONE_CHUNK:
                     pull = matmul(c, zj, pull, PRECISION)
@@ -377,21 +413,22 @@ def gradient(
                 mantissa_j = mantissa(m_inverse)
                 s = tl.where(pair, s, NO_PAIR)
                 share = tl.exp2(s * (scale_i[:, None] * mantissa_j[None, :]) - lse_i[:, None])
-                pairs += tl.sum(share, 1)
+                pairs += tl.sum(_lanes(share), 2)
                 if NEED_TEMPERATURE:
-                    slope += tl.sum(share * (s * mantissa_j[None, :]), 1)
+                    slope += tl.sum(_lanes(share * (s * mantissa_j[None, :])), 2)
                 if NEED_ANCHOR:
                     c = factor_i[:, None] * share * mantissa_j[None, :]
                     if NORMALIZE:
-                        along += tl.sum(c * s, 1)
+                        along += tl.sum(_lanes(c * s), 2)
                     c = rounded(c, zi.dtype)
                     m = _scaled_chunk(
                         memory, memory_stride, row, j < memory_high, m_inverse, first_v, dim, c.dtype, BLOCK_V
                     )
                     pull = matmul(c, m, pull, PRECISION)
 
-        pairs, slope = factor_i * pairs * unit, factor_i * slope * mantissa_i * unit
-        along, pull = along * mantissa_i * unit, pull * unit
+        pairs = factor_i * _over_lanes(pairs) * unit
+        slope = factor_i * _over_lanes(slope) * mantissa_i * unit
+        along, pull = _over_lanes(along) * mantissa_i * unit, pull * unit
         if SPLIT:
             at = split * rows + position
             column = first_v + tl.arange(0, BLOCK_V)
@@ -440,7 +477,7 @@ def add_splits(
     _finish(
         anchor, positive, anchor_stride, positive_stride, order, inverse, positive_inverse, agreement,
         d_anchor, d_positive, d_kappa, position, valid, is_anchor, ignored, first_v, dim,
-        pull, pairs, along, slope, 1.0 / tl.load(temperature),
+        pull, pairs, along, slope, 1.0 / number(temperature),
         NORMALIZE, NEED_ANCHOR, NEED_POSITIVE, NEED_TEMPERATURE, BLOCK_K,
     )  # fmt: skip
 
@@ -471,7 +508,7 @@ def specializations(architecture: str) -> Iterator[Specialization]:
         types = argument_types(element)
         common = {"PRECISION": product_precision_of(architecture)}
         wanted = {"NEED_ANCHOR": True, "NEED_POSITIVE": True, "NEED_TEMPERATURE": True}
-        step = {"scale": None, "upstream": None}
+        step = {"weight": None, "upstream": None}
         backward = {"scale": None, "losses": None}
         for kernel, flags in ((prepare, step), (prepare, backward), (memory_norms, {}), (add_splits, wanted)):
             for options in tables.entries(kernel.__name__, architecture, size).values():
@@ -484,7 +521,7 @@ def specializations(architecture: str) -> Iterator[Specialization]:
                     tiles, constants = form(element, dim, options, memory)
                     yield specialize(
                         kernel,
-                        types | tiles,
+                        types | tiles | ({} if memory else {"temperature": "fp32"}),
                         common | constants,
                         options,
                         matrix_unit=True,
