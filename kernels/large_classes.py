@@ -167,6 +167,32 @@ def _scaled_chunk(memory, stride, row, valid, inverse, first, dim, dtype: tl.con
 
 
 @triton.jit
+def _lanes(x):
+    """Columns by which of 16 sums they enter (rows, 2, columns / 16, 8): all of one sum are held by one thread.
+
+    wgmma and mma give a thread two of every eight columns, and its warp all of them or one half.
+    """
+    return tl.reshape(x, (x.shape[0], 2, x.shape[1] // 16, 8))
+
+
+@triton.jit
+def _over_lanes(sums):
+    """The sums of rows, from (rows, 2, 8)."""
+    return tl.sum(tl.sum(sums, 2), 1)
+
+
+@triton.jit
+def _add_similarities(highest, total, x, scale):
+    """Every lane's running maximum and Σ 2^((x − maximum) · scale) after one more tile; x = −∞ where no pair is."""
+    x = _lanes(x)
+    higher = tl.maximum(highest, tl.max(x, 2))
+    # Finite also where there has been no pair: −∞ − (−∞) is not a number.
+    shift = tl.where(higher == float("-inf"), 0.0, higher) * scale
+    total = total * tl.exp2(highest * scale - shift) + tl.sum(tl.exp2(x * scale - shift[:, :, None, :]), 2)
+    return higher, total
+
+
+@triton.jit
 def _store_losses(order, factor, losses, lse, lse_bits, position, valid, negatives, own):
     """Anchors' losses and lse, by row, lse · log2 e by position; from log2 Σ 2^x_ij over all negatives, and κ a_i."""
     row = tl.load(order + position, mask=valid, other=0)
@@ -197,8 +223,10 @@ def log_sum_exp(
         i = first + tl.arange(0, BLOCK_M)
         valid = i < count
         position = tl.load(anchors + i, mask=valid, other=0)
-        first_rank = tl.load(rank + tl.load(anchors + first))
-        last_rank = tl.load(rank + tl.load(anchors + tl.minimum(first + BLOCK_M, count) - 1))
+        first_position = tl.load(anchors + first)
+        last_position = tl.load(anchors + tl.minimum(first + BLOCK_M, count) - 1)
+        first_rank, last_rank = tl.load(rank + first_position), tl.load(rank + last_position)
+        one_class = (first_rank == last_rank) & (first + BLOCK_M <= count)
         class_rank = tl.load(rank + position, mask=valid, other=0)
         begin = tl.load(start + class_rank)
         end = tl.where(valid, begin + tl.load(size + class_rank), begin)
@@ -213,8 +241,8 @@ def log_sum_exp(
 
         mantissa_i = tl.load(mantissas + position, mask=valid, other=1.0)
         a = tl.load(agreement + position, mask=valid, other=0.0)
-        highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-        total = tl.zeros((BLOCK_M,), tl.float32)
+        highest = tl.full((BLOCK_M, 2, 8), float("-inf"), tl.float32)
+        total = tl.zeros((BLOCK_M, 2, 8), tl.float32)
         zi = load_chunk(z, padded, position, valid, 0, padded, BLOCK_K)
         for first_column in range(low, high, BLOCK_N):
             j = first_column + tl.arange(0, BLOCK_N)
@@ -226,9 +254,12 @@ def log_sum_exp(
                     chunk = load_chunk(z, padded, position, valid, k, padded, BLOCK_K)
                     s = matmul(chunk, z_tiles.load([first_column, k]).T, s, PRECISION)
             mantissa_j = tl.load(mantissas + j)
-            x = (s * mantissa_j[None, :] * mantissa_i[:, None] - a[:, None]) * scale
-            pair = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None]) & (j[None, :] != position[:, None])
-            highest, total = add_exponents(highest, total, tl.where(pair, x, float("-inf")))
+            x = s * mantissa_j[None, :] * mantissa_i[:, None] - a[:, None]
+            beside = (first_column + BLOCK_N <= first_position) | (first_column > last_position)
+            if not (one_class & beside & (first_column + BLOCK_N <= high)):
+                pair = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None]) & (j[None, :] != position[:, None])
+                x = tl.where(pair, x, float("-inf"))
+            highest, total = _add_similarities(highest, total, x, scale)
         if HAS_MEMORY:
             begin = tl.load(memory_start + class_rank)
             end = tl.where(valid, begin + tl.load(memory_size + class_rank), begin)
@@ -243,11 +274,13 @@ def log_sum_exp(
                         memory, memory_stride, row, j < memory_high, m_inverse, k, dim, chunk.dtype, BLOCK_K
                     )
                     s = matmul(chunk, tl.trans(m), s, PRECISION)
-                x = (s * mantissa(m_inverse)[None, :] * mantissa_i[:, None] - a[:, None]) * scale
+                x = s * mantissa(m_inverse)[None, :] * mantissa_i[:, None] - a[:, None]
                 pair = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None])
-                highest, total = add_exponents(highest, total, tl.where(pair, x, float("-inf")))
+                highest, total = _add_similarities(highest, total, tl.where(pair, x, float("-inf")), scale)
+        top = tl.max(tl.max(highest, 2), 1)
+        shift = tl.where(top == float("-inf"), 0.0, top) * scale
         # No pair at all leaves −∞ + log2 0 = −∞.
-        sum_ = highest + tl.log2(total)
+        sum_ = top * scale + tl.log2(_over_lanes(total * tl.exp2(highest * scale - shift[:, None, None])))
         if SPLIT:
             tl.store(negatives + split * rows + position, sum_, mask=valid)
         else:
@@ -327,11 +360,13 @@ def gradient(
         )
 
         pull = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
-        pairs = tl.zeros((BLOCK_M,), tl.float32)
-        along = tl.zeros((BLOCK_M,), tl.float32)
-        slope = tl.zeros((BLOCK_M,), tl.float32)
+        pairs = tl.zeros((BLOCK_M, 2, 8), tl.float32)
+        along = tl.zeros((BLOCK_M, 2, 8), tl.float32)
+        slope = tl.zeros((BLOCK_M, 2, 8), tl.float32)
         mantissa_i = tl.load(mantissas + position, mask=valid, other=1.0)
         scale_i = mantissa_i * (kappa * LOG2_E)
+        if not HAS_MEMORY:
+            tl.assume(low < high)
         zi = z_rows.load([first, 0])
         for first_column in range(low, high, BLOCK_N):
             j = first_column + tl.arange(0, BLOCK_N)
@@ -349,15 +384,15 @@ def gradient(
             mantissa_j = tl.load(mantissas + j)
             bits = s * (scale_i[:, None] * mantissa_j[None, :])
             share = tl.exp2(bits - lse_i[:, None])
-            pairs += tl.sum(share, 1)
+            pairs += tl.sum(_lanes(share), 2)
             if NEED_TEMPERATURE:
-                slope += tl.sum(share * (s * mantissa_j[None, :]), 1)
+                slope += tl.sum(_lanes(share * (s * mantissa_j[None, :])), 2)
             if NEED_ANCHOR:
                 lse_j, factor_j = tl.load(lse_bits + j), tl.load(factor + j) * (1.0 / unit)
                 c = factor_i[:, None] * share + factor_j[None, :] * tl.exp2(bits - lse_j[None, :])
                 c *= mantissa_j[None, :]
                 if NORMALIZE:
-                    along += tl.sum(c * s, 1)
+                    along += tl.sum(_lanes(c * s), 2)
                 c = rounded(c, zi.dtype)
                 if ONE_CHUNK:
                     pull = matmul(c, zj, pull, PRECISION)
@@ -378,21 +413,22 @@ def gradient(
                 mantissa_j = mantissa(m_inverse)
                 s = tl.where(pair, s, NO_PAIR)
                 share = tl.exp2(s * (scale_i[:, None] * mantissa_j[None, :]) - lse_i[:, None])
-                pairs += tl.sum(share, 1)
+                pairs += tl.sum(_lanes(share), 2)
                 if NEED_TEMPERATURE:
-                    slope += tl.sum(share * (s * mantissa_j[None, :]), 1)
+                    slope += tl.sum(_lanes(share * (s * mantissa_j[None, :])), 2)
                 if NEED_ANCHOR:
                     c = factor_i[:, None] * share * mantissa_j[None, :]
                     if NORMALIZE:
-                        along += tl.sum(c * s, 1)
+                        along += tl.sum(_lanes(c * s), 2)
                     c = rounded(c, zi.dtype)
                     m = _scaled_chunk(
                         memory, memory_stride, row, j < memory_high, m_inverse, first_v, dim, c.dtype, BLOCK_V
                     )
                     pull = matmul(c, m, pull, PRECISION)
 
-        pairs, slope = factor_i * pairs * unit, factor_i * slope * mantissa_i * unit
-        along, pull = along * mantissa_i * unit, pull * unit
+        pairs = factor_i * _over_lanes(pairs) * unit
+        slope = factor_i * _over_lanes(slope) * mantissa_i * unit
+        along, pull = _over_lanes(along) * mantissa_i * unit, pull * unit
         if SPLIT:
             at = split * rows + position
             column = first_v + tl.arange(0, BLOCK_V)
