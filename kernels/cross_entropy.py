@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from icckd.kernels import tables
+from icckd.kernels import tables, totals
 from icckd.kernels.precision import rounded
 from icckd.kernels.rows import (
     LOG2_E,
@@ -79,10 +79,10 @@ def cross_entropy_margin_sum(
     """Σ rows or their mean over those not ignored, the margins, and the gradient with respect to the logits."""
     losses, margin = (torch.empty(len(logits), dtype=torch.float32, device=logits.device) for _ in range(2))
     d_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    count = (labels != ignore_index).sum() if mean else None
+    count = totals.count(labels, ignore_index) if mean else None
     _launch(logits, labels, None, losses, margin, None, d_logits, label_smoothing, space, ignore_index, count)
     # Where there is no row, no kernel has divided by their number.
-    return (losses.mean() if mean and not len(losses) else losses.sum()), margin, d_logits
+    return (losses.mean() if mean and not len(losses) else totals.total(losses)), margin, d_logits
 
 
 def _launch(
@@ -291,7 +291,7 @@ def _form(
     kernel: triton.JITFunction, element: str, options: tables.Options, given: tuple[str, ...], group: int | None = None
 ) -> Specialization:
     """A kernel for what is `given`, with label smoothing; rows are aligned unless `group` is 1."""
-    types = {name: "*fp32" for name in ("upstream", "losses", "margin", "lse")} | {"labels": "*i64", "count": "*i64"}
+    types = {name: "*fp32" for name in ("upstream", "losses", "margin", "lse")} | {"labels": "*i64", "count": "*fp32"}
     types |= {"logits": f"*{element}", "d_logits": f"*{element}", "label_smoothing": "fp32"}
     optional = {"upstream": "WITH_UPSTREAM", "losses": "WITH_LOSS", "lse": "WITH_LSE", "d_logits": "WITH_GRADIENT"}
     absent = [name for name in (*optional, "count") if name not in given] + ([] if "losses" in given else ["margin"])

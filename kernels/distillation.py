@@ -45,6 +45,7 @@ from icckd.kernels.rows import (
     with_unit_columns,
 )
 from icckd.kernels.specialization import ELEMENTS, Specialization, specialize
+from icckd.kernels.totals import total
 
 # Numbers like any other: 1 is no constant, a multiple of 16 no kernel of its own.
 _INTEGERS = ["student_groups", "teacher_groups", "rows", "class_groups"]
@@ -73,7 +74,7 @@ def kd_kl_sum(
     losses = torch.empty(len(student), dtype=torch.float32, device=student.device)
     d_student = torch.empty(student.shape, dtype=student.dtype, device=student.device)
     _launch(student, teacher, None, losses, d_student, temperature, standardize, scale)
-    return losses.sum(), d_student
+    return total(losses), d_student
 
 
 def _launch(
