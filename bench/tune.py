@@ -64,7 +64,7 @@ SPACE: dict[str, dict[str, tuple[int, ...]]] = {
     "gradient": _GRADIENT_TILES,
     "gradient_memory": _GRADIENT_TILES,
     "add_splits": {"BLOCK": (4, 8, 16, 32), "BLOCK_K": (32, 64, 128), "num_warps": (2, 4, 8)},
-    "one_tile": {"BLOCK_K": (32, 64, 128), "num_warps": (2, 4, 8, 16), "num_stages": (1, 2, 3, 4)},
+    "one_tile": {"BLOCK_K": (32, 64, 128), "STAGES": (2, 3, 4, 6), "num_warps": (2, 4, 8, 16)},
     "layout": {
         "BLOCK": (32, 64, 128),
         "CLASSES": (2, 4, 8),

@@ -16,6 +16,8 @@ from icckd.kernels.precision import INTERPRETED, rounded
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+# Stands for −∞ where 0 times it should be 0.
+LOWEST = tl.constexpr(-1e30)
 # float16 holds coefficients in this unit, if the largest is 1: with a mantissa and rounding they stay below 65504.
 HALF_UNIT = tl.constexpr(2.0**-13)
 # Numbers that `store_gradients` writes at a time.

@@ -10,10 +10,16 @@
     on chip          BLOCK × BLOCK similarities → lse, loss, C
     second sweep     C Z, both gradients, chunk by chunk           the same again, from L2; 2 · BLOCK · D written
 
+Both sweeps copy STAGES − 1 chunks ahead, anchors and positives. The gradients are sums of the rows as they are given, F
+and their positives P, where C' holds the norms, too: four multiplications for each column.
+
+    dF = C' F + β P + γ F,  dP = β F + ζ P,  C'_ij = κ C_ij / (‖f_i‖ ‖f_j‖),  β = −κ r_i / (‖f_i‖ ‖p_i‖)
+    γ = κ (r_i a_i − z_i · Σ_j C_ij z_j) / ‖f_i‖²,  ζ = κ r_i a_i / ‖p_i‖²
+
 Bytes: 4 · N · D · element size to and from memory. FLOP: 4 · BLOCK² · D a tile, of which classes of n rows use about
-n / BLOCK; hence the smaller tiles where classes are promised to be small (`_likely_size`). Meant for many small
-classes, where bytes are the floor; a class of more than BLOCK rows is left to `large_classes`. Measured times are owed:
-no GPU has run this yet.
+n / BLOCK; hence the smaller tiles where classes are promised to be small (`_likely_size`). Registers limit the tiles:
+128 rows are one program a multiprocessor, 255 registers a thread. Meant for many small classes, where bytes are the
+floor; a class of more than BLOCK rows is left to `large_classes`. Measured times are owed: no GPU has run this yet.
 """
 
 import math
@@ -30,17 +36,14 @@ from icckd.kernels.contrast import (
     ALIGNED,
     HALF_UNIT,
     LOG2_E,
+    LOWEST,
     argument_types,
-    finite,
     inverse_norm,
     load_chunk,
-    mantissa,
     number,
-    power_of_two,
     product_precision_of,
     row_factor,
     row_loss,
-    store_gradients,
 )
 from icckd.kernels.layout import class_layout
 from icckd.kernels.precision import matmul, product_precision, rounded
@@ -49,8 +52,8 @@ from icckd.kernels.specialization import ELEMENTS, Specialization, specialize
 if TYPE_CHECKING:
     from icckd.kernels.intra_class import Batch, Gradients
 
-# Programs per multiprocessor: more than run there at once, so that those that end early make room for others.
-_PROGRAMS = 8
+# Rows in the tiles that a multiprocessor computes at a time: its registers hold no more.
+_ROWS = 128
 
 
 @triton.jit
@@ -60,7 +63,7 @@ def one_tile(
     anchor_stride, positive_stride, dim,
     NORMALIZE: tl.constexpr, WITH_LOSS: tl.constexpr, WITH_UPSTREAM: tl.constexpr,
     NEED_ANCHOR: tl.constexpr, NEED_POSITIVE: tl.constexpr, NEED_TEMPERATURE: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Loss, lse, both gradients and dκ, by row; 0 for rows that are no anchors.
 
@@ -82,7 +85,7 @@ def one_tile(
                 anchor, positive, weight, scale, upstream, temperature, order, rank, start, size, active,
                 losses, lse, d_anchor, d_positive, d_kappa, anchor_stride, positive_stride, dim,
                 position, end, labelled, NORMALIZE, WITH_LOSS, WITH_UPSTREAM,
-                NEED_ANCHOR, NEED_POSITIVE, NEED_TEMPERATURE, PRECISION, BLOCK, BLOCK_K,
+                NEED_ANCHOR, NEED_POSITIVE, NEED_TEMPERATURE, PRECISION, BLOCK, BLOCK_K, STAGES,
             )  # fmt: skip
 
 
@@ -93,48 +96,50 @@ def _tile(
     first_position, end, labelled,
     NORMALIZE: tl.constexpr, WITH_LOSS: tl.constexpr, WITH_UPSTREAM: tl.constexpr,
     NEED_ANCHOR: tl.constexpr, NEED_POSITIVE: tl.constexpr, NEED_TEMPERATURE: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Of the class that begins at `first_position` and those after it that begin before `end`, all that fit.
 
     Returns how many rows they have.
     """
+    HALF: tl.constexpr = anchor.dtype.element_ty == tl.float16
+    VECTOR: tl.constexpr = 128 // anchor.dtype.element_ty.primitive_bitwidth
     k = tl.arange(0, BLOCK)
     position = first_position + k
+    row = tl.load(order + position, mask=position < labelled, other=0)
     class_rank = tl.load(rank + position, mask=position < labelled, other=-1)
     # The class of a row, counted from the tile's first position.
     begin = tl.load(start + class_rank, mask=class_rank >= 0, other=end) - first_position
     stop = begin + tl.load(size + class_rank, mask=class_rank >= 0, other=0)
     valid = (begin < end - first_position) & (stop <= BLOCK)
-    is_anchor = valid & (k < begin + tl.load(active + class_rank, mask=valid, other=0))
-    row = tl.load(order + position, mask=valid, other=0)
+    is_anchor = valid & (k < begin + tl.load(active + class_rank, mask=class_rank >= 0, other=0))
     factor = row_factor(weight, scale, row, is_anchor)
 
     s = tl.zeros((BLOCK, BLOCK), tl.float32)
-    squares = tl.zeros((BLOCK,), tl.float32)
-    positive_squares = tl.zeros((BLOCK,), tl.float32)
-    products = tl.zeros((BLOCK,), tl.float32)
-    for first in range(0, dim, BLOCK_K):
+    squares = tl.zeros((BLOCK, BLOCK_K // VECTOR), tl.float32)
+    positive_squares = tl.zeros((BLOCK, BLOCK_K // VECTOR), tl.float32)
+    products = tl.zeros((BLOCK, BLOCK_K // VECTOR), tl.float32)
+    for first in tl.range(0, dim, BLOCK_K, num_stages=STAGES):
         a = load_chunk(anchor, anchor_stride, row, valid, first, dim, BLOCK_K)
         p = load_chunk(positive, positive_stride, row, is_anchor, first, dim, BLOCK_K).to(tl.float32)
         s = matmul(a, tl.trans(a), s, PRECISION)
         wide = a.to(tl.float32)
-        squares += tl.sum(wide * wide, 1)
-        positive_squares += tl.sum(p * p, 1)
-        products += tl.sum(wide * p, 1)
-    inverse = inverse_norm(squares, NORMALIZE)
-    positive_inverse = inverse_norm(positive_squares, NORMALIZE)
-    agreement = products * inverse * positive_inverse
-    pair = (k[None, :] >= begin[:, None]) & (k[None, :] < stop[:, None]) & (k[None, :] != k[:, None]) & valid[:, None]
-    # One array holds similarities and says which pairs there are: registers are few.
-    s = tl.where(pair, s * inverse[:, None] * inverse[None, :], float("-inf"))
+        squares += _sum_vectors(wide * wide, VECTOR)
+        positive_squares += _sum_vectors(p * p, VECTOR)
+        products += _sum_vectors(wide * p, VECTOR)
+    inverse = inverse_norm(tl.sum(squares, 1), NORMALIZE)
+    positive_inverse = inverse_norm(tl.sum(positive_squares, 1), NORMALIZE)
+    agreement = tl.sum(products, 1) * inverse * positive_inverse
+    stop = tl.where(valid, stop, 0)
+    pair = (k[None, :] >= begin[:, None]) & (k[None, :] < stop[:, None]) & (k[None, :] != k[:, None])
 
     kappa = 1.0 / number(temperature)
     bits = kappa * LOG2_E
-    highest = (tl.max(s, 1) - agreement) * bits
-    highest = tl.where(highest == float("-inf"), 0.0, highest)
-    exponents = (s - agreement[:, None]) * bits
-    loss = row_loss(highest + tl.log2(tl.sum(tl.exp2(exponents - highest[:, None]), 1)))
+    # One array tells the similarities, and which pairs there are: registers are few.
+    x = tl.where(pair, (s * inverse[:, None] * inverse[None, :] - agreement[:, None]) * bits, LOWEST)
+    highest = tl.max(x, 1)
+    highest = tl.where(highest == LOWEST, 0.0, highest)
+    loss = row_loss(highest + tl.log2(tl.sum(tl.exp2(x - highest[:, None]), 1)))
     if WITH_LOSS:
         tl.store(losses + row, tl.where(is_anchor, factor * loss, 0.0), mask=valid)
         tl.store(lse + row, tl.where(is_anchor, kappa * agreement + loss, 0.0), mask=valid)
@@ -144,35 +149,52 @@ def _tile(
             factor *= tl.load(upstream + row, mask=is_anchor, other=0.0)
         # +∞ makes the shares of a row that is no anchor vanish.
         loss_bits = tl.where(is_anchor, loss * LOG2_E, float("inf"))
-        coefficient = factor[:, None] * tl.exp2((s - agreement[:, None]) * bits - loss_bits[:, None])
+        coefficient = factor[:, None] * tl.exp2(x - loss_bits[:, None])
         pairs = tl.sum(coefficient, 1)
-        # u_j P_ji are the transposed, as S is symmetric: half the exponentials, no column's numbers in registers.
-        products = coefficient * finite(s)
-        slope = tl.sum(products, 1)
-        along = slope + tl.sum(products, 0)
+        similar = coefficient * (x * (1.0 / bits) + agreement[:, None])
+        slope = tl.sum(similar, 1)
+        along = slope + tl.sum(similar, 0)
         if NEED_TEMPERATURE:
             tl.store(d_kappa + row, tl.where(is_anchor, slope - pairs * agreement, 0.0), mask=valid)
+        # u_j P_ji are the transposed, as S is symmetric: half the exponentials, no column's numbers in registers.
         coefficient += tl.trans(coefficient)
-        largest = tl.full((BLOCK,), 1.0, tl.float32)
-        if anchor.dtype.element_ty == tl.float16:
+        coefficient *= (kappa * inverse)[None, :] * inverse[:, None]
+        if HALF:
             # It has no room for small numbers: bring the largest of each row near its own largest.
             largest = tl.max(tl.abs(coefficient), 1) * HALF_UNIT
             largest = tl.where(largest > 0, largest, 1.0)
-            coefficient = coefficient * (1.0 / largest)[:, None]
-        coefficient = rounded(coefficient * mantissa(inverse)[None, :], anchor.dtype.element_ty)
-        ignored = k < 0
-        for first in range(0, dim, BLOCK_K):
+            coefficient *= (1.0 / largest)[:, None]
+        coefficient = rounded(coefficient, anchor.dtype.element_ty)
+        beta = -kappa * pairs * inverse * positive_inverse
+        gamma = kappa * (pairs * agreement - along) * inverse * inverse
+        zeta = kappa * pairs * agreement * positive_inverse * positive_inverse
+        for first in tl.range(0, dim, BLOCK_K, num_stages=STAGES):
             a = load_chunk(anchor, anchor_stride, row, valid, first, dim, BLOCK_K)
-            pull = tl.zeros((BLOCK, BLOCK_K), tl.float32)
+            p = load_chunk(positive, positive_stride, row, is_anchor, first, dim, BLOCK_K).to(tl.float32)
+            wide = a.to(tl.float32)
+            column = first + tl.arange(0, BLOCK_K)
+            at = row.to(tl.int64)[:, None] * dim + column[None, :]
+            mask = valid[:, None] & (column < dim)[None, :]
             if NEED_ANCHOR:
-                z = rounded(a.to(tl.float32) * power_of_two(inverse)[:, None], anchor.dtype.element_ty)
-                pull = matmul(coefficient, z, pull, PRECISION) * largest[:, None]
-            store_gradients(
-                anchor, positive, anchor_stride, positive_stride, d_anchor, d_positive, row, valid, is_anchor, ignored,
-                first, dim, pull, along, pairs, agreement, inverse, positive_inverse, kappa,
-                NORMALIZE, NEED_ANCHOR, NEED_POSITIVE, BLOCK_K,
-            )  # fmt: skip
+                d_a = matmul(coefficient, a, tl.zeros((BLOCK, BLOCK_K), tl.float32), PRECISION)
+                if HALF:
+                    d_a *= largest[:, None]
+                d_a += beta[:, None] * p
+                if NORMALIZE:
+                    d_a += gamma[:, None] * wide
+                tl.store(d_anchor + at, rounded(d_a, d_anchor.dtype.element_ty), mask=mask)
+            if NEED_POSITIVE:
+                d_p = beta[:, None] * wide
+                if NORMALIZE:
+                    d_p += zeta[:, None] * p
+                tl.store(d_positive + at, rounded(d_p, d_positive.dtype.element_ty), mask=mask)
     return tl.sum(valid.to(tl.int32), 0)
+
+
+@triton.jit
+def _sum_vectors(x, VECTOR: tl.constexpr):
+    """Sums of VECTOR columns that lie side by side, which one thread has loaded."""
+    return tl.sum(tl.reshape(x, (x.shape[0], x.shape[1] // VECTOR, VECTOR)), 2)
 
 
 @dataclass(frozen=True)
@@ -198,7 +220,7 @@ class OneTile:
     ) -> None:
         layout = batch.layout
         count, dim = batch.anchor.shape
-        programs = min(count, _PROGRAMS * tables.multiprocessors(batch.anchor.device))
+        programs = min(count, max(1, _ROWS // self.limit) * tables.multiprocessors(batch.anchor.device))
         one_tile[(programs,)](
             batch.anchor, batch.positive, batch.weight, batch.scale, upstream, batch.temperature,
             layout.order, layout.rank, layout.start, layout.size, layout.active, layout.totals,

@@ -66,13 +66,13 @@ TABLE = {
     },
     "one_tile": {
         "half": {
-            32: {"BLOCK": 32, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
-            64: {"BLOCK": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
-            128: {"BLOCK": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2},
+            32: {"BLOCK": 32, "BLOCK_K": 64, "STAGES": 3, "num_warps": 4},
+            64: {"BLOCK": 64, "BLOCK_K": 64, "STAGES": 3, "num_warps": 8},
+            128: {"BLOCK": 128, "BLOCK_K": 64, "STAGES": 2, "num_warps": 8},
         },
         "float": {
-            32: {"BLOCK": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
-            64: {"BLOCK": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
+            32: {"BLOCK": 32, "BLOCK_K": 32, "STAGES": 2, "num_warps": 4},
+            64: {"BLOCK": 64, "BLOCK_K": 32, "STAGES": 2, "num_warps": 8},
         },
     },
     "layout": {

@@ -63,12 +63,12 @@ TABLE = {
     },
     "one_tile": {
         "half": {
-            16: {"BLOCK": 16, "BLOCK_K": 16, "num_warps": 1, "num_stages": 1},
-            32: {"BLOCK": 32, "BLOCK_K": 16, "num_warps": 1, "num_stages": 1},
+            16: {"BLOCK": 16, "BLOCK_K": 16, "STAGES": 1, "num_warps": 1},
+            32: {"BLOCK": 32, "BLOCK_K": 16, "STAGES": 1, "num_warps": 1},
         },
         "float": {
-            16: {"BLOCK": 16, "BLOCK_K": 16, "num_warps": 1, "num_stages": 1},
-            32: {"BLOCK": 32, "BLOCK_K": 16, "num_warps": 1, "num_stages": 1},
+            16: {"BLOCK": 16, "BLOCK_K": 16, "STAGES": 1, "num_warps": 1},
+            32: {"BLOCK": 32, "BLOCK_K": 16, "STAGES": 1, "num_warps": 1},
         },
     },
     "layout": {

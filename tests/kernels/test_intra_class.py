@@ -111,7 +111,7 @@ def test_sizes_of_classes(guard, sizes, counted):
 @pytest.mark.parametrize("sizes", [RAGGED, ALIKE, BOTH_SIDES], ids=["ragged", "alike", "both sides"])
 def test_programs_share_the_tiles(guard, monkeypatch, programs, sizes):
     monkeypatch.setattr(tables, "multiprocessors", lambda _: programs)
-    monkeypatch.setattr(one_tile, "_PROGRAMS", 1)
+    monkeypatch.setattr(one_tile, "_ROWS", 0)
     monkeypatch.setattr(kernels, "_ROW_PROGRAMS", 1)
     monkeypatch.setattr(kernels, "_TILE_PROGRAMS", 1)
     check(guard, Problem(sizes))
