@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from icckd.kernels.layout import Layout
-from icckd.kernels.precision import rounded
+from icckd.kernels.precision import INTERPRETED, rounded
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -55,6 +55,16 @@ def mantissa(inverse):
 def finite(s):
     """The similarities; 0 where there is no pair, which they show by −∞."""
     return tl.where(s == float("-inf"), 0.0, s)
+
+
+@triton.jit
+def number(x):
+    """A number that is given, or the one to which a pointer is."""
+    if INTERPRETED:
+        # There numbers are Python's own.
+        return x if isinstance(x, float) else tl.load(x)
+    else:
+        return tl.load(x) if x.dtype.is_ptr() else x
 
 
 @triton.jit

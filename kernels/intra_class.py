@@ -5,7 +5,7 @@
 
 Which class goes which way is read on the device: both kinds of kernels are launched, and programs without work end
 at once. A training step without a memory takes nine launches: four for the layout, one for small classes, three for
-large ones, one for the sum.
+large ones, one for the sum; its backward takes one more (`scaling`).
 
 Products take rows in the inputs' dtype, memory rows in that of the batch; sums are float32. A row whose squared norm
 is no float32 number (norms beyond 10^±19) counts as zero or gives NaN. NaN makes its class NaN, and may do so to
@@ -26,6 +26,7 @@ from icckd.kernels.large_classes import MARGIN, add_splits, gradient, log_sum_ex
 from icckd.kernels.layout import Layout
 from icckd.kernels.one_tile import OneTile
 from icckd.kernels.precision import product_precision
+from icckd.kernels.totals import total
 
 # Rows that one program of `row_losses` takes.
 _ROWS = 256
@@ -39,18 +40,20 @@ def intra_class_rows(
     anchor: Tensor,
     positive: Tensor,
     labels: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     memory: Tensor | None,
     memory_labels: Tensor | None,
     temperature: Tensor,
+    mean: bool,
     normalize: bool,
     num_classes: int | None,
     small_classes: "SmallClassesFor" = OneTile.for_rows,
 ) -> tuple[Tensor, Tensor]:
-    """The weighted loss of every row and its log-sum-exp, both (N,), 0 where the weight is 0."""
+    """The weighted loss of every row and its log-sum-exp, both (N,), 0 where a row is no anchor."""
     batch = Batch.of(
-        anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes, small_classes
-    )
+        anchor, positive, labels, weight, memory, memory_labels, temperature, mean, normalize, num_classes,
+        small_classes, need_temperature=False,
+    )  # fmt: skip
     rows, lse = batch.per_row(), batch.per_row()
     nothing = Gradients.of(batch, False, False, False)
     batch.compute_small(rows, lse, None, nothing)
@@ -65,10 +68,11 @@ def intra_class_rows_backward(
     anchor: Tensor,
     positive: Tensor,
     labels: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     memory: Tensor | None,
     memory_labels: Tensor | None,
     temperature: Tensor,
+    mean: bool,
     normalize: bool,
     num_classes: int | None,
     need_anchor: bool,
@@ -78,8 +82,9 @@ def intra_class_rows_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of Σ grad_rows · rows; an empty tensor for each that is not needed."""
     batch = Batch.of(
-        anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes, small_classes
-    )
+        anchor, positive, labels, weight, memory, memory_labels, temperature, mean, normalize, num_classes,
+        small_classes, need_temperature,
+    )  # fmt: skip
     gradients = Gradients.of(batch, need_anchor, need_positive, need_temperature)
     grad_rows = grad_rows.contiguous()
     batch.compute_small(None, None, grad_rows, gradients)
@@ -92,10 +97,11 @@ def intra_class_sum(
     anchor: Tensor,
     positive: Tensor,
     labels: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     memory: Tensor | None,
     memory_labels: Tensor | None,
     temperature: Tensor,
+    mean: bool,
     normalize: bool,
     num_classes: int | None,
     need_anchor: bool,
@@ -105,8 +111,9 @@ def intra_class_sum(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The weighted sum of the losses, and its gradients; an empty tensor for each that is not needed."""
     batch = Batch.of(
-        anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes, small_classes
-    )
+        anchor, positive, labels, weight, memory, memory_labels, temperature, mean, normalize, num_classes,
+        small_classes, need_temperature,
+    )  # fmt: skip
     gradients = Gradients.of(batch, need_anchor, need_positive, need_temperature)
     rows, lse = batch.per_row(), batch.per_row()
     batch.compute_small(rows, lse, None, gradients)
@@ -114,7 +121,7 @@ def intra_class_sum(
         prepared = _prepare(batch, rows, lse, None)
         _losses(batch, prepared, rows, lse)
         _gradient(batch, prepared, gradients)
-    return rows.sum(), *gradients.of_inputs(batch)
+    return total(rows), *gradients.of_inputs(batch)
 
 
 class SmallClasses(Protocol):
@@ -129,7 +136,7 @@ class SmallClasses(Protocol):
     def layout(
         self, labels: Tensor, weight: Tensor | None, memory_labels: Tensor | None, num_classes: int | None, limit: int
     ) -> Layout:
-        """The layout of rows with these labels (N,) and weights (N,), and of memory rows with theirs (M,)."""
+        """The layout of rows with these labels (N,) and weights (N,) or 1 each, and of memory rows with theirs (M,)."""
 
     def compute(
         self, batch: "Batch", rows: Tensor | None, lse: Tensor | None, upstream: Tensor | None, gradients: "Gradients"
@@ -143,13 +150,18 @@ SmallClassesFor = Callable[[Tensor, int | None], SmallClasses]
 
 @dataclass
 class Batch:
-    """The arguments of an operator as kernels take them, and the layout of its rows."""
+    """The arguments of an operator as kernels take them, and the layout of its rows.
+
+    weight, scale: Losses are multiplied by both, (N,) and (1,); 1 where None.
+    temperature: Where it lies on the device, or the number itself.
+    """
 
     anchor: Tensor
     positive: Tensor
-    weight: Tensor
+    weight: Tensor | None
+    scale: Tensor | None
     memory: Tensor | None
-    temperature: Tensor
+    temperature: Tensor | float
     normalize: bool
     small_classes: "SmallClasses"
     layout: Layout
@@ -160,30 +172,36 @@ class Batch:
         anchor: Tensor,
         positive: Tensor,
         labels: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         memory: Tensor | None,
         memory_labels: Tensor | None,
         temperature: Tensor,
+        mean: bool,
         normalize: bool,
         num_classes: int | None,
         small_classes: "SmallClassesFor",
+        need_temperature: bool,
     ) -> "Batch":
         anchor, positive = _with_unit_columns(anchor), _with_unit_columns(positive)
         if memory is not None and len(memory):
             memory = _with_unit_columns(memory)
         else:
             memory = memory_labels = None
-        labels, weight = labels.contiguous(), weight.contiguous()
+        labels, weight = labels.contiguous(), None if weight is None else weight.contiguous()
         small = small_classes(anchor, num_classes)
         limit = small.limit if memory is None else 0
         layout = small.layout(labels, weight, memory_labels, num_classes, limit)
-        return cls(anchor, positive, weight, memory, temperature, normalize, small, layout)
+        scale = layout.scale if mean else None
+        # What the host knows kernels get as a number: nothing has to fill memory on the device.
+        known = temperature.device.type == "cpu" and not need_temperature
+        tau = temperature.item() if known else temperature
+        return cls(anchor, positive, weight, scale, memory, tau, normalize, small, layout)
 
     def compute_small(
         self, rows: Tensor | None, lse: Tensor | None, upstream: Tensor | None, gradients: "Gradients"
     ) -> None:
         """Loss and gradients of the classes that fit on chip."""
-        if self.memory is None and self.small_classes.limit and len(self.weight):
+        if self.memory is None and self.small_classes.limit and len(self.anchor):
             self.small_classes.compute(self, rows, lse, upstream, gradients)
 
     def options(self, kernel: str) -> tables.Options:
@@ -196,7 +214,14 @@ class Batch:
 
     def per_row(self) -> Tensor:
         """Room for a number of every row, or of every position (N,)."""
-        return torch.empty_like(self.weight)
+        return torch.empty(len(self.anchor), dtype=torch.float32, device=self.anchor.device)
+
+    @property
+    def temperature_on_device(self) -> Tensor:
+        """The temperature for kernels that read it there."""
+        if isinstance(self.temperature, Tensor):
+            return self.temperature
+        return torch.full((), self.temperature, dtype=torch.float32, device=self.anchor.device)
 
 
 @dataclass
@@ -234,17 +259,17 @@ class Gradients:
 
     @classmethod
     def of(cls, batch: Batch, *needed: bool) -> "Gradients":
-        anchor, positive, _ = (
+        anchor, positive = (
             torch.empty(x.shape if need else (0,), dtype=x.dtype, device=x.device)
-            for x, need in zip((batch.anchor, batch.positive, batch.weight), needed, strict=True)
+            for x, need in zip((batch.anchor, batch.positive), needed[:2], strict=True)
         )
-        kappa = batch.per_row() if needed[2] else batch.weight.new_empty(0)
+        kappa = torch.empty(len(batch.anchor) if needed[2] else 0, dtype=torch.float32, device=batch.anchor.device)
         return cls(anchor, positive, kappa, (needed[0], needed[1], needed[2]))
 
     def of_inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of anchor, positive and temperature: dτ = −κ² dκ."""
         need_temperature = self.needed[2]
-        temperature = -self.kappa.sum() / batch.temperature.square() if need_temperature else self.kappa
+        temperature = -total(self.kappa) / batch.temperature**2 if need_temperature else self.kappa
         return self.anchor, self.positive, temperature
 
     @property
@@ -266,7 +291,7 @@ def _prepare(batch: Batch, rows: Tensor | None, lse: Tensor, upstream: Tensor | 
         factor.zero_()
     prepare[(_programs(batch, triton.cdiv(count + MARGIN.value, options["BLOCK"]), _ROW_PROGRAMS),)](
         batch.anchor, batch.positive, layout.order, layout.rank, layout.start, layout.active, layout.totals,
-        batch.weight, None, upstream,
+        batch.weight, batch.scale, upstream,
         z, inverse, mantissas, positive_inverse, agreement, factor, lse_bits, rows, lse,
         batch.anchor.stride(0), batch.positive.stride(0), count, dim, padded, NORMALIZE=batch.normalize, **options,
     )  # fmt: skip

@@ -42,6 +42,7 @@ from icckd.kernels.contrast import (
     inverse_norm,
     load_chunk,
     mantissa,
+    number,
     power_of_two,
     product_precision_of,
     row_factor,
@@ -216,7 +217,7 @@ def log_sum_exp(
     SPLIT: log2 Σ 2^x_ij over this split's negatives into `negatives` (splits, N) instead, for `row_losses`.
     """
     count = tl.load(totals + 3)
-    scale = LOG2_E / tl.load(temperature)
+    scale = LOG2_E / number(temperature)
     split = tl.program_id(1)
     for tile in range(tl.program_id(0), tl.cdiv(count, BLOCK_M), tl.num_programs(0)):
         first = tile * BLOCK_M
@@ -284,7 +285,7 @@ def log_sum_exp(
         if SPLIT:
             tl.store(negatives + split * rows + position, sum_, mask=valid)
         else:
-            _store_losses(order, factor, losses, lse, lse_bits, position, valid, sum_, a / tl.load(temperature))
+            _store_losses(order, factor, losses, lse, lse_bits, position, valid, sum_, a / number(temperature))
 
 
 @triton.jit(do_not_specialize=["rows", "splits"])
@@ -301,7 +302,7 @@ def row_losses(
     for split in range(0, splits):
         x = tl.load(negatives + split * rows + position, mask=valid, other=float("-inf"))
         highest, total = add_exponents(highest, total, x[:, None])
-    own = tl.load(agreement + position, mask=valid, other=0.0) / tl.load(temperature)
+    own = tl.load(agreement + position, mask=valid, other=0.0) / number(temperature)
     _store_losses(order, factor, losses, lse, lse_bits, position, valid, highest + tl.log2(total), own)
 
 
@@ -325,7 +326,7 @@ def gradient(
     HALVES: tl.constexpr = 2 if BLOCK_M == 64 and BLOCK_V == 512 else 1
     labelled, large = tl.load(totals), tl.load(totals + 2)
     split, first_v = tl.program_id(2), tl.program_id(1) * BLOCK_V
-    kappa = 1.0 / tl.load(temperature)
+    kappa = 1.0 / number(temperature)
     unit = 1.0
     if d_anchor.dtype.element_ty == tl.float16:
         # It has no room for small numbers: bring the largest near its own largest.
@@ -479,7 +480,7 @@ def add_splits(
     _finish(
         anchor, positive, anchor_stride, positive_stride, order, inverse, positive_inverse, agreement,
         d_anchor, d_positive, d_kappa, position, valid, is_anchor, ignored, first_v, dim,
-        pull, pairs, along, slope, 1.0 / tl.load(temperature),
+        pull, pairs, along, slope, 1.0 / number(temperature),
         NORMALIZE, NEED_ANCHOR, NEED_POSITIVE, NEED_TEMPERATURE, BLOCK_K,
     )  # fmt: skip
 
@@ -510,7 +511,7 @@ def specializations(architecture: str) -> Iterator[Specialization]:
         types = argument_types(element)
         common = {"PRECISION": product_precision_of(architecture)}
         wanted = {"NEED_ANCHOR": True, "NEED_POSITIVE": True, "NEED_TEMPERATURE": True}
-        step = {"scale": None, "upstream": None}
+        step = {"weight": None, "upstream": None}
         backward = {"scale": None, "losses": None}
         for kernel, flags in ((prepare, step), (prepare, backward), (memory_norms, {}), (add_splits, wanted)):
             for options in tables.entries(kernel.__name__, architecture, size).values():
@@ -523,7 +524,7 @@ def specializations(architecture: str) -> Iterator[Specialization]:
                     tiles, constants = form(element, dim, options, memory)
                     yield specialize(
                         kernel,
-                        types | tiles,
+                        types | tiles | ({} if memory else {"temperature": "fp32"}),
                         common | constants,
                         options,
                         matrix_unit=True,

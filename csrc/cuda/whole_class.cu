@@ -24,7 +24,7 @@ using OptionalTensor = std::optional<Tensor>;
 
 // At most 128 registers a thread, or what leaves room for two blocks of 96 rows; more where C, in float32, takes them.
 template <class E, int rows>
-constexpr int blocks_at_least = sizeof(E) == 4 && rows > 64 ? 1 : 256 / rows;
+constexpr int blocks_at_least = sizeof(E) == 2 ? 256 / rows : rows > 64 ? 1 : 192 / rows;
 
 template <class E, int rows>
 __global__ void __launch_bounds__(2 * rows, blocks_at_least<E, rows>) whole_class_kernel(const __grid_constant__ WholeClassParams params) {

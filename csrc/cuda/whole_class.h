@@ -590,17 +590,16 @@ class WholeClass {
   // shared memory is read for at once, one is 4 below the other, so that they begin at different banks.
   ICCKD_DEVICE void write_gradients(const TileRows<rows>& tile, const Coefficients<E, rows>& c, const Positions& own) const {
     const int first = warp_rows * warp() + lane() / 8 + lane() / 4 % 2 * 4, first_column = lane() % 4 * 8;
-    const OwnRow of[2] = {own_row_of(tile, first), own_row_of(tile, first + 8)};
     for (int chunk = 0; chunk < p.plan.chunks; ++chunk) {
       const int column = chunk * chunk_columns<E> + first_column;
       // Asked for now, so that they come while the matrix unit works.
       Vector16 positives[2][pieces];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) load_pieces(positives[half], of[half], column);
+      for (int half = 0; half < 2; ++half) load_pieces(positives[half], tile, first + 8 * half, column);
       float pull[chunk_columns<E> / 8][4] = {};
       if (p.d_anchor) add_pull_of(pull, c, operand + chunk * rows * swizzle_row_bytes, own);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) write_pieces(of[half], first + 8 * half, chunk, column, positives[half], pull, half);
+      for (int half = 0; half < 2; ++half) write_pieces(tile, first + 8 * half, chunk, column, positives[half], pull, half);
     }
   }
 
@@ -610,22 +609,14 @@ class WholeClass {
     return piece * per_vector<E> / 8 * bounce_columns + piece * per_vector<E> % 8;
   }
 
-  // In the batch: −1 beyond the tile's rows; and as an anchor: −1 of a row that is none.
-  struct OwnRow {
-    int row, anchor;
-  };
-
-  ICCKD_DEVICE OwnRow own_row_of(const TileRows<rows>& tile, int k) const {
-    return {k < tile.count ? tile.row[k] : -1, tile.is_anchor[k] ? tile.row[k] : -1};
-  }
-
-  ICCKD_DEVICE void load_pieces(Vector16 (&to)[pieces], const OwnRow& of, int column) const {
-    const E* const row = positive(of.anchor) + column;
+  ICCKD_DEVICE void load_pieces(Vector16 (&to)[pieces], const TileRows<rows>& tile, int k, int column) const {
+    const E* const row = positive(tile.row[k]) + column;
+    const bool is_anchor = tile.is_anchor[k];
 #pragma unroll
     for (int piece = 0; piece < pieces; ++piece) {
       const E* const from = row + piece_column(piece);
       const int left = p.dim - column - piece_column(piece);
-      to[piece] = of.anchor < 0 || left <= 0 ? Vector16{} : p.aligned ? load16_last(from) : load_elements(from, left);
+      to[piece] = !is_anchor || left <= 0 ? Vector16{} : p.aligned ? load16_last(from) : load_elements(from, left);
     }
   }
 
@@ -644,17 +635,17 @@ class WholeClass {
   }
 
   // This thread's pieces of both gradients of row k of the tile.
-  ICCKD_DEVICE void write_pieces(const OwnRow& of, int k, int chunk, int column, const Vector16 (&positives)[pieces],
+  ICCKD_DEVICE void write_pieces(const TileRows<rows>& tile, int k, int chunk, int column, const Vector16 (&positives)[pieces],
                                  const float (&pull)[chunk_columns<E> / 8][4], int half) const {
     const RowFactors f = numbers.factors[k];
-    const int64_t at = static_cast<int64_t>(of.row) * p.dim + column;
+    const int64_t at = static_cast<int64_t>(tile.row[k]) * p.dim + column;
     const unsigned char* const own = operand + chunk * rows * swizzle_row_bytes;
 #pragma unroll
     for (int piece = 0; piece < pieces; ++piece) {
       const int offset = piece_column(piece), in_bounce = offset % bounce_columns;
       if (p.d_anchor && in_bounce == 0) bounce_pull(pull, half, offset);
       const int left = p.dim - column - offset;
-      if (of.row < 0 || left <= 0) continue;
+      if (k >= tile.count || left <= 0) continue;
       float z[per_vector<E>], y[per_vector<E>], d[per_vector<E>];
       to_floats<E>(load16(own + swizzled(k * swizzle_row_bytes + (lane() % 4 * 8 + offset) * static_cast<int>(sizeof(E)))), z);
       to_floats<E>(positives[piece], y);

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from icckd.backends import triton
+from icckd.backends.eager.cross_entropy import sum_by_weights
 from icckd.backends.triton import on_device_of_tensors, rkd_angle, rkd_distance, scale_gradients
 from icckd.kernels import intra_class
 from icckd.kernels.layout import Layout, class_layout
@@ -86,9 +88,9 @@ class WholeClass:
             batch.anchor,
             batch.positive,
             batch.weight,
-            None,  # scale
+            batch.scale,
             upstream,
-            batch.temperature,
+            batch.temperature_on_device,
             layout.order,
             layout.rank,
             layout.start,
@@ -111,6 +113,12 @@ def _with_whole_class(operator: Callable) -> Callable:
 intra_class_rows = _with_whole_class(intra_class.intra_class_rows)
 intra_class_rows_backward = _with_whole_class(intra_class.intra_class_rows_backward)
 intra_class_sum = _with_whole_class(intra_class.intra_class_sum)
+
+
+@sum_by_weights
+def cross_entropy_margin_sum(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.icckd_cuda.cross_entropy_margin_sum(*arguments)
+
 
 # Triton's; the others are defined above, or found by __getattr__.
 __all__ = ["rkd_angle", "rkd_distance", "scale_gradients"]

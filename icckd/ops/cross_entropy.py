@@ -41,17 +41,18 @@ def cross_entropy_margin_rows_backward(
 def cross_entropy_margin_sum(
     logits: Tensor,
     labels: Tensor,
-    weight: Tensor,
+    mean: bool,
     label_smoothing: float,
     space: str,
     ignore_index: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ weight · rows, the margins, and the sum's gradient with respect to the logits."""
+    """Σ rows, the margins, and the sum's gradient with respect to the logits.
+
+    `mean` divides by the number of rows that are not ignored; the loss of none is NaN, its gradient 0.
+    """
     _check_labels(labels, logits.shape[1], ignore_index)
-    return backends.module(backend).cross_entropy_margin_sum(
-        logits, labels, weight, label_smoothing, space, ignore_index
-    )
+    return backends.module(backend).cross_entropy_margin_sum(logits, labels, mean, label_smoothing, space, ignore_index)
 
 
 @cross_entropy_margin_rows.register_fake

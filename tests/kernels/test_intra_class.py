@@ -61,7 +61,7 @@ class Problem:
         weight, temperature = guard(self.weight * ~out), guard(torch.tensor(self.temperature))
         labels = guard(self.labels)
         batch = (guard(anchor), guard(positive), labels, weight)
-        return *batch, memory, memory_labels, temperature, self.normalize, num_classes
+        return *batch, memory, memory_labels, temperature, False, self.normalize, num_classes
 
     def defined(self, num_classes, reduction):
         """Loss and gradients by the definition, in float64 and in the inputs' precision."""

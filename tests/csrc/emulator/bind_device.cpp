@@ -148,33 +148,6 @@ void write_read_only(Buffer x, Timing timing) {
   launch({}, timing, [p = const_cast<float*>(x.data<float>())] { p[lane()] = 1; });
 }
 
-#if ICCKD_HAS_BULK
-
-// Copies 1024 bytes three times, one phase after the other; `fault` leaves something out.
-void bulk(Buffer x, Buffer out, const std::string& fault, Timing timing) {
-  launch({.threads = 64, .shared_bytes = 2048}, timing, [=, in = x.data<unsigned char>(), y = out.mutable_data<unsigned char>()] {
-    auto* barrier = reinterpret_cast<Barrier*>(shared_memory());
-    unsigned char* data = shared_memory() + 1024;
-    if (thread() == 0 && fault != "no init") {
-      barrier_init(barrier, 1);
-      if (fault != "no fence") barrier_fence_init();
-    }
-    block_barrier();
-    for (int phase = 0; phase < (fault == "no wait" ? 1 : 3); ++phase) {
-      if (thread() == 0) {
-        if (fault != "no expect") barrier_expect(barrier, fault == "too many bytes" ? 1040 : 1024);
-        bulk_copy(data, in + 1024 * phase, fault == "odd bytes" ? 1023 : 1024, barrier);
-      }
-      if (fault != "no wait") barrier_wait(barrier, phase % 2);
-      if (fault == "no wait") block_barrier();
-      store16(y + 1024 * phase + 16 * thread(), load16(data + 16 * thread()));
-      block_barrier();
-    }
-  });
-}
-
-#endif
-
 #if ICCKD_HAS_WGMMA
 
 // d (64, N) += a (64, 16 k) · b, with b (N, 16 k), or (16 k, N) where transposed. Operands are brought to the swizzled layout here, by
@@ -286,9 +259,6 @@ ICCKD_MODULE(m) {
   m.def("round_bfloat16", &round_to<bfloat16>);
   m.def("round_float16", &round_to<float16>);
   m.def("swizzled", &swizzled);
-#if ICCKD_HAS_BULK
-  m.def("bulk", &bulk);
-#endif
 #if ICCKD_HAS_WGMMA
   define_wgmma<bfloat16, 16>(m, "wgmma_bfloat16_16");
   define_wgmma<bfloat16, 64>(m, "wgmma_bfloat16_64");

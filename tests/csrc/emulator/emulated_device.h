@@ -1,7 +1,7 @@
 // csrc/cuda/device.h for the emulator: the same names, on the CPU, with checks. Each function is that of the PTX ISA, written from its
 // documentation and not from the kernels' idea of it.
 //
-// ICCKD_EMULATED is the architecture: 80, 90 (with bulk copies and wgmma) or 100 (with bulk copies).
+// ICCKD_EMULATED is the architecture: 80, 90 (with wgmma) or 100.
 #pragma once
 
 #include <bit>
@@ -16,7 +16,6 @@
 #include "emulator.h"
 
 #define ICCKD_DEVICE inline
-#define ICCKD_HAS_BULK (ICCKD_EMULATED >= 90)
 #define ICCKD_HAS_WGMMA (ICCKD_EMULATED == 90)
 #define ICCKD_ASSERT(condition) \
   ((condition) ? static_cast<void>(0) : emulator::fail("ICCKD_ASSERT(" #condition ") failed", emulator::Place::current()))
@@ -184,25 +183,6 @@ void wait_copies() {
   emulator::wait(emulator::Queue::copies, thread(), N);
 }
 
-// ---- bulk copies ------------------------------------------------------------------------------------------------------
-
-#if ICCKD_HAS_BULK
-
-inline void barrier_init(Barrier* barrier, int count, Place place = Place::current()) { emulator::barrier_init(barrier, count, place); }
-inline void barrier_fence_init() { emulator::barrier_fence_init(); }
-inline void barrier_expect(Barrier* barrier, int bytes, Place place = Place::current()) { emulator::barrier_arrive(barrier, bytes, place); }
-inline void barrier_arrive(Barrier* barrier, Place place = Place::current()) { emulator::barrier_arrive(barrier, 0, place); }
-inline void barrier_wait(Barrier* barrier, int parity, Place place = Place::current()) { emulator::barrier_wait(barrier, parity, place); }
-
-inline void bulk_copy(void* shared, const void* global, int bytes, Barrier* barrier, Place place = Place::current()) {
-  emulator::bulk_copy(shared, global, bytes, barrier, place);
-}
-
-// Plain stores are not seen by the emulator: that this call is there cannot be checked.
-inline void fence_shared_async() {}
-
-#endif
-
 // ---- matrix unit ------------------------------------------------------------------------------------------------------
 
 template <class E>
@@ -323,6 +303,9 @@ inline void mma_16x8x8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_
 // ---- wgmma ------------------------------------------------------------------------------------------------------------
 
 #if ICCKD_HAS_WGMMA
+
+// Plain stores are not seen by the emulator: that this call is there cannot be checked.
+inline void fence_shared_async() {}
 
 inline void wgmma_fence(Place place = Place::current()) {
   emulator::wgmma_fenced() = true;
