@@ -19,7 +19,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 # float16 holds coefficients in this unit, if the largest is 1: with a mantissa and rounding they stay below 65504.
 HALF_UNIT = tl.constexpr(2.0**-13)
 # Numbers that `store_gradients` writes at a time.
-_STORED = tl.constexpr(4096)
+_STORED = tl.constexpr(2048)
 
 
 @triton.jit

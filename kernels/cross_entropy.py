@@ -7,7 +7,7 @@
 
                             C up to the table's longest row          beyond
     kernel                  cross_entropy_whole                      cross_entropy_swept
-    a program holds         ROWS rows of BLOCK ≥ C in registers      BLOCK running maxima and sums of one row
+    a program holds         ROWS rows of BLOCK ≥ C in registers      running maxima and sums of one row in every lane
     reads of a logit        1                                        1, and 1 more for the gradient, backwards: from L2
                                                                      as far as that still holds the row
     exponentials            1                                        1, and 1 more for the gradient
@@ -15,10 +15,10 @@
 Bytes: 2 · N · C · element size with the gradient, half of that without. Instructions in sm_90's machine code: 19 a
 logit at C = 1000 in bfloat16 (26 with label smoothing), half of what can be issued while the bytes travel: a program is
 one warp and one row, every lane holds 32 logits in loads of 16 bytes, up to 32 programs share a multiprocessor. Rows of
-few classes share a warp; there what is done once a row weighs more: 63 a logit at C = 100.
+few classes share a warp; there what is done once a row weighs more: 63 a logit at C = 100. Sweeps: 31 a logit.
 Meant for a row and more per multiprocessor. Ignored rows have a gradient of 0 whatever their logits are. A label that
-names no class makes its row NaN: looking for one on the host would wait for the GPU. Measured times are owed: no GPU
-has run this yet.
+names no class makes its row NaN: looking for one on the host would wait for the GPU.
+Measured times: kernels/tables/sm_90.py, docs/gpu.md.
 """
 
 from collections.abc import Iterator
@@ -28,16 +28,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from icckd.kernels import tables
+from icckd.kernels import tables, totals
 from icckd.kernels.precision import rounded
 from icckd.kernels.rows import (
     LOG2_E,
     LOWEST,
+    VECTOR_BITS,
     columns_of,
+    lane_columns,
     lane_shares,
     largest,
+    load_columns,
     load_rows,
-    rescale,
+    raised,
     vector_group,
     whole_tile,
     whole_tiles,
@@ -76,10 +79,10 @@ def cross_entropy_margin_sum(
     """Σ rows or their mean over those not ignored, the margins, and the gradient with respect to the logits."""
     losses, margin = (torch.empty(len(logits), dtype=torch.float32, device=logits.device) for _ in range(2))
     d_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    count = (labels != ignore_index).sum() if mean else None
+    count = totals.count(labels, ignore_index) if mean else None
     _launch(logits, labels, None, losses, margin, None, d_logits, label_smoothing, space, ignore_index, count)
     # Where there is no row, no kernel has divided by their number.
-    return (losses.mean() if mean and not len(losses) else losses.sum()), margin, d_logits
+    return (losses.mean() if mean and not len(losses) else totals.total(losses)), margin, d_logits
 
 
 def _launch(
@@ -217,27 +220,35 @@ def cross_entropy_swept(
     row = tl.program_id(0).to(tl.int64)
     label, counted, own = _true_class(logits, stride, labels, row, row < rows, classes, ignore_index)
     u = _factor(upstream, count, row, label, counted, WITH_UPSTREAM)
-    lane = tl.arange(0, BLOCK)
-    highest = tl.full((BLOCK,), LOWEST, tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
+    WIDTH: tl.constexpr = VECTOR_BITS // logits.dtype.element_ty.primitive_bitwidth
+    LANES: tl.constexpr = BLOCK // WIDTH
+    highest = tl.full((LANES,), LOWEST, tl.float32)
+    total = tl.zeros((LANES,), tl.float32)
     # Sums of x are taken from near the row's level, or large logits would lose their differences; from no masked one.
     level = tl.where(tl.abs(own) < 1e30, own, 0.0)
-    sum_ = tl.zeros((BLOCK,), tl.float32)
+    sum_ = tl.zeros((LANES,), tl.float32)
+    nans = tl.zeros((LANES,), tl.int32)
+    logits += row * stride
     for first in tl.range(0, tl.where(counted, classes, 0), BLOCK, num_stages=STAGES):
-        column = first + lane
-        x = tl.load(logits + row * stride + column, mask=column < classes, other=float("-inf")).to(tl.float32)
+        column = lane_columns(first, WIDTH, BLOCK)
+        x = load_columns(logits, column, classes, float("-inf"))
         is_other = column != label
         if SMOOTH:
-            sum_ += tl.where(is_other & (column < classes), x - level, 0.0)
-        highest, old, new = rescale(highest, tl.where(is_other, x, float("-inf")), 1.0)
-        total = total * old + new
-    other, share = lane_shares(highest, total, 1.0)
+            sum_ += tl.sum(tl.where(is_other & (column < classes), x - level, 0.0), 1)
+        x = tl.where(is_other, x, float("-inf"))
+        # That maxima pass over NaN shows in the sums, but not in a difference of logits.
+        if not PROBABILITY:
+            nans += tl.sum((x != x).to(tl.int32), 1)
+        highest, share = raised(highest, x, LOG2_E)
+        total = total * share + tl.sum(tl.exp2((x - highest[:, None]) * LOG2_E), 1)
+    other, share = lane_shares(highest, total, LOG2_E)
+    if not PROBABILITY:
+        other = tl.where(tl.sum(nans, 0) > 0, float("nan"), other)
     top = tl.maximum(own, other)
-    total = tl.sum(total * share, 0) * tl.exp(other - top) + tl.exp(own - top)
+    own_e, other_e = tl.exp2((own - top) * LOG2_E), tl.exp2((other - top) * LOG2_E)
+    total = tl.sum(total * share, 0) * other_e + own_e
     if WITH_LOSS:
-        difference = own - other
-        if PROBABILITY:
-            difference = (tl.exp(own - top) - tl.exp(other - top)) / total
+        difference = (own_e - other_e) / total if PROBABILITY else own - other
         mean = (tl.sum(sum_, 0) + (own - level)) / classes + (level - top)
         _store_losses(
             losses, margin, lse, row, row < rows, counted, u, own - top, difference, total, mean, label_smoothing,
@@ -245,21 +256,18 @@ def cross_entropy_swept(
         )  # fmt: skip
     if WITH_GRADIENT:
         scale = tl.where(counted, u / total, 0.0)
+        own_gradient = (own_e - total) * scale
         chunks = tl.cdiv(classes, BLOCK)
         for chunk in tl.range(0, chunks, num_stages=STAGES):
-            column = (chunks - 1 - chunk) * BLOCK + lane
+            column = (chunks - 1 - chunk) * BLOCK + tl.arange(0, BLOCK)
             within = column < classes
-            x = tl.load(
-                logits + row * stride + column,
-                mask=within & counted,
-                other=float("-inf"),
-                eviction_policy="evict_first",
+            x = tl.load(logits + column, mask=within & counted, other=float("-inf"), eviction_policy="evict_first").to(
+                tl.float32
             )
-            gradient = tl.exp(x.to(tl.float32) - top) * scale - tl.where(
-                column == label, u * (1 - label_smoothing), 0.0
-            )
+            is_label = column == label
+            gradient = tl.where(is_label, own_gradient, tl.exp2((x - top) * LOG2_E) * scale)
             if SMOOTH:
-                gradient -= u * label_smoothing / classes
+                gradient += tl.where(is_label, u * label_smoothing, 0.0) - u * label_smoothing / classes
             gradient = rounded(gradient, d_logits.dtype.element_ty)
             tl.store(d_logits + row * classes + column, gradient, mask=within, eviction_policy="evict_first")
 
@@ -283,7 +291,7 @@ def _form(
     kernel: triton.JITFunction, element: str, options: tables.Options, given: tuple[str, ...], group: int | None = None
 ) -> Specialization:
     """A kernel for what is `given`, with label smoothing; rows are aligned unless `group` is 1."""
-    types = {name: "*fp32" for name in ("upstream", "losses", "margin", "lse")} | {"labels": "*i64", "count": "*i64"}
+    types = {name: "*fp32" for name in ("upstream", "losses", "margin", "lse")} | {"labels": "*i64", "count": "*fp32"}
     types |= {"logits": f"*{element}", "d_logits": f"*{element}", "label_smoothing": "fp32"}
     optional = {"upstream": "WITH_UPSTREAM", "losses": "WITH_LOSS", "lse": "WITH_LSE", "d_logits": "WITH_GRADIENT"}
     absent = [name for name in (*optional, "count") if name not in given] + ([] if "losses" in given else ["margin"])

@@ -26,6 +26,7 @@ from icckd.kernels.large_classes import MARGIN, add_splits, gradient, log_sum_ex
 from icckd.kernels.layout import Layout
 from icckd.kernels.one_tile import OneTile
 from icckd.kernels.precision import product_precision
+from icckd.kernels.totals import total
 
 # Rows that one program of `row_losses` takes.
 _ROWS = 256
@@ -120,7 +121,7 @@ def intra_class_sum(
         prepared = _prepare(batch, rows, lse, None)
         _losses(batch, prepared, rows, lse)
         _gradient(batch, prepared, gradients)
-    return rows.sum(), *gradients.of_inputs(batch)
+    return total(rows), *gradients.of_inputs(batch)
 
 
 class SmallClasses(Protocol):
@@ -268,7 +269,7 @@ class Gradients:
     def of_inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of anchor, positive and temperature: dτ = −κ² dκ."""
         need_temperature = self.needed[2]
-        temperature = -self.kappa.sum() / batch.temperature**2 if need_temperature else self.kappa
+        temperature = -total(self.kappa) / batch.temperature**2 if need_temperature else self.kappa
         return self.anchor, self.positive, temperature
 
     @property

@@ -167,24 +167,25 @@ def _scaled_chunk(memory, stride, row, valid, inverse, first, dim, dtype: tl.con
 
 
 @triton.jit
-def _lanes(x):
-    """Columns by which of 16 sums they enter (rows, 2, columns / 16, 8): all of one sum are held by one thread.
+def _lanes(x, HALVES: tl.constexpr):
+    """Columns by which of 8 · HALVES sums they enter (rows, sums / 8, columns / sums, 8): one thread has all of a sum.
 
-    wgmma and mma give a thread two of every eight columns, and its warp all of them or one half.
+    wgmma and mma give a thread two of every eight columns. HALVES: 2 where there are twice as many warps as rows ask
+    for (16 a warp), each then having half of the columns; 1 otherwise.
     """
-    return tl.reshape(x, (x.shape[0], 2, x.shape[1] // 16, 8))
+    return tl.reshape(x, (x.shape[0], HALVES, x.shape[1] // (8 * HALVES), 8))
 
 
 @triton.jit
 def _over_lanes(sums):
-    """The sums of rows, from (rows, 2, 8)."""
+    """The sums of rows, from those of lanes."""
     return tl.sum(tl.sum(sums, 2), 1)
 
 
 @triton.jit
 def _add_similarities(highest, total, x, scale):
     """Every lane's running maximum and Σ 2^((x − maximum) · scale) after one more tile; x = −∞ where no pair is."""
-    x = _lanes(x)
+    x = _lanes(x, 1)
     higher = tl.maximum(highest, tl.max(x, 2))
     # Finite also where there has been no pair: −∞ − (−∞) is not a number.
     shift = tl.where(higher == float("-inf"), 0.0, higher) * scale
@@ -241,8 +242,8 @@ def log_sum_exp(
 
         mantissa_i = tl.load(mantissas + position, mask=valid, other=1.0)
         a = tl.load(agreement + position, mask=valid, other=0.0)
-        highest = tl.full((BLOCK_M, 2, 8), float("-inf"), tl.float32)
-        total = tl.zeros((BLOCK_M, 2, 8), tl.float32)
+        highest = tl.full((BLOCK_M, 1, 8), float("-inf"), tl.float32)
+        total = tl.zeros((BLOCK_M, 1, 8), tl.float32)
         zi = load_chunk(z, padded, position, valid, 0, padded, BLOCK_K)
         for first_column in range(low, high, BLOCK_N):
             j = first_column + tl.arange(0, BLOCK_N)
@@ -321,6 +322,8 @@ def gradient(
 
     SPLIT: into `pulls` (splits, N, D) and `sums` (3, splits, N) instead, for `add_splits`.
     """
+    # Registers for so many accumulators are those of eight warps.
+    HALVES: tl.constexpr = 2 if BLOCK_M == 64 and BLOCK_V == 512 else 1
     labelled, large = tl.load(totals), tl.load(totals + 2)
     split, first_v = tl.program_id(2), tl.program_id(1) * BLOCK_V
     kappa = 1.0 / number(temperature)
@@ -360,9 +363,9 @@ def gradient(
         )
 
         pull = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
-        pairs = tl.zeros((BLOCK_M, 2, 8), tl.float32)
-        along = tl.zeros((BLOCK_M, 2, 8), tl.float32)
-        slope = tl.zeros((BLOCK_M, 2, 8), tl.float32)
+        pairs = tl.zeros((BLOCK_M, HALVES, 8), tl.float32)
+        along = tl.zeros((BLOCK_M, HALVES, 8), tl.float32)
+        slope = tl.zeros((BLOCK_M, HALVES, 8), tl.float32)
         mantissa_i = tl.load(mantissas + position, mask=valid, other=1.0)
         scale_i = mantissa_i * (kappa * LOG2_E)
         if not HAS_MEMORY:
@@ -384,15 +387,15 @@ def gradient(
             mantissa_j = tl.load(mantissas + j)
             bits = s * (scale_i[:, None] * mantissa_j[None, :])
             share = tl.exp2(bits - lse_i[:, None])
-            pairs += tl.sum(_lanes(share), 2)
+            pairs += tl.sum(_lanes(share, HALVES), 2)
             if NEED_TEMPERATURE:
-                slope += tl.sum(_lanes(share * (s * mantissa_j[None, :])), 2)
+                slope += tl.sum(_lanes(share * (s * mantissa_j[None, :]), HALVES), 2)
             if NEED_ANCHOR:
                 lse_j, factor_j = tl.load(lse_bits + j), tl.load(factor + j) * (1.0 / unit)
                 c = factor_i[:, None] * share + factor_j[None, :] * tl.exp2(bits - lse_j[None, :])
                 c *= mantissa_j[None, :]
                 if NORMALIZE:
-                    along += tl.sum(_lanes(c * s), 2)
+                    along += tl.sum(_lanes(c * s, HALVES), 2)
                 c = rounded(c, zi.dtype)
                 if ONE_CHUNK:
                     pull = matmul(c, zj, pull, PRECISION)
@@ -413,13 +416,13 @@ def gradient(
                 mantissa_j = mantissa(m_inverse)
                 s = tl.where(pair, s, NO_PAIR)
                 share = tl.exp2(s * (scale_i[:, None] * mantissa_j[None, :]) - lse_i[:, None])
-                pairs += tl.sum(_lanes(share), 2)
+                pairs += tl.sum(_lanes(share, HALVES), 2)
                 if NEED_TEMPERATURE:
-                    slope += tl.sum(_lanes(share * (s * mantissa_j[None, :])), 2)
+                    slope += tl.sum(_lanes(share * (s * mantissa_j[None, :]), HALVES), 2)
                 if NEED_ANCHOR:
                     c = factor_i[:, None] * share * mantissa_j[None, :]
                     if NORMALIZE:
-                        along += tl.sum(_lanes(c * s), 2)
+                        along += tl.sum(_lanes(c * s, HALVES), 2)
                     c = rounded(c, zi.dtype)
                     m = _scaled_chunk(
                         memory, memory_stride, row, j < memory_high, m_inverse, first_v, dim, c.dtype, BLOCK_V

@@ -77,13 +77,11 @@ LayoutTensors class_layout(Tensor labels, std::optional<Tensor> weight, std::opt
                         memory_order.mutable_data_ptr<int32_t>(), false);
   const int64_t all_keys = p.batch.keys + p.memory.keys;
   const int64_t counts = static_cast<int64_t>(p.batch.blocks) * p.batch.keys + static_cast<int64_t>(p.memory.blocks) * p.memory.keys;
-  Tensor memory = ints(all_keys + 2 * classes + rows + memory_rows + counts);
+  Tensor memory = ints(all_keys + rows + memory_rows + counts);
   Tensor weight_sums = empty({p.batch.blocks}, ScalarType::Float, labels);
   Scratch scratch(memory.mutable_data_ptr<int32_t>());
   p.batch.totals = scratch.take(p.batch.keys);
   p.memory.totals = scratch.take(p.memory.keys);
-  p.rank_of_class = scratch.take(classes);
-  p.anchor_shift = scratch.take(classes);
   for (KeyedRows* source : {&p.batch, &p.memory}) {
     source->place = scratch.take(source->rows);
     source->starts = scratch.take(static_cast<int64_t>(source->blocks) * source->keys);

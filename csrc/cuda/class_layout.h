@@ -42,7 +42,6 @@ struct KeyedRows {
 struct ClassLayoutParams {
   KeyedRows batch, memory;
   int32_t num_classes, limit;
-  int32_t *rank_of_class, *anchor_shift;                               // (C): a class's rank, and from its positions to its anchors'
   int32_t *rank, *anchors;                                             // (rows), as in kernels/layout.py, and so the rest:
   int32_t *start, *size, *active, *memory_start, *memory_size, *totals;
   float *weight_sums, *scale;                                          // weights of each block of the batch; (1)
@@ -224,20 +223,29 @@ ICCKD_DEVICE void rank_block(const ClassLayoutParams& p, int first_class, int* p
   sum_before(p, first_class, own, partial, sums);
   const int k = thread(), c = first_class + k;
   if (k >= classes_per_block || c > p.num_classes) return;
-  const int rank = sums[k], rows = sums[classes_per_block + k], anchors = sums[2 * classes_per_block + k],
-            memory = sums[3 * classes_per_block + k];
+  const int rank = sums[k], rows = sums[classes_per_block + k], memory = sums[3 * classes_per_block + k];
   batch_first[2 * k] = rows;
   memory_first[k] = memory;
   if (c == p.num_classes) return;
   const ClassCounts counts = counts_of(p, c);
   batch_first[2 * k + 1] = rows + counts.anchors;
-  p.rank_of_class[c] = rank;
-  p.anchor_shift[c] = anchors - rows;
   p.start[rank] = rows;
   p.size[rank] = counts.rows;
   p.active[rank] = counts.anchors;
   p.memory_start[rank] = memory;
   p.memory_size[rank] = counts.memory;
+}
+
+// The ranks of these classes' positions, and their anchors: both follow from where the classes begin, and are written in runs.
+ICCKD_DEVICE void fill_block(const ClassLayoutParams& p, int first_class, const int* sums) {
+  for (int k = 0; k < classes_per_block && first_class + k < p.num_classes; ++k) {
+    const ClassCounts own = counts_of(p, first_class + k);
+    const int rank = sums[k], begin = sums[classes_per_block + k], anchors_begin = sums[2 * classes_per_block + k];
+    for (int i = thread(); i < own.rows; i += threads()) {
+      p.rank[begin + i] = rank;
+      if (i < own.anchors) p.anchors[anchors_begin + i] = begin + i;
+    }
+  }
 }
 
 // What is true of all classes. By one block; `partial` has a number for each warp.
@@ -307,6 +315,7 @@ ICCKD_DEVICE void rank_classes(const ClassLayoutParams& p) {
   const int first_class = block() * classes_per_block;
   rank_block(p, first_class, partial, sums, batch_first, memory_first);
   block_barrier();
+  fill_block(p, first_class, sums);
   start_blocks(p.batch, 2 * first_class, 2 * classes_per_block, batch_first, partial);
   start_blocks(p.memory, first_class, classes_per_block, memory_first, partial);
 }
@@ -323,11 +332,10 @@ ICCKD_DEVICE int position_of(const KeyedRows& source, int row, int key) {
 }
 
 ICCKD_DEVICE void place_batch_row(const ClassLayoutParams& p, int row) {
-  const int key = key_at(p.batch, row, p.num_classes), c = key / 2;
+  const int key = key_at(p.batch, row, p.num_classes);
   const int position = position_of(p.batch, row, key);
   p.batch.order[position] = row;
-  p.rank[position] = c < p.num_classes ? p.rank_of_class[c] : -1;
-  if (c < p.num_classes && key % 2 == 0) p.anchors[position + p.anchor_shift[c]] = position;
+  if (key == 2 * p.num_classes) p.rank[position] = -1;
 }
 
 // A thread for each row: blocks of the batch, then those of the memory.

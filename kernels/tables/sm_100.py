@@ -24,7 +24,7 @@ TABLE = {
         "half": {
             64: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
             128: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 128, "num_warps": 8, "num_stages": 2},
-            256: {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 256, "num_warps": 8, "num_stages": 2},
+            256: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 256, "num_warps": 8, "num_stages": 2},
             4096: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3},
         },
         "float": {
@@ -33,7 +33,7 @@ TABLE = {
     },
     "log_sum_exp_memory": {
         "half": {
-            4096: {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
+            4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
         },
         "float": {
             4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
@@ -78,7 +78,7 @@ TABLE = {
     },
     "layout": {
         "float": {
-            1048576: {"BLOCK": 64, "CLASSES": 4, "OTHERS": 512, "PLACED": 128, "num_warps": 2},
+            1048576: {"BLOCK": 64, "CLASSES": 8, "OTHERS": 256, "PLACED": 128, "num_warps": 2},
         },
     },
     "cross_entropy_whole": {

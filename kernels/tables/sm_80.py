@@ -76,7 +76,7 @@ TABLE = {
     },
     "layout": {
         "float": {
-            1048576: {"BLOCK": 64, "CLASSES": 4, "OTHERS": 512, "PLACED": 128, "num_warps": 2},
+            1048576: {"BLOCK": 64, "CLASSES": 8, "OTHERS": 256, "PLACED": 128, "num_warps": 2},
         },
     },
     "cross_entropy_whole": {

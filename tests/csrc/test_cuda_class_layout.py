@@ -33,8 +33,12 @@ def layout_by(timing):
         out = [*(poisoned(size) for size in sizes), torch.full((1,), torch.nan)]
         scratch = []
         for count, keys in ((rows, 2 * num_classes + 1), (slots, num_classes + 1)):
-            scratch += [poisoned(count), poisoned(module.blocks(count, keys) * keys), torch.zeros(keys, dtype=torch.int32)]
-        scratch += [poisoned(num_classes), poisoned(num_classes), torch.full((module.blocks(rows, 2 * num_classes + 1),), torch.nan)]
+            scratch += [
+                poisoned(count),
+                poisoned(module.blocks(count, keys) * keys),
+                torch.zeros(keys, dtype=torch.int32),
+            ]
+        scratch += [torch.full((module.blocks(rows, 2 * num_classes + 1),), torch.nan)]
         inputs = (x if x is None else x.contiguous() for x in (labels, weight, memory_labels))
         module.class_layout(*inputs, num_classes, limit, rows, slots, out, scratch, timing)
         return Layout(*out)
@@ -58,7 +62,16 @@ def test_without_weights_every_row_is_an_anchor(module, batch, memory, num_class
 
 @pytest.mark.parametrize(
     ("rows", "slots", "num_classes"),
-    [(0, 0, 1), (1, 0, 1), (0, 700, 33), (513, 0, 32), (2000, 1500, 100), (1601, 0, 2), (600, 600, 300), (600, 300, 2000)],
+    [
+        (0, 0, 1),
+        (1, 0, 1),
+        (0, 700, 33),
+        (513, 0, 32),
+        (2000, 1500, 100),
+        (1601, 0, 2),
+        (600, 600, 300),
+        (600, 300, 2000),
+    ],
 )
 @pytest.mark.parametrize("timing", emulator.TIMINGS)
 def test_is_the_layout_of_the_triton_kernels(module, timing, rows, slots, num_classes, generator):

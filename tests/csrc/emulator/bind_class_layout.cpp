@@ -21,8 +21,6 @@ void class_layout(Buffer labels, Buffer weight, Buffer memory_labels, int num_cl
   p.memory = keyed(memory_labels, nullptr, memory_rows, memory_keys(num_classes), 3, out[6], false);
   p.num_classes = num_classes;
   p.limit = limit;
-  p.rank_of_class = scratch[6].mutable_data<int32_t>();
-  p.anchor_shift = scratch[7].mutable_data<int32_t>();
   p.rank = out[1].mutable_data<int32_t>();
   p.anchors = out[2].mutable_data<int32_t>();
   p.start = out[3].mutable_data<int32_t>();
@@ -32,7 +30,7 @@ void class_layout(Buffer labels, Buffer weight, Buffer memory_labels, int num_cl
   p.memory_size = out[8].mutable_data<int32_t>();
   p.totals = out[9].mutable_data<int32_t>();
   p.scale = out[10].mutable_data<float>();
-  p.weight_sums = scratch[8].mutable_data<float>();
+  p.weight_sums = scratch[6].mutable_data<float>();
   const int blocks = p.batch.blocks + p.memory.blocks;
   if (blocks > 0)
     launch({.blocks = blocks, .threads = count_threads, .shared_bytes = count_shared_bytes(num_classes)}, timing, [&] { count_keys(p); });
