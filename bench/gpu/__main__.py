@@ -29,7 +29,10 @@ def visit(output: Path, parts: tuple[str, ...], seconds: float, dry_run: bool, o
         record.begin(doing, parts)
         for part in parts:
             if not _do(doing, part, seconds):
-                print("There is no device that PyTorch can use; --dry-run needs none.", file=sys.stderr)
+                print(
+                    "There is no device that PyTorch can use, or it does not answer; --dry-run needs none.",
+                    file=sys.stderr,
+                )
                 return False
         machine, proven, rows = record.write(doing)
     results.remove_temporary(doing.output)

@@ -22,7 +22,7 @@ _TRITON, _REST = "triton-cuda", "not triton-cuda"
 def prove(doing: Visit, start: float, record: Callable[[], None]) -> bool:
     """Build, GPU tests, accuracy; whether there is a device."""
     seconds = doing.end - start
-    if not doing.work("facts", start + _BUILD * seconds):
+    if not _is_known(doing, start + _BUILD * seconds):
         return False
     record()
     processors = 2 if doing.dry_run else max(4, os.cpu_count() or 4)
@@ -45,13 +45,14 @@ def measure(doing: Visit, start: float, record: Callable[[], None]) -> bool:
     """Ceilings, the project's kernels on every target, then everybody on every case; whether there is a device."""
     seconds = doing.end - start
     compiled = start + _COMPILED * seconds
+    with ThreadPoolExecutor() as pool:
+        compiling = pool.submit(doing.share, "compile", compiled, 2 if doing.dry_run else 8)
+        if known := _is_known(doing, compiled):
+            doing.build(_capability(doing), compiled)
+        compiling.result()
+    if not known:
+        return False
     with doing.recording(record):
-        with ThreadPoolExecutor() as pool:
-            compiling = pool.submit(doing.share, "compile", compiled, 2 if doing.dry_run else 8)
-            if not doing.work("facts", compiled):
-                return False
-            doing.build(_capability(doing), start + _BUILD * seconds)
-            compiling.result()
         for stage, until in (("ceilings", start + _CEILINGS * seconds), ("speed", doing.end), ("peers", doing.end)):
             doing.work(stage, until)
             record()
@@ -59,6 +60,11 @@ def measure(doing: Visit, start: float, record: Callable[[], None]) -> bool:
 
 
 PARTS = {"prove": prove, "measure": measure}
+
+
+def _is_known(doing: Visit, until: float) -> bool:
+    """Whether there is a device; what it is, is in machine.json then, to which records are added from then on."""
+    return doing.work("facts", until) and (doing.output / "machine.json").exists()
 
 
 def _capability(doing: Visit) -> str:
