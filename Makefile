@@ -5,6 +5,7 @@
 # make bench   setup with the peers, then the benchmarks into bench/results/cpu and the tables of the documents
 # make aot     compile every Triton kernel for every architecture, no GPU needed, and look at the machine code
 # make cuda    compile the CUDA sources with nvcc, no GPU needed, and report on the machine code
+# make compat  compile all of that for the oldest PyTorch and Triton that are allowed for: downloads 1.5 GB of their wheels
 # Each does only what is out of date.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find icckd csrc configs -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.yaml')
 
-.PHONY: setup demo test lint bench aot cuda clean
+.PHONY: setup demo test lint bench aot cuda compat clean
 setup: $(VENV)/extension.stamp
 
 $(BIN)/python:
@@ -57,6 +58,9 @@ aot: setup
 cuda: $(VENV)/dependencies.stamp
 	ICCKD_CUDA=1 $(BIN)/python setup.py -q build_ext --inplace
 	$(BIN)/python -m bench.cuda_report
+
+compat: setup
+	$(BIN)/python -m bench.compat
 
 clean:
 	rm -rf build runs/demo icckd/_C*.so icckd/_cuda.so $(VENV)

@@ -20,14 +20,19 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from setuptools import Extension, find_packages, setup
+import setuptools
+from setuptools import Distribution, Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent.resolve()
+# Older ones cannot read the licence in pyproject.toml, and refuse all of it.
+OLDEST_SETUPTOOLS = 77
 
 # A *_kernel.cpp is compiled once for each of these instruction sets; csrc/cpu/dispatch.h chooses at run time. The order
 # is that of linking and matters: where two objects hold the same inline function the linker keeps the first, which must
@@ -112,6 +117,13 @@ def why_no_cuda() -> str | None:
     return None
 
 
+def why_no_kernels() -> str | None:
+    """None where icckd/kernels leads to the kernels, else why not."""
+    if (ROOT / "icckd" / "kernels" / "__init__.py").exists():
+        return None
+    return "icckd/kernels is no link to ../kernels in this copy of the tree (ln -sfn ../kernels icckd/kernels)"
+
+
 def architecture_flags(architectures: str) -> list[str]:
     """nvcc's flags for versions such as "8.0;9.0a;10.0a+PTX": machine code for each, and PTX for later ones."""
     flags = []
@@ -141,7 +153,7 @@ class NinjaBuild(build_ext):
         else:
             sanitizers = os.environ.get("ICCKD_SANITIZE", "")
             folder = ROOT / "build" / ("native" + (f"-{sanitizers.replace(',', '-')}" if sanitizers else ""))
-            ninja_file = self._ninja_file(sanitizers)
+            ninja_file = _ninja_file(sanitizers)
         target = Path(self.get_ext_fullpath(ext.name))
         # A process may have the old file mapped: never write into it. And none is better than that of other sources.
         target.unlink(missing_ok=True)
@@ -154,85 +166,133 @@ class NinjaBuild(build_ext):
             raise CompileError(f"{ext.name} does not compile; the compiler's messages are above") from error
         shutil.copy(folder / f"{ext.name.split('.')[-1]}.so", target)
 
-    def _ninja_file(self, sanitizers: str) -> str:
-        from torch.utils.cpp_extension import include_paths, library_paths
 
-        sanitize = [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-g"] if sanitizers else []
-        includes = [f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in [*include_paths(), *self.include_dirs])]
-        compile_flags = [*COMPILE_FLAGS, *sanitize, *includes]
-        link_flags = [*sanitize, *(f"-L{path}" for path in library_paths()), "-lc10", "-ltorch_cpu", "-ltorch"]
-        if sys.platform == "darwin":
-            link_flags.append("-Wl,-undefined,dynamic_lookup")
-        lines = [
-            "rule compile",
-            f"  command = {find_compiler()} -MMD -MF $out.d {shlex.join(compile_flags)} $flags -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "rule link",
-            f"  command = {find_compiler()} -shared $in {shlex.join(link_flags)} -o $out",
-        ]
-        objects = []
-        for source, instruction_set, flags in _compilations():
-            objects.append(f"{source.stem}.{instruction_set}.o")
-            lines += [f"build {objects[-1]}: compile {_escaped(source)}", f"  flags = {shlex.join(flags)}"]
-        return "\n".join([*lines, f"build _C.so: link {' '.join(objects)}", ""])
+def compile_rule(name: str, includes: Sequence[str], sanitize: Sequence[str] = ()) -> list[str]:
+    """ninja's rule that compiles C++ against the headers in these folders."""
+    python = sysconfig.get_path("include")
+    folders = [f"-I{ROOT / 'csrc'}", *(f"-isystem{folder}" for folder in (*includes, python))]
+    flags = [*COMPILE_FLAGS, *sanitize, *folders]
+    return [
+        f"rule {name}",
+        f"  command = {find_compiler()} -MMD -MF $out.d {shlex.join(flags)} $flags -c $in -o $out",
+        "  description = c++ $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+    ]
 
 
-def _compilations() -> Iterator[tuple[Path, str, list[str]]]:
-    """Source, instruction set and its flags of every object file, in the order of linking."""
+def cuda_compile_rule(name: str, includes: Sequence[str], architectures: str) -> list[str]:
+    """ninja's rule that compiles CUDA C++ for these architectures against the headers in these folders."""
+    debug = ["-DICCKD_DEBUG=1", "-lineinfo"] if is_set("ICCKD_DEBUG") else []
+    folders = [f"-I{ROOT / 'csrc'}", *(f"-isystem={folder}" for folder in includes)]
+    flags = [*CUDA_FLAGS, *debug, *architecture_flags(architectures), *folders]
+    return [
+        f"rule {name}",
+        f"  command = {find_nvcc()} -MD -MF $out.d {shlex.join(flags)} $flags -c $in -o $out",
+        "  description = nvcc $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+    ]
+
+
+def compilations() -> Iterator[tuple[str, Path, list[str]]]:
+    """Name, source and flags of its own of every object file of the extension, in the order of linking."""
     sources = sorted((ROOT / "csrc").glob("*.cpp")) + sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
     kernels = [source for source in sources if source.stem.endswith("_kernel")]
-    yield from ((source, "once", []) for source in sources if source not in kernels)
-    for instruction_set, flags in INSTRUCTION_SETS.items():
-        yield from ((source, instruction_set, [f"-DICCKD_ISA={instruction_set}", *flags]) for source in kernels)
+    yield from ((f"{source.stem}.once.o", source, []) for source in sources if source not in kernels)
+    for name, flags in INSTRUCTION_SETS.items():
+        yield from ((f"{source.stem}.{name}.o", source, [f"-DICCKD_ISA={name}", *flags]) for source in kernels)
+
+
+def cuda_compilations() -> Iterator[tuple[str, Path, list[str]]]:
+    """The same of the CUDA library."""
+    yield from ((f"{source.stem}.o", source, []) for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")))
+
+
+def compile_lines(rule: str, folder: str, objects: Iterable[tuple[str, Path, list[str]]]) -> Iterator[str]:
+    """What makes ninja compile these objects into a folder by `rule`."""
+    for name, source, flags in objects:
+        yield f"build {folder}{name}: {rule} {escaped(source)}"
+        yield f"  flags = {shlex.join(flags)}"
+
+
+def _ninja_file(sanitizers: str) -> str:
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    sanitize = [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-g"] if sanitizers else []
+    link_flags = [*sanitize, *(f"-L{path}" for path in library_paths()), "-lc10", "-ltorch_cpu", "-ltorch"]
+    if sys.platform == "darwin":
+        link_flags.append("-Wl,-undefined,dynamic_lookup")
+    lines = [
+        *compile_rule("compile", include_paths(), sanitize),
+        "rule link",
+        f"  command = {find_compiler()} -shared $in {shlex.join(link_flags)} -o $out",
+        *compile_lines("compile", "", compilations()),
+        f"build _C.so: link {' '.join(name for name, *_ in compilations())}",
+    ]
+    return "\n".join([*lines, ""])
 
 
 def _cuda_ninja_file() -> str:
     from torch.utils.cpp_extension import include_paths, library_paths
 
-    debug = ["-DICCKD_DEBUG=1", "-lineinfo"] if is_set("ICCKD_DEBUG") else []
-    architectures = architecture_flags(os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES)
-    includes = [f"-I{ROOT / 'csrc'}", *(f"-isystem={path}" for path in include_paths())]
-    compile_flags = [*CUDA_FLAGS, *debug, *architectures, *includes]
     # A PyTorch without CUDA has no libtorch_cuda to link with. The library then finds the names in it through libtorch,
     # which needs libtorch_cuda wherever there is one.
     present = {path.stem for folder in library_paths() for path in Path(folder).glob("lib*.so")}
     libraries = [name for name in ("c10", "torch_cpu", "torch", "torch_cuda") if f"lib{name}" in present]
     link_flags = ["-cudart=static", "-Xlinker=--no-as-needed"]
     link_flags += [*(f"-L{path}" for path in library_paths()), *(f"-l{name}" for name in libraries)]
-    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     lines = [
-        "rule compile",
-        f"  command = {find_nvcc()} -MD -MF $out.d {shlex.join(compile_flags)} -c $in -o $out",
-        "  description = nvcc $in",
-        "  depfile = $out.d",
-        "  deps = gcc",
+        *cuda_compile_rule("compile", include_paths(), os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES),
         "rule link",
         f"  command = {find_nvcc()} -shared $in {shlex.join(link_flags)} -o $out",
         "  description = nvcc -shared $out",
-        *(f"build {source.stem}.o: compile {_escaped(source)}" for source in sources),
-        f"build _cuda.so: link {' '.join(f'{source.stem}.o' for source in sources)}",
+        *compile_lines("compile", "", cuda_compilations()),
+        f"build _cuda.so: link {' '.join(name for name, *_ in cuda_compilations())}",
     ]
     return "\n".join([*lines, ""])
 
 
-def _escaped(path: Path) -> str:
+def escaped(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-why_not = {"C++ extension": why_no_extension(), "CUDA library": why_no_cuda()}
-for part, reason in why_not.items():
-    if reason:
-        print(f"icckd: installing without the {part}, because {reason}.", file=sys.stderr)
-extensions = []
-if not why_not["C++ extension"]:
-    extensions.append(Extension("icckd._C", sources=[], py_limited_api=True))
-if not why_not["CUDA library"]:
-    # Where it fails to compile and nobody asked for it, the installation goes on without.
-    extensions.append(Extension("icckd._cuda", sources=[], py_limited_api=True, optional=not is_set("ICCKD_CUDA")))
-setup(
-    packages=find_packages(include=["icckd", "icckd.*"]),
-    ext_modules=extensions,
-    cmdclass={"build_ext": NinjaBuild},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if extensions else {},
-)
+class BuildOnly(Distribution):
+    """For `build_ext` by itself, which needs nothing that pyproject.toml says."""
+
+    def parse_config_files(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+def main() -> None:
+    why_not = {
+        "C++ extension": why_no_extension(),
+        "CUDA library": why_no_cuda(),
+        "Triton kernels": why_no_kernels(),
+    }
+    for part, reason in why_not.items():
+        if reason:
+            print(f"icckd: installing without the {part}, because {reason}.", file=sys.stderr)
+    extensions = []
+    if not why_not["C++ extension"]:
+        extensions.append(Extension("icckd._C", sources=[], py_limited_api=True))
+    if not why_not["CUDA library"]:
+        # Where it fails to compile and nobody asked for it, the installation goes on without.
+        extensions.append(Extension("icckd._cuda", sources=[], py_limited_api=True, optional=not is_set("ICCKD_CUDA")))
+    too_old = int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS
+    if too_old and "build_ext" not in sys.argv:
+        sys.exit(
+            f"icckd: installing needs setuptools {OLDEST_SETUPTOOLS} or newer, and this is {setuptools.__version__} "
+            "(pip install --upgrade setuptools); `python setup.py build_ext --inplace` works with this one too"
+        )
+    setup(
+        distclass=BuildOnly if too_old else Distribution,
+        packages=find_packages(include=["icckd", "icckd.*"]),
+        ext_modules=extensions,
+        cmdclass={"build_ext": NinjaBuild},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}} if extensions else {},
+    )
+
+
+if __name__ == "__main__":
+    main()

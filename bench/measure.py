@@ -6,9 +6,11 @@ said so. A clock times calls in the way of its device: wall time on a CPU, event
 """
 
 import datetime
+import os
 import subprocess
 import time
 from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -19,6 +21,8 @@ from icckd.environment import processor, versions
 Row = dict[str, Any]
 # Works on the k-th of several inputs.
 Contender = Callable[[int], Any]
+# Calls shorter than so many times what a clock can tell well are looked at twice before they are timed.
+_SHORT = 30
 _PEERS = ("triton", "pykeops", "pytorch-metric-learning")
 
 
@@ -66,6 +70,13 @@ class DeviceClock:
 
     def captured(self, contender: Contender, inputs: int) -> Contender:
         """Replays of CUDA graphs, one for each of so many inputs. Raises RuntimeError where it synchronises."""
+        # Seen before anything is captured: a capture that fails leaves allocator and random numbers in disorder.
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            contender(0)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -105,11 +116,17 @@ def clock(device: torch.device) -> Clock:
 
 
 def interleaved(
-    contenders: dict[str, Contender], timer: Clock, seconds: float, too_slow: float = 20.0, least: int = 3
+    contenders: dict[str, Contender],
+    timer: Clock,
+    seconds: float,
+    too_slow: float = 20.0,
+    least: int = 3,
+    patience: float = float("inf"),
 ) -> dict[str, list[float]]:
-    """Seconds per call of each contender, measured for about `seconds` each, and at least so many times.
+    """Seconds per call of each contender, measured for about `seconds` each.
 
-    A contender whose first timed call takes over `too_slow` seconds is not in the result.
+    At least so many times, twice or more where that would take over `patience` seconds. A contender whose first timed
+    call takes over `too_slow` seconds is not in the result.
     """
     times: dict[str, list[float]] = {}
     rounds, together = {}, {}
@@ -119,9 +136,13 @@ def interleaved(
         if once > too_slow:
             print(f"    {name}: left out, one call takes {once:.0f} s")
             continue
+        if once < _SHORT * timer.shortest:
+            # The first calls find a device that has slowed down for want of work.
+            once = min(once, timer.seconds(contender, 0, 5))
         times[name] = []
         together[name] = max(1, int(timer.shortest / once))
-        rounds[name] = min(200, max(least, int(seconds / (once * together[name]))))
+        enough = least if least * once <= patience else min(2, least)
+        rounds[name] = min(200, max(enough, int(seconds / (once * together[name]))))
     for k in range(max(rounds.values(), default=0)):
         names = [name for name in times if k < rounds[name]]
         shift = k % len(names)
@@ -155,8 +176,8 @@ def provenance() -> Row:
 
 def print_row(row: Row, *more: str) -> None:
     """One measured row of a table, on standard output."""
-    spread = f"{row['q20_ms']:.2f}–{row['q80_ms']:.2f}"
-    print(f"    {row['contender']:<34}{row['median_ms']:>10.2f} ms  ({spread})  {'  '.join(more)}", flush=True)
+    spread = f"{row['q20_ms']:.3f}–{row['q80_ms']:.3f}"
+    print(f"    {row['contender']:<42}{row['median_ms']:>10.3f} ms  ({spread})  {'  '.join(more)}", flush=True)
 
 
 def _version(package: str) -> str | None:
@@ -166,14 +187,21 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    """The commit, marked where code differs from it; recorded results and documents do not count as code."""
+@cache
+def _commit() -> str:
+    """The commit, marked where code differs from it; recorded results and documents do not count as code.
+
+    ICCKD_COMMIT in the environment says it of a copy whose repository is not there, or not that of the copy; without
+    either it is unknown.
+    """
+    if told := os.environ.get("ICCKD_COMMIT"):
+        return told
     code = [".", ":!bench/results", ":!docs", ":!README.md"]
     try:
         commit = _git("rev-parse", "--short=12", "HEAD")
         return f"{commit}-dirty" if _git("status", "--porcelain", "--untracked-files=no", "--", *code) else commit
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return "unknown"
 
 
 def _git(*arguments: str) -> str:

@@ -53,7 +53,7 @@ _TILES = {
     "num_stages": (1, 2, 3, 4),
 }
 _GRADIENT_TILES = {**_TILES, "BLOCK_N": (32, 64, 128), "BLOCK_V": (64, 128, 256, 512)}
-_WHOLE_ROWS = {"TILE": (1024, 2048, 4096, 8192, 16384), "num_warps": (2, 4, 8, 16)}
+_WHOLE_ROWS = {"TILE": (512, 1024, 2048, 4096, 8192, 16384), "num_warps": (1, 2, 4, 8, 16)}
 _SWEPT_ROWS = {"BLOCK": (1024, 2048, 4096, 8192), "STAGES": (1, 2, 3, 4), "num_warps": (4, 8, 16, 32)}
 _PAIRS = {"BLOCK": (16, 32, 64), "UNROLL": (1, 2, 4, 8), "num_warps": (1, 2, 4, 8)}
 SPACE: dict[str, dict[str, tuple[int, ...]]] = {
@@ -65,7 +65,13 @@ SPACE: dict[str, dict[str, tuple[int, ...]]] = {
     "gradient_memory": _GRADIENT_TILES,
     "add_splits": {"BLOCK": (4, 8, 16, 32), "BLOCK_K": (32, 64, 128), "num_warps": (2, 4, 8)},
     "one_tile": {"BLOCK_K": (32, 64, 128), "STAGES": (2, 3, 4, 6), "num_warps": (2, 4, 8, 16)},
-    "layout": {"BLOCK": (128, 256, 512, 1024), "CHUNK": (16, 32, 64), "num_warps": (2, 4, 8, 16)},
+    "layout": {
+        "BLOCK": (32, 64, 128),
+        "CLASSES": (2, 4, 8),
+        "OTHERS": (256, 512),
+        "PLACED": (128, 256, 512),
+        "num_warps": (1, 2, 4),
+    },
     "cross_entropy_whole": _WHOLE_ROWS,
     "cross_entropy_swept": _SWEPT_ROWS,
     "kd_kl_whole": _WHOLE_ROWS,

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from icckd.kernels.layout import Layout
-from icckd.kernels.precision import rounded
+from icckd.kernels.precision import INTERPRETED, rounded
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -21,7 +21,7 @@ LOWEST = tl.constexpr(-1e30)
 # float16 holds coefficients in this unit, if the largest is 1: with a mantissa and rounding they stay below 65504.
 HALF_UNIT = tl.constexpr(2.0**-13)
 # Numbers that `store_gradients` writes at a time.
-_STORED = tl.constexpr(4096)
+_STORED = tl.constexpr(2048)
 
 
 @triton.jit
@@ -57,6 +57,16 @@ def mantissa(inverse):
 def finite(s):
     """The similarities; 0 where there is no pair, which they show by −∞."""
     return tl.where(s == float("-inf"), 0.0, s)
+
+
+@triton.jit
+def number(x):
+    """A number that is given, or the one to which a pointer is."""
+    if INTERPRETED:
+        # There numbers are Python's own.
+        return x if isinstance(x, float) else tl.load(x)
+    else:
+        return tl.load(x) if x.dtype.is_ptr() else x
 
 
 @triton.jit
@@ -118,9 +128,12 @@ def store_gradients(
     at = row.to(tl.int64)[:, None] * dim + column[None, :]
     mask = (valid | ignored)[:, None] & (column < dim)[None, :]
     if NEED_ANCHOR:
-        d_z = pull - pairs[:, None] * p
         if NORMALIZE:
-            d_z = (d_z - z * (along - pairs * agreement)[:, None]) * inverse[:, None]
+            # Each less its part along z, which is all of it where D = 1.
+            d_z = (pull - z * along[:, None]) - pairs[:, None] * (p - z * agreement[:, None])
+            d_z = d_z * inverse[:, None]
+        else:
+            d_z = pull - pairs[:, None] * p
         d_z = tl.where(ignored[:, None], 0.0, d_z * kappa)
         tl.store(d_anchor + at, rounded(d_z, d_anchor.dtype.element_ty), mask=mask)
     if NEED_POSITIVE:
@@ -136,8 +149,8 @@ def store_gradients(
 ALIGNED = ("anchor_stride", "positive_stride", "memory_stride", "dim", "padded")
 _ROWS = ("anchor", "positive", "memory", "z", "d_anchor", "d_positive")
 _NUMBERS = (
-    "weight", "scale", "upstream", "temperature", "losses", "lse", "loss_bits", "factor", "largest_factor", "inverse",
-    "positive_inverse", "memory_inverse", "agreement", "negatives", "d_kappa", "pulls", "sums",
+    "weight", "scale", "upstream", "temperature", "losses", "lse", "lse_bits", "factor", "largest_factor", "inverse",
+    "mantissas", "positive_inverse", "memory_inverse", "agreement", "negatives", "d_kappa", "pulls", "sums",
 )  # fmt: skip
 
 

@@ -10,13 +10,14 @@ and where rows are standardised first, x = (v − mean v) / (σ + 1e-7) with σ�
 
                             C up to the table's longest row          beyond
     kernel                  kd_kl_whole                              kd_kl_swept
-    a program holds         ROWS rows of BLOCK ≥ C in registers      BLOCK running maxima and sums of one row
+    a program holds         ROWS rows of BLOCK ≥ C in registers      running maxima and sums of one row in every lane
     reads of a logit        1                                        1, and 1 more each to standardise and for the
                                                                      gradient: from L2 as far as it holds the row
 
-Bytes: 3 · N · C · element size with the gradient, 2 · N · C without. Two exponentials and some 20 operations a class:
-memory is the limit at any C. Meant for a row and more per multiprocessor. Measured times are owed: no GPU has run
-this yet.
+Bytes: 3 · N · C · element size with the gradient, 2 · N · C without. Instructions in sm_90's machine code, in bfloat16:
+27 a class at C = 1000 where a warp holds a row, 41 with standardisation (by two warps 37 and 66); sweeps 47 and 85. The
+bytes leave time for some 57. Meant for a row and more per multiprocessor.
+Measured times: kernels/tables/sm_90.py, docs/gpu.md.
 """
 
 from collections.abc import Iterator
@@ -29,16 +30,25 @@ from torch import Tensor
 from icckd.kernels import tables
 from icckd.kernels.precision import rounded
 from icckd.kernels.rows import (
+    LOG2_E,
     LOWEST,
+    VECTOR_BITS,
+    columns_of,
+    lane_columns,
     lane_shares,
+    load_columns,
     load_rows,
-    rescale,
+    raised,
     vector_group,
     whole_tile,
     whole_tiles,
     with_unit_columns,
 )
 from icckd.kernels.specialization import ELEMENTS, Specialization, specialize
+from icckd.kernels.totals import total
+
+# Numbers like any other: 1 is no constant, a multiple of 16 no kernel of its own.
+_INTEGERS = ["student_groups", "teacher_groups", "rows", "class_groups"]
 
 
 def kd_kl_rows(student: Tensor, teacher: Tensor, temperature: float, standardize: bool) -> Tensor:
@@ -64,7 +74,7 @@ def kd_kl_sum(
     losses = torch.empty(len(student), dtype=torch.float32, device=student.device)
     d_student = torch.empty(student.shape, dtype=student.dtype, device=student.device)
     _launch(student, teacher, None, losses, d_student, temperature, standardize, scale)
-    return losses.sum(), d_student
+    return total(losses), d_student
 
 
 def _launch(
@@ -106,24 +116,25 @@ def _degrees(classes):
 
 
 @triton.jit
-def _standardized(x, within, classes):
-    """Standardised rows, 0 beyond their ends, and their standard deviations."""
-    centred = x - (tl.sum(tl.where(within, x, 0.0), 1) / classes)[:, None]
-    centred = tl.where(within, centred, 0.0)
-    deviation = tl.sqrt(tl.sum(centred * centred, 1) / _degrees(classes))
-    return centred / (deviation + 1e-7)[:, None], deviation
+def _centred(x, within, classes):
+    """Rows less their means, 0 beyond their ends, where x is 0, too; their standard deviations."""
+    x = tl.where(within, x - (tl.sum(x, 1) / classes)[:, None], 0.0)
+    return x, tl.sqrt(tl.sum(x * x, 1) / _degrees(classes))
 
 
 @triton.jit
-def _softened(x, within, temperature):
-    """exp((x − max x) / T), its exponents, and its sum over the row."""
-    top = tl.max(tl.where(within, x, float("-inf")), 1)
-    exponent = tl.where(within, (x - top[:, None]) / temperature, float("-inf"))
-    share = tl.exp(exponent)
-    return share, exponent, tl.sum(share, 1)
+def _exponents(x, within, factor, STANDARDIZE: tl.constexpr):
+    """(x − max x) · factor, −∞ beyond the rows' ends."""
+    top = tl.max(x, 1)
+    if STANDARDIZE:
+        # Some deviations from 0, x may be multiplied before the difference is taken. The largest is no less than 0.
+        exponents = tl.where(within, x * factor[:, None] - (top * factor)[:, None], float("-inf"))
+    else:
+        exponents = (x - top[:, None]) * factor
+    return exponents
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_INTEGERS)
 def kd_kl_whole(
     student, teacher, upstream, losses, d_student,
     student_groups, teacher_groups, rows, class_groups, temperature, scale,
@@ -132,72 +143,87 @@ def kd_kl_whole(
 ):  # fmt: skip
     classes = class_groups * GROUP
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    valid, within = row < rows, (tl.arange(0, BLOCK) < classes)[None, :]
-    x = load_rows(student, student_groups.to(tl.int64) * GROUP, row, valid, classes, BLOCK)
-    y = load_rows(teacher, teacher_groups.to(tl.int64) * GROUP, row, valid, classes, BLOCK)
+    valid, within = row < rows, columns_of(classes, BLOCK)
+    mask = valid[:, None] & within
+    beyond: tl.constexpr = 0.0 if STANDARDIZE else float("-inf")
+    x = load_rows(student, student_groups.to(tl.int64) * GROUP, row, mask, beyond, BLOCK)
+    y = load_rows(teacher, teacher_groups.to(tl.int64) * GROUP, row, mask, beyond, BLOCK)
+    factor = LOG2_E / temperature
+    teacher_factor = factor
     if STANDARDIZE:
-        x, deviation = _standardized(x, within, classes)
-        y, _ = _standardized(y, within, classes)
-    p, a, student_total = _softened(x, within, temperature)
-    q, b, teacher_total = _softened(y, within, temperature)
+        x, deviation = _centred(x, within, classes)
+        y, teacher_deviation = _centred(y, within, classes)
+        per_deviation = 1 / (deviation + 1e-7)
+        factor *= per_deviation
+        teacher_factor /= teacher_deviation + 1e-7
+    a = _exponents(x, within, factor, STANDARDIZE)
+    b = _exponents(y, within, teacher_factor, STANDARDIZE)
+    rise, p, q = b - a, tl.exp2(a), tl.exp2(b)
     if WITH_LOSS:
         # A class that the teacher rules out adds 0, whatever the student says.
-        cross = tl.sum(tl.where(q == 0, 0.0, q * (b - a)), 1)
-        divergence = cross / teacher_total + tl.log(student_total / teacher_total)
+        cross = tl.sum(q * tl.where(q == 0, 0.0, rise), 1) / LOG2_E
+    student_total, teacher_total = tl.sum(p, 1), tl.sum(q, 1)
+    per_student, per_teacher = 1 / student_total, 1 / teacher_total
+    if WITH_LOSS:
+        divergence = cross * per_teacher + tl.log(student_total * per_teacher)
         tl.store(losses + row, divergence * (temperature * temperature * scale), mask=valid)
     if WITH_GRADIENT:
-        u = tl.full((ROWS,), 1.0, tl.float32)
+        u = tl.full((ROWS,), temperature * scale, tl.float32)
         if WITH_UPSTREAM:
-            u = tl.load(upstream + row, mask=valid, other=0.0)
-        u *= temperature * scale
-        gradient = p * (1 / student_total)[:, None] - q * (1 / teacher_total)[:, None]
+            u *= tl.load(upstream + row, mask=valid, other=0.0)
         if STANDARDIZE:
-            # Σ (p − q) is 0 but for roundings, which a small deviation would magnify.
-            gradient = tl.where(within, gradient - (tl.sum(gradient, 1) / classes)[:, None], 0.0)
-            along = tl.sum(gradient * x, 1) / _degrees(classes)
+            u *= per_deviation
+        gradient = p * (u * per_student)[:, None] - q * (u * per_teacher)[:, None]
+        if STANDARDIZE:
+            along = tl.sum(gradient * x, 1) * per_deviation / _degrees(classes)
             along = tl.where(deviation == 0, 0.0, along / deviation)
-            gradient = gradient / (deviation + 1e-7)[:, None] - x * along[:, None]
+            # Σ (p − q) is 0 but for roundings, which a small deviation magnifies.
+            gradient = (gradient - (tl.sum(gradient, 1) / classes)[:, None]) - x * along[:, None]
         at = d_student + (row * classes)[:, None] + tl.arange(0, BLOCK)[None, :]
-        tl.store(at, rounded(gradient * u[:, None], d_student.dtype.element_ty), mask=valid[:, None] & within)
+        tl.store(at, rounded(gradient, d_student.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _moments(logits, classes, BLOCK: tl.constexpr, STAGES: tl.constexpr):
-    """Mean and standard deviation of one row: Welford's recurrence in every lane, the lanes together at the end.
+def _moments(logits, classes, WIDTH: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr):
+    """Mean and standard deviation of one row: those of WIDTH neighbours join their lane's, then the lanes each other.
 
     Of x − x_0, so that large logits keep their differences.
     """
-    lane = tl.arange(0, BLOCK)
+    LANES: tl.constexpr = BLOCK // WIDTH
     level = tl.load(logits).to(tl.float32)
-    count = tl.zeros((BLOCK,), tl.float32)
-    mean = tl.zeros((BLOCK,), tl.float32)
-    squares = tl.zeros((BLOCK,), tl.float32)
+    count = tl.zeros((LANES,), tl.float32)
+    mean = tl.zeros((LANES,), tl.float32)
+    squares = tl.zeros((LANES,), tl.float32)
     for first in tl.range(0, classes, BLOCK, num_stages=STAGES):
-        within = first + lane < classes
-        x = tl.load(logits + first + lane, mask=within, other=0.0).to(tl.float32) - level
-        count += within.to(tl.float32)
-        step = tl.where(within, x - mean, 0.0)
-        mean += step / tl.maximum(count, 1.0)
-        squares += step * (x - mean)
+        column = lane_columns(first, WIDTH, BLOCK)
+        x = load_columns(logits, column, classes, 0.0)
+        within = column < classes
+        new = tl.minimum(tl.maximum(classes - first - tl.arange(0, LANES) * WIDTH, 0), WIDTH).to(tl.float32)
+        x = tl.where(within, x - level, 0.0)
+        new_mean = tl.sum(x, 1) / tl.maximum(new, 1.0)
+        x = tl.where(within, x - new_mean[:, None], 0.0)
+        step = new_mean - mean
+        share = new / tl.maximum(count + new, 1.0)
+        mean += step * share
+        squares += tl.sum(x * x, 1) + step * step * count * share
+        count += new
     overall = tl.sum(count * mean, 0) / classes
     distance = mean - overall
     return level + overall, tl.sqrt(tl.sum(squares + count * distance * distance, 0) / _degrees(classes))
 
 
 @triton.jit
-def _scale(logits, classes, temperature, STANDARDIZE: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr):
-    """What differences of logits are multiplied by to get those of exponents; mean and deviation, if standardised."""
+def _scale(
+    logits, classes, temperature, STANDARDIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """What differences of logits are multiplied by to get exponents of 2; mean and deviation, if standardised."""
     mean, deviation = 0.0, 1.0
-    factor = 1 / temperature
+    factor = LOG2_E / temperature
     if STANDARDIZE:
-        mean, deviation = _moments(logits, classes, BLOCK, STAGES)
-        factor = 1 / ((deviation + 1e-7) * temperature)
+        mean, deviation = _moments(logits, classes, WIDTH, BLOCK, STAGES)
+        factor /= deviation + 1e-7
     return factor, mean, deviation
-
-
-@triton.jit
-def _chunk(logits, column, classes):
-    return tl.load(logits + column, mask=column < classes, other=float("-inf")).to(tl.float32)
 
 
 @triton.jit
@@ -206,7 +232,7 @@ def _times(x, share):
     return tl.where(share == 0, 0.0, x * share)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_INTEGERS)
 def kd_kl_swept(
     student, teacher, upstream, losses, d_student,
     student_groups, teacher_groups, rows, class_groups, temperature, scale,
@@ -214,35 +240,40 @@ def kd_kl_swept(
     GROUP: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     classes = class_groups * GROUP
-    row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    row = tl.program_id(0).to(tl.int64)
+    WIDTH: tl.constexpr = VECTOR_BITS // student.dtype.element_ty.primitive_bitwidth
+    LANES: tl.constexpr = BLOCK // WIDTH
     student += row * (student_groups.to(tl.int64) * GROUP)
     teacher += row * (teacher_groups.to(tl.int64) * GROUP)
-    factor, mean, deviation = _scale(student, classes, temperature, STANDARDIZE, BLOCK, STAGES)
-    teacher_factor, _, _ = _scale(teacher, classes, temperature, STANDARDIZE, BLOCK, STAGES)
-    highest = tl.full((BLOCK,), LOWEST, tl.float32)
-    teacher_highest = tl.full((BLOCK,), LOWEST, tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    teacher_total = tl.zeros((BLOCK,), tl.float32)
-    # Σ exp(b) (b − a) below the maxima so far, and for the standardised gradient Σ exp(a) x and Σ exp(b) x.
-    cross = tl.zeros((BLOCK,), tl.float32)
-    own_along = tl.zeros((BLOCK,), tl.float32)
-    teacher_along = tl.zeros((BLOCK,), tl.float32)
+    factor, mean, deviation = _scale(student, classes, temperature, STANDARDIZE, WIDTH, BLOCK, STAGES)
+    teacher_factor, _, _ = _scale(teacher, classes, temperature, STANDARDIZE, WIDTH, BLOCK, STAGES)
+    highest = tl.full((LANES,), LOWEST, tl.float32)
+    teacher_highest = tl.full((LANES,), LOWEST, tl.float32)
+    total = tl.zeros((LANES,), tl.float32)
+    teacher_total = tl.zeros((LANES,), tl.float32)
+    # Σ exp(b) (b − a) below the maxima so far, a and b to base 2; for the standardised gradient Σ exp(a) x, Σ exp(b) x.
+    cross = tl.zeros((LANES,), tl.float32)
+    own_along = tl.zeros((LANES,), tl.float32)
+    teacher_along = tl.zeros((LANES,), tl.float32)
     for first in tl.range(0, classes, BLOCK, num_stages=STAGES):
-        x, y = _chunk(student, first + lane, classes), _chunk(teacher, first + lane, classes)
-        centred = (x - mean) * (factor * temperature)
+        column = lane_columns(first, WIDTH, BLOCK)
+        x = load_columns(student, column, classes, float("-inf"))
+        y = load_columns(teacher, column, classes, float("-inf"))
         before, teacher_before = highest, teacher_highest
-        highest, old, new = rescale(highest, x, factor)
-        total = total * old + new
-        if STANDARDIZE and WITH_GRADIENT:
-            own_along = own_along * old + _times(centred, new)
-        teacher_highest, old, new = rescale(teacher_highest, y, teacher_factor)
+        highest, share = raised(highest, x, factor)
+        teacher_highest, teacher_share = raised(teacher_highest, y, teacher_factor)
+        a = (x - highest[:, None]) * factor
+        b = (y - teacher_highest[:, None]) * teacher_factor
+        p, q = tl.exp2(a), tl.exp2(b)
         # A class that the teacher rules out adds 0, whatever the student says.
         rise = (highest - before) * factor - (teacher_highest - teacher_before) * teacher_factor
-        cross = _times(cross + _times(rise, teacher_total), old)
-        cross += _times((y - teacher_highest) * teacher_factor - (x - highest) * factor, new)
-        teacher_total = teacher_total * old + new
+        cross = _times(cross + _times(rise, teacher_total), teacher_share) + tl.sum(_times(b - a, q), 1)
         if STANDARDIZE and WITH_GRADIENT:
-            teacher_along = teacher_along * old + _times(centred, new)
+            centred = (x - mean) * (factor * temperature)
+            own_along = own_along * share + tl.sum(_times(centred, p), 1)
+            teacher_along = teacher_along * teacher_share + tl.sum(_times(centred, q), 1)
+        total = total * share + tl.sum(p, 1)
+        teacher_total = teacher_total * teacher_share + tl.sum(q, 1)
     top, share = lane_shares(highest, total, factor)
     teacher_top, teacher_share = lane_shares(teacher_highest, teacher_total, teacher_factor)
     if WITH_LOSS:
@@ -251,7 +282,7 @@ def kd_kl_swept(
     total = tl.sum(total * share, 0)
     teacher_total = tl.sum(teacher_total * teacher_share, 0)
     if WITH_LOSS:
-        divergence = tl.sum(cross, 0) / teacher_total + tl.log(total / teacher_total)
+        divergence = tl.sum(cross, 0) / LOG2_E / teacher_total + tl.log(total / teacher_total)
         tl.store(losses + row, divergence * (temperature * temperature * scale))
     if WITH_GRADIENT:
         u = temperature * scale
@@ -260,15 +291,21 @@ def kd_kl_swept(
         if STANDARDIZE:
             along = tl.sum(own_along * share, 0) / total - tl.sum(teacher_along * teacher_share, 0) / teacher_total
             along = tl.where(deviation == 0, 0.0, along / (deviation * _degrees(classes)))
+        per_student, per_teacher = u / total, u / teacher_total
+        if STANDARDIZE:
+            per_student /= deviation + 1e-7
+            per_teacher /= deviation + 1e-7
+            along *= u / ((deviation + 1e-7) * LOG2_E)
         chunks = tl.cdiv(classes, BLOCK)
         for chunk in tl.range(0, chunks, num_stages=STAGES):
-            column = (chunks - 1 - chunk) * BLOCK + lane
-            x, y = _chunk(student, column, classes), _chunk(teacher, column, classes)
-            p = tl.exp((x - top) * factor) * (1 / total)
-            gradient = p - tl.exp((y - teacher_top) * teacher_factor) * (1 / teacher_total)
+            column = (chunks - 1 - chunk) * BLOCK + tl.arange(0, BLOCK)
+            x = load_columns(student, column, classes, float("-inf"))
+            y = load_columns(teacher, column, classes, float("-inf"))
+            p, q = tl.exp2((x - top) * factor), tl.exp2((y - teacher_top) * teacher_factor)
+            gradient = p * per_student - q * per_teacher
             if STANDARDIZE:
-                gradient = gradient / (deviation + 1e-7) - (x - mean) * (factor * temperature) * along
-            gradient = rounded(gradient * u, d_student.dtype.element_ty)
+                gradient -= (x - mean) * along
+            gradient = rounded(gradient, d_student.dtype.element_ty)
             at = d_student + row * classes + column
             tl.store(at, gradient, mask=column < classes, eviction_policy="evict_first")
 

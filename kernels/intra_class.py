@@ -1,11 +1,11 @@
 """The operators of the intra-class contrastive loss in Triton: what is launched, with which tiles.
 
-    class_layout ─┬─ classes of up to LIMIT rows ──────── one_tile ──────────────────────────────┬─ sums
-                  └─ larger ones, or with a memory ───── prepare → log_sum_exp → row_losses → gradient ┘
+    class_layout ─┬─ classes of up to LIMIT rows ─────── one_tile ───────────────────────────┬─ sums
+                  └─ larger ones, or with a memory ───── prepare → log_sum_exp → gradient ───┘
 
 Which class goes which way is read on the device: both kinds of kernels are launched, and programs without work end
-at once. A training step without a memory takes ten launches: four for the layout, one for small classes, four for large
-ones, one for the sum.
+at once. A training step without a memory takes nine launches: four for the layout, one for small classes, three for
+large ones, one for the sum; its backward takes one more (`scaling`).
 
 Products take rows in the inputs' dtype, memory rows in that of the batch; sums are float32. A row whose squared norm
 is no float32 number (norms beyond 10^±19) counts as zero or gives NaN. NaN makes its class NaN, and may do so to
@@ -14,7 +14,6 @@ classes in the same tile.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -23,38 +22,43 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from icckd.kernels import tables
-from icckd.kernels.large_classes import add_splits, gradient, log_sum_exp, memory_norms, prepare, row_losses
+from icckd.kernels.large_classes import MARGIN, add_splits, gradient, log_sum_exp, memory_norms, prepare, row_losses
 from icckd.kernels.layout import Layout
 from icckd.kernels.one_tile import OneTile
 from icckd.kernels.precision import product_precision
+from icckd.kernels.totals import total
 
 # Rows that one program of `row_losses` takes.
 _ROWS = 256
 # Programs per multiprocessor that a split of the memory aims at, and the most splits.
 _WAVES, _MOST_SPLITS = 2, 64
+# Programs per multiprocessor that share the tiles of `prepare`, and those of a pass: at least as many as run at once.
+_ROW_PROGRAMS, _TILE_PROGRAMS = 16, 4
 
 
 def intra_class_rows(
     anchor: Tensor,
     positive: Tensor,
     labels: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     memory: Tensor | None,
     memory_labels: Tensor | None,
     temperature: Tensor,
+    mean: bool,
     normalize: bool,
     num_classes: int | None,
     small_classes: "SmallClassesFor" = OneTile.for_rows,
 ) -> tuple[Tensor, Tensor]:
-    """The weighted loss of every row and its log-sum-exp, both (N,), 0 where the weight is 0."""
+    """The weighted loss of every row and its log-sum-exp, both (N,), 0 where a row is no anchor."""
     batch = Batch.of(
-        anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes, small_classes
-    )
+        anchor, positive, labels, weight, memory, memory_labels, temperature, mean, normalize, num_classes,
+        small_classes, need_temperature=False,
+    )  # fmt: skip
     rows, lse = batch.per_row(), batch.per_row()
     nothing = Gradients.of(batch, False, False, False)
     batch.compute_small(rows, lse, None, nothing)
     if len(rows):
-        _losses(batch, rows, lse)
+        _losses(batch, _prepare(batch, rows, lse, None), rows, lse)
     return rows, lse
 
 
@@ -64,10 +68,11 @@ def intra_class_rows_backward(
     anchor: Tensor,
     positive: Tensor,
     labels: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     memory: Tensor | None,
     memory_labels: Tensor | None,
     temperature: Tensor,
+    mean: bool,
     normalize: bool,
     num_classes: int | None,
     need_anchor: bool,
@@ -77,14 +82,14 @@ def intra_class_rows_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of Σ grad_rows · rows; an empty tensor for each that is not needed."""
     batch = Batch.of(
-        anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes, small_classes
-    )
+        anchor, positive, labels, weight, memory, memory_labels, temperature, mean, normalize, num_classes,
+        small_classes, need_temperature,
+    )  # fmt: skip
     gradients = Gradients.of(batch, need_anchor, need_positive, need_temperature)
     grad_rows = grad_rows.contiguous()
     batch.compute_small(None, None, grad_rows, gradients)
     if len(lse):
-        loss_bits, factor = _row_losses(batch, None, lse.contiguous(), None, grad_rows)
-        _gradient(batch, loss_bits, factor, gradients)
+        _gradient(batch, _prepare(batch, None, lse.contiguous(), grad_rows), gradients)
     return gradients.of_inputs(batch)
 
 
@@ -92,10 +97,11 @@ def intra_class_sum(
     anchor: Tensor,
     positive: Tensor,
     labels: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     memory: Tensor | None,
     memory_labels: Tensor | None,
     temperature: Tensor,
+    mean: bool,
     normalize: bool,
     num_classes: int | None,
     need_anchor: bool,
@@ -105,15 +111,17 @@ def intra_class_sum(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The weighted sum of the losses, and its gradients; an empty tensor for each that is not needed."""
     batch = Batch.of(
-        anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes, small_classes
-    )
+        anchor, positive, labels, weight, memory, memory_labels, temperature, mean, normalize, num_classes,
+        small_classes, need_temperature,
+    )  # fmt: skip
     gradients = Gradients.of(batch, need_anchor, need_positive, need_temperature)
     rows, lse = batch.per_row(), batch.per_row()
     batch.compute_small(rows, lse, None, gradients)
     if len(rows):
-        loss_bits, factor = _losses(batch, rows, lse)
-        _gradient(batch, loss_bits, factor, gradients)
-    return rows.sum(), *gradients.of_inputs(batch)
+        prepared = _prepare(batch, rows, lse, None)
+        _losses(batch, prepared, rows, lse)
+        _gradient(batch, prepared, gradients)
+    return total(rows), *gradients.of_inputs(batch)
 
 
 class SmallClasses(Protocol):
@@ -126,9 +134,9 @@ class SmallClasses(Protocol):
     def limit(self) -> int: ...
 
     def layout(
-        self, labels: Tensor, weight: Tensor, memory_labels: Tensor | None, num_classes: int | None, limit: int
+        self, labels: Tensor, weight: Tensor | None, memory_labels: Tensor | None, num_classes: int | None, limit: int
     ) -> Layout:
-        """The layout of rows with these labels (N,) and weights (N,), and of memory rows with theirs (M,)."""
+        """The layout of rows with these labels (N,) and weights (N,) or 1 each, and of memory rows with theirs (M,)."""
 
     def compute(
         self, batch: "Batch", rows: Tensor | None, lse: Tensor | None, upstream: Tensor | None, gradients: "Gradients"
@@ -142,13 +150,18 @@ SmallClassesFor = Callable[[Tensor, int | None], SmallClasses]
 
 @dataclass
 class Batch:
-    """The arguments of an operator as kernels take them, and the layout of its rows."""
+    """The arguments of an operator as kernels take them, and the layout of its rows.
+
+    weight, scale: Losses are multiplied by both, (N,) and (1,); 1 where None.
+    temperature: Where it lies on the device, or the number itself.
+    """
 
     anchor: Tensor
     positive: Tensor
-    weight: Tensor
+    weight: Tensor | None
+    scale: Tensor | None
     memory: Tensor | None
-    temperature: Tensor
+    temperature: Tensor | float
     normalize: bool
     small_classes: "SmallClasses"
     layout: Layout
@@ -159,30 +172,36 @@ class Batch:
         anchor: Tensor,
         positive: Tensor,
         labels: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         memory: Tensor | None,
         memory_labels: Tensor | None,
         temperature: Tensor,
+        mean: bool,
         normalize: bool,
         num_classes: int | None,
         small_classes: "SmallClassesFor",
+        need_temperature: bool,
     ) -> "Batch":
         anchor, positive = _with_unit_columns(anchor), _with_unit_columns(positive)
         if memory is not None and len(memory):
             memory = _with_unit_columns(memory)
         else:
             memory = memory_labels = None
-        labels, weight = labels.contiguous(), weight.contiguous()
+        labels, weight = labels.contiguous(), None if weight is None else weight.contiguous()
         small = small_classes(anchor, num_classes)
         limit = small.limit if memory is None else 0
         layout = small.layout(labels, weight, memory_labels, num_classes, limit)
-        return cls(anchor, positive, weight, memory, temperature, normalize, small, layout)
+        scale = layout.scale if mean else None
+        # What the host knows kernels get as a number: nothing has to fill memory on the device.
+        known = temperature.device.type == "cpu" and not need_temperature
+        tau = temperature.item() if known else temperature
+        return cls(anchor, positive, weight, scale, memory, tau, normalize, small, layout)
 
     def compute_small(
         self, rows: Tensor | None, lse: Tensor | None, upstream: Tensor | None, gradients: "Gradients"
     ) -> None:
         """Loss and gradients of the classes that fit on chip."""
-        if self.memory is None and self.small_classes.limit and len(self.weight):
+        if self.memory is None and self.small_classes.limit and len(self.anchor):
             self.small_classes.compute(self, rows, lse, upstream, gradients)
 
     def options(self, kernel: str) -> tables.Options:
@@ -195,22 +214,33 @@ class Batch:
 
     def per_row(self) -> Tensor:
         """Room for a number of every row, or of every position (N,)."""
-        return torch.empty_like(self.weight)
+        return torch.empty(len(self.anchor), dtype=torch.float32, device=self.anchor.device)
 
-    @cached_property
-    def prepared(self) -> "_Prepared":
-        """What `prepare` and `memory_norms` write."""
-        return _prepare(self)
+    @property
+    def temperature_on_device(self) -> Tensor:
+        """The temperature for kernels that read it there."""
+        if isinstance(self.temperature, Tensor):
+            return self.temperature
+        return torch.full((), self.temperature, dtype=torch.float32, device=self.anchor.device)
 
 
 @dataclass
 class _Prepared:
-    """Scaled rows (N, padded D) by position; 1/norms and a_i (N,), 1/norms of the memory (M,)."""
+    """What `prepare` and `memory_norms` write, and lse · log2 e.
+
+    z: Scaled rows by position (N, padded D).
+    inverse, positive_inverse, agreement: 1/norms and a_i by position (N,).
+    mantissas, factor, lse_bits: Of 1/norms; u_i, and lse_i log2 e, by position, with room for a tile behind the last.
+    memory_inverse: 1/norms of the memory rows (M,).
+    """
 
     z: Tensor
     inverse: Tensor
+    mantissas: Tensor
     positive_inverse: Tensor
     agreement: Tensor
+    factor: Tensor
+    lse_bits: Tensor
     memory_inverse: Tensor | None
 
     def tiles(self, rows: int, columns: int) -> TensorDescriptor:
@@ -229,17 +259,17 @@ class Gradients:
 
     @classmethod
     def of(cls, batch: Batch, *needed: bool) -> "Gradients":
-        anchor, positive, _ = (
+        anchor, positive = (
             torch.empty(x.shape if need else (0,), dtype=x.dtype, device=x.device)
-            for x, need in zip((batch.anchor, batch.positive, batch.weight), needed, strict=True)
+            for x, need in zip((batch.anchor, batch.positive), needed[:2], strict=True)
         )
-        kappa = batch.per_row() if needed[2] else batch.weight.new_empty(0)
+        kappa = torch.empty(len(batch.anchor) if needed[2] else 0, dtype=torch.float32, device=batch.anchor.device)
         return cls(anchor, positive, kappa, (needed[0], needed[1], needed[2]))
 
     def of_inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of anchor, positive and temperature: dτ = −κ² dκ."""
         need_temperature = self.needed[2]
-        temperature = -self.kappa.sum() / batch.temperature.square() if need_temperature else self.kappa
+        temperature = -total(self.kappa) / batch.temperature**2 if need_temperature else self.kappa
         return self.anchor, self.positive, temperature
 
     @property
@@ -247,17 +277,23 @@ class Gradients:
         return dict(zip(("NEED_ANCHOR", "NEED_POSITIVE", "NEED_TEMPERATURE"), self.needed, strict=True))
 
 
-def _prepare(batch: Batch) -> _Prepared:
-    layout, memory, (rows, dim) = batch.layout, batch.memory, batch.anchor.shape
+def _prepare(batch: Batch, rows: Tensor | None, lse: Tensor, upstream: Tensor | None) -> _Prepared:
+    """What the passes want. Fills in rows and lse of rows that are no anchors; with `upstream` lse is given."""
+    layout, memory, (count, dim) = batch.layout, batch.memory, batch.anchor.shape
     options = batch.options("prepare")
     chunk = max(batch.options_of_pass(kernel)["BLOCK_K"] for kernel in ("log_sum_exp", "gradient"))
     padded = triton.cdiv(max(dim, 1), chunk) * chunk
-    z = torch.empty(rows, padded, dtype=batch.anchor.dtype, device=batch.anchor.device)
+    z = torch.empty(count, padded, dtype=batch.anchor.dtype, device=batch.anchor.device)
     inverse, positive_inverse, agreement = (batch.per_row() for _ in range(3))
-    prepare[(triton.cdiv(rows, options["BLOCK"]),)](
+    mantissas, factor, lse_bits = (lse.new_empty(count + MARGIN.value) for _ in range(3))
+    if _is_half(batch.anchor):
+        # `gradient` wants the largest factor of float16: it then looks at those of small classes, too.
+        factor.zero_()
+    prepare[(_programs(batch, triton.cdiv(count + MARGIN.value, options["BLOCK"]), _ROW_PROGRAMS),)](
         batch.anchor, batch.positive, layout.order, layout.rank, layout.start, layout.active, layout.totals,
-        z, inverse, positive_inverse, agreement,
-        batch.anchor.stride(0), batch.positive.stride(0), rows, dim, padded, NORMALIZE=batch.normalize, **options,
+        batch.weight, batch.scale, upstream,
+        z, inverse, mantissas, positive_inverse, agreement, factor, lse_bits, rows, lse,
+        batch.anchor.stride(0), batch.positive.stride(0), count, dim, padded, NORMALIZE=batch.normalize, **options,
     )  # fmt: skip
     memory_inverse = None
     if memory is not None:
@@ -267,52 +303,37 @@ def _prepare(batch: Batch) -> _Prepared:
             memory, layout.memory_order, layout.totals, memory_inverse, memory.stride(0), len(memory), dim,
             NORMALIZE=batch.normalize, **options,
         )  # fmt: skip
-    return _Prepared(z, inverse, positive_inverse, agreement, memory_inverse)
+    return _Prepared(z, inverse, mantissas, positive_inverse, agreement, factor, lse_bits, memory_inverse)
 
 
-def _losses(batch: Batch, rows: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Fill in loss and lse of the rows of large classes; what `gradient` wants to know of them by position."""
-    layout, options, prepared = batch.layout, batch.options_of_pass("log_sum_exp"), batch.prepared
+def _losses(batch: Batch, prepared: _Prepared, rows: Tensor, lse: Tensor) -> None:
+    """Fill in loss, lse and lse · log2 e of the anchors in large classes."""
+    layout, options = batch.layout, batch.options_of_pass("log_sum_exp")
     (count, dim), padded = batch.anchor.shape, prepared.z.shape[1]
     tiles = triton.cdiv(count, options["BLOCK_M"])
     splits = _splits(batch, tiles, options["BLOCK_N"])
-    negatives = torch.empty(splits, count, dtype=torch.float32, device=rows.device)
-    log_sum_exp[(tiles, splits)](
-        prepared.z, prepared.tiles(options["BLOCK_N"], options["BLOCK_K"]), prepared.inverse, prepared.agreement,
-        layout.anchors, layout.rank, layout.start, layout.size, layout.totals, batch.temperature, negatives,
+    negatives = torch.empty(splits, count, dtype=torch.float32, device=rows.device) if splits > 1 else None
+    log_sum_exp[(_programs(batch, tiles, _TILE_PROGRAMS), splits)](
+        prepared.z, prepared.tiles(options["BLOCK_N"], options["BLOCK_K"]), prepared.mantissas, prepared.agreement,
+        layout.anchors, layout.order, layout.rank, layout.start, layout.size, layout.totals, batch.temperature,
+        prepared.factor, rows, lse, prepared.lse_bits, negatives,
         batch.memory, layout.memory_order, layout.memory_start, layout.memory_size, prepared.memory_inverse,
         _row_stride(batch.memory), count, dim, padded, splits,
-        HAS_MEMORY=batch.memory is not None, ONE_CHUNK=padded == options["BLOCK_K"],
+        HAS_MEMORY=batch.memory is not None, SPLIT=splits > 1, ONE_CHUNK=padded == options["BLOCK_K"],
         PRECISION=product_precision(), **options,
     )  # fmt: skip
-    return _row_losses(batch, rows, lse, negatives, None)
+    if splits > 1:
+        row_losses[(triton.cdiv(count, _ROWS),)](
+            layout.anchors, layout.order, layout.totals, batch.temperature, prepared.agreement, prepared.factor,
+            rows, lse, prepared.lse_bits, negatives, count, splits, BLOCK=_ROWS,
+        )  # fmt: skip
 
 
-def _row_losses(
-    batch: Batch,
-    rows: Tensor | None,
-    lse: Tensor,
-    negatives: Tensor | None,
-    upstream: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Fill in rows and lse if there are `negatives`; L_i and the weight in the gradient, by position (N,)."""
-    layout, count = batch.layout, len(lse)
-    # `gradient` wants the largest factor of float16: it then looks at those of small classes, too.
-    loss_bits, factor = batch.per_row(), torch.zeros_like(lse) if _is_half(batch.anchor) else batch.per_row()
-    row_losses[(triton.cdiv(count, _ROWS),)](
-        layout.order, layout.rank, layout.start, layout.active, layout.totals, batch.weight, upstream,
-        batch.prepared.agreement, batch.temperature, negatives, rows, lse, loss_bits, factor, count,
-        0 if negatives is None else len(negatives),
-        FROM_LSE=negatives is None, WITH_UPSTREAM=upstream is not None, BLOCK=_ROWS,
-    )  # fmt: skip
-    return loss_bits, factor
-
-
-def _gradient(batch: Batch, loss_bits: Tensor, factor: Tensor, gradients: Gradients) -> None:
+def _gradient(batch: Batch, prepared: _Prepared, gradients: Gradients) -> None:
     """The gradients of the rows of large classes, and zeros for ignored rows."""
     if not any(gradients.needed):
         return
-    layout, options, prepared = batch.layout, batch.options_of_pass("gradient"), batch.prepared
+    layout, options, factor = batch.layout, batch.options_of_pass("gradient"), prepared.factor
     (count, dim), padded = batch.anchor.shape, prepared.z.shape[1]
     block_m, block_n, block_k, block_v = (options[f"BLOCK_{x}"] for x in "MNKV")
     tiles, chunks = triton.cdiv(count, block_m), triton.cdiv(max(dim, 1), block_v)
@@ -322,11 +343,11 @@ def _gradient(batch: Batch, loss_bits: Tensor, factor: Tensor, gradients: Gradie
         pulls = torch.empty(splits, count, dim, dtype=torch.float32, device=factor.device)
         sums = torch.empty(3, splits, count, dtype=torch.float32, device=factor.device)
     largest = factor.abs().amax() if _is_half(batch.anchor) else None
-    gradient[(tiles, chunks, splits)](
+    gradient[(_programs(batch, tiles, _TILE_PROGRAMS), chunks, splits)](
         batch.anchor, batch.positive, prepared.tiles(block_m, block_k), prepared.tiles(block_n, block_k),
         prepared.tiles(block_n, block_v), layout.order, layout.rank, layout.start, layout.size, layout.active,
-        layout.totals, batch.temperature, loss_bits, factor, largest,
-        prepared.inverse, prepared.positive_inverse, prepared.agreement,
+        layout.totals, batch.temperature, prepared.lse_bits, factor, largest,
+        prepared.inverse, prepared.mantissas, prepared.positive_inverse, prepared.agreement,
         batch.memory, layout.memory_order, layout.memory_start, layout.memory_size, prepared.memory_inverse,
         gradients.anchor, gradients.positive, gradients.kappa, pulls, sums,
         batch.anchor.stride(0), batch.positive.stride(0), _row_stride(batch.memory), count, dim, padded, splits,
@@ -351,12 +372,13 @@ def _splits(batch: Batch, programs: int, block_n: int) -> int:
     """
     if batch.memory is None:
         return 1
-    wanted = triton.cdiv(_WAVES * _multiprocessors(batch.anchor.device), programs)
+    wanted = triton.cdiv(_WAVES * tables.multiprocessors(batch.anchor.device), programs)
     return max(1, min(wanted, _MOST_SPLITS, triton.cdiv(len(batch.memory), block_n)))
 
 
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+def _programs(batch: Batch, tiles: int, most: int) -> int:
+    """How many programs share tiles, of which the device knows how many have work: `most` per multiprocessor."""
+    return max(1, min(tiles, most * tables.multiprocessors(batch.anchor.device)))
 
 
 def _options(kernel: str, rows: Tensor, size: int) -> tables.Options:

@@ -40,6 +40,7 @@ from icckd.kernels.contrast import (
     argument_types,
     inverse_norm,
     load_chunk,
+    number,
     product_precision_of,
     row_factor,
     row_loss,
@@ -132,7 +133,7 @@ def _tile(
     stop = tl.where(valid, stop, 0)
     pair = (k[None, :] >= begin[:, None]) & (k[None, :] < stop[:, None]) & (k[None, :] != k[:, None])
 
-    kappa = 1.0 / tl.load(temperature)
+    kappa = 1.0 / number(temperature)
     bits = kappa * LOG2_E
     # One array tells the similarities, and which pairs there are: registers are few.
     x = tl.where(pair, (s * inverse[:, None] * inverse[None, :] - agreement[:, None]) * bits, LOWEST)
@@ -221,7 +222,7 @@ class OneTile:
         count, dim = batch.anchor.shape
         programs = min(count, max(1, _ROWS // self.limit) * tables.multiprocessors(batch.anchor.device))
         one_tile[(programs,)](
-            batch.anchor, batch.positive, batch.weight, None, upstream, batch.temperature,
+            batch.anchor, batch.positive, batch.weight, batch.scale, upstream, batch.temperature,
             layout.order, layout.rank, layout.start, layout.size, layout.active, layout.totals,
             rows, lse, gradients.anchor, gradients.positive, gradients.kappa,
             batch.anchor.stride(0), batch.positive.stride(0), dim,
@@ -240,22 +241,23 @@ def _likely_size(rows: int, num_classes: int | None) -> int:
 
 
 def specializations(architecture: str) -> Iterator[Specialization]:
-    """Every table entry: in a training step, and in the backward of single rows' losses with everything wanted."""
+    """Every table entry: in a step with the mean loss, and in the backward of weighted rows with everything wanted."""
     common = {
         "NORMALIZE": True,
         "NEED_ANCHOR": True,
         "NEED_POSITIVE": True,
         "PRECISION": product_precision_of(architecture),
-        "scale": None,
     }
-    step = {"WITH_LOSS": True, "WITH_UPSTREAM": False, "upstream": None, "NEED_TEMPERATURE": False}
-    backward = {"WITH_LOSS": False, "WITH_UPSTREAM": True, "losses": None, "lse": None, "NEED_TEMPERATURE": True}
+    step = {"WITH_LOSS": True, "WITH_UPSTREAM": False, "NEED_TEMPERATURE": False, "weight": None, "upstream": None}
+    backward = {"WITH_LOSS": False, "WITH_UPSTREAM": True, "NEED_TEMPERATURE": True, "scale": None}
+    backward |= {"losses": None, "lse": None}
     for element, size in ELEMENTS.items():
         for options in tables.entries("one_tile", architecture, size).values():
             for flags in (step, backward):
+                types = argument_types(element) | ({"temperature": "fp32"} if flags is step else {})
                 yield specialize(
                     one_tile,
-                    argument_types(element),
+                    types,
                     common | flags,
                     options,
                     matrix_unit=True,

@@ -9,13 +9,13 @@ import triton.language as tl
 
 from icckd.kernels import tables
 
-_INTERPRETED = tl.constexpr(tables.interpreted())
+INTERPRETED = tl.constexpr(tables.interpreted())
 
 
 @triton.jit
 def matmul(x, y, total, PRECISION: tl.constexpr):
     """total + x · y, by the matrix unit; the total is float32."""
-    if _INTERPRETED:
+    if INTERPRETED:
         x, y = x.to(tl.float32), y.to(tl.float32)
     return tl.dot(x, y, total, input_precision=PRECISION)
 
@@ -23,7 +23,7 @@ def matmul(x, y, total, PRECISION: tl.constexpr):
 @triton.jit
 def rounded(x, dtype: tl.constexpr):
     """The nearest numbers of this dtype to x, float32."""
-    if _INTERPRETED and dtype == tl.bfloat16:
+    if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
         # Not a number must stay one.

@@ -99,6 +99,12 @@ def test_without_triton_its_backends_are_missing_and_nothing_else():
     assert "  cuda                reference: triton cannot run" in report
 
 
+def test_a_lost_link_to_the_kernels_is_said_so():
+    code = "import sys; sys.modules['icckd.kernels'] = None; from icckd.doctor import diagnose; print(diagnose())"
+    report = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert report.count(": icckd/kernels should be a link to ../kernels, which this copy of the tree has lost") == 3
+
+
 def test_doctor_says_what_auto_takes_and_why(hopper):
     hopper.setattr(torch.cuda, "device_count", lambda: 0)
     hopper.setattr(backends, "PROVEN", {"sm_90": {"intra_class": "cuda"}})

@@ -4,7 +4,7 @@ An error is ‖computed − exact‖ / ‖exact‖. A backend passes where it is
 the same dtype, or rounding: of the results, and in float32 of similarities that are divided by a temperature.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,12 +16,14 @@ from bench.measure import Row
 _ALLOWED = 2
 
 
-def check_case(case: Case, device: torch.device) -> Iterator[Row]:
-    """A row for each of the project's backends and each of its outputs and gradients."""
+def check_case(
+    case: Case, contenders: list[Contender], device: torch.device, mark: Callable[[str | None], None]
+) -> Iterator[list[Row]]:
+    """Rows for each of the contenders, one for each of its outputs and gradients; `mark` is told who is in hand."""
     exact = exact_results(case, device)
-    ours = [contender for contender in case.contenders(device) if not contender.is_peer and contender.checked]
     plain_errors, allowed_errors = errors_of_reference(case, device, exact)
-    for contender in ours:
+    for contender in contenders:
+        mark(contender.name)
         common = {
             "stage": "accuracy",
             "family": case.family,
@@ -32,25 +34,25 @@ def check_case(case: Case, device: torch.device) -> Iterator[Row]:
             **measure.conditions(device),
         }
         if contender.why_not:
-            yield {**common, "passed": None, "why": contender.why_not}
+            yield [{**common, "passed": None, "why": contender.why_not}]
             continue
         try:
             computed = errors(case, contender, device, exact)
         # Whatever goes wrong in one backend is its result.
         except Exception as error:
             print(f"    {contender.name:<34}{case.name}: {_first_line(error)}", flush=True)
-            yield {**common, "passed": False, "why": _first_line(error)}
+            yield [{**common, "passed": False, "why": _first_line(error)}]
             if not measure.clock(device).is_usable():
                 raise
             continue
+        rows = []
         for quantity, error in computed.items():
             allowed = allowed_errors[quantity]
             # Not a number is no pass.
             passed = error <= allowed
             if not passed:
                 print(f"    {contender.name:<34}{case.name}: {quantity} off by {error:.1e} > {allowed:.1e}", flush=True)
-            yield {
-                **common,
+            row = {
                 "quantity": quantity,
                 "error": error,
                 "error_of_reference": plain_errors[quantity],
@@ -58,6 +60,8 @@ def check_case(case: Case, device: torch.device) -> Iterator[Row]:
                 "passed": passed,
                 "why": None if passed else f"{quantity} is off by {error:.1e}, more than {allowed:.1e}",
             }
+            rows.append({**common, **row})
+        yield rows
 
 
 def errors_of_reference(

@@ -1,5 +1,6 @@
 """What a benchmark case is: inputs, contenders, and the least work that any of them must do."""
 
+import gc
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -25,7 +26,7 @@ class Contender:
     function: Computes it.
     is_peer: Whether it is somebody else's way.
     why_not: Why it cannot be tried here, if it cannot.
-    compiles: Whether its first call compiles something, so that it is worth while to make that call ahead.
+    compiles: Whether its first call compiles something that is worth while to be compiled ahead.
     capturable: Whether a CUDA graph can hold it: it never synchronises.
     checked: Whether it computes what the case defines.
     """
@@ -58,6 +59,8 @@ class Case(ABC):
     family: ClassVar[str]
     differentiated: ClassVar[tuple[str, ...]]
     outputs: ClassVar[tuple[str, ...]] = ("loss",)
+    # Whether the `reference` backend waits for the device.
+    reference_waits: ClassVar[bool] = False
     dtype: str
 
     @property
@@ -109,7 +112,7 @@ class Case(ABC):
                 is_peer=False,
                 why_not=backends.why_not(backend, device, self.torch_dtype),
                 compiles=backend == "triton",
-                capturable=True,
+                capturable=not (backend == "reference" and self.reference_waits),
             )
             for backend in BACKENDS
         ]
@@ -139,6 +142,13 @@ def widened(x: Any) -> Any:
     return replace(
         x, **{name: t.double() for name, t in tensors.items() if isinstance(t, Tensor) and t.is_floating_point()}
     )
+
+
+def release(device: torch.device) -> None:
+    """Give back the memory that nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """What the device can do, measured before everything else: the copy bandwidth, and the matrix rate of each dtype.
 
 A ceiling is the best median over several sizes, on random data. float32's matrix rate is a third of TF32's: that is
-what three TF32 products, which give float32's accuracy, can reach.
+what three TF32 products, which give float32's accuracy, can reach. What a run did not come to measure is assumed to be
+what that kind of device reached before, and said to be assumed.
 """
 
 from collections.abc import Iterator
@@ -20,28 +21,42 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 _TF32_PRODUCTS = 3
 # More than any cache holds: copies take turns over so many bytes.
 _ROTATED = 2**30
+# By the device's name: bytes a second copied, and FLOP a second of bfloat16 products, as measured on one of the kind.
+_SEEN = {"NVIDIA H100 80GB HBM3": (3.0e12, 798e12), "NVIDIA H200": (4.3e12, 790e12)}
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Bytes a second, read and written together; FLOP a second by dtype."""
+    """Bytes a second, read and written together; FLOP a second by dtype. Empty where nothing is known.
 
-    bandwidth: float
+    assumed: Whether any of them was measured in another run.
+    """
+
+    bandwidth: float | None
     rates: dict[str, float]
+    assumed: bool = False
 
     @classmethod
-    def of(cls, rows: list[Row]) -> "Ceilings":
-        """The best of the recorded rows."""
+    def of(cls, rows: list[Row], device: str) -> "Ceilings":
+        """The best of the recorded rows, and for those that are missing what is known of that kind of device."""
+        copies = [row["per_second"] for row in rows if row["quantity"] == "copy bandwidth"]
         rates: dict[str, float] = {}
         for row in rows:
             if row["quantity"] == "matrix rate":
                 rates[row["dtype"]] = max(rates.get(row["dtype"], 0.0), row["per_second"])
-        return cls(max(row["per_second"] for row in rows if row["quantity"] == "copy bandwidth"), rates)
+        if device not in _SEEN or (copies and rates.keys() >= _DTYPES.keys()):
+            return cls(max(copies, default=None), rates)
+        bandwidth, rate = _SEEN[device]
+        # TF32 products have half the rate.
+        known = {"bfloat16": rate, "float16": rate, "float32": rate / 2 / _TF32_PRODUCTS}
+        return cls(max(copies, default=bandwidth), known | rates, assumed=True)
 
     def floor(self, bytes_: int | None, flop: int | None, dtype: str) -> float | None:
-        """Seconds that so much work takes at least; None where no work was counted."""
-        times = [0.0 if bytes_ is None else bytes_ / self.bandwidth, 0.0 if flop is None else flop / self.rates[dtype]]
-        return max(times) or None
+        """Seconds that so much work takes at least; None where no work was counted, or a ceiling is not known."""
+        ceilings = [(work, c) for work, c in ((bytes_, self.bandwidth), (flop, self.rates.get(dtype))) if work]
+        if not ceilings or any(ceiling is None for _, ceiling in ceilings):
+            return None
+        return max(work / ceiling for work, ceiling in ceilings)
 
 
 def measure_ceilings(device: torch.device, seconds: float, least: int) -> Iterator[Row]:

@@ -32,7 +32,6 @@ def device_facts(device: torch.device) -> dict[str, Any]:
         "hip": torch.version.hip,
         "driver": _said("nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit", "--format=csv"),
         "nvcc": _said("nvcc", "--version"),
-        "backends": {name: backends.why_unavailable(name) for name in backends.BACKENDS},
     }
 
 
@@ -54,5 +53,8 @@ def _said(*command: str) -> str | None:
     """What a program prints; None where it is not there or fails."""
     if shutil.which(command[0]) is None:
         return None
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     return result.stdout.strip() if result.returncode == 0 else None

@@ -11,6 +11,9 @@ from bench.gpu.targets import best, targets
 from bench.measure import Row
 
 OWED = "Owed: no run on a GPU is recorded yet."
+_ASSUMED = "\\* Ceilings that this run did not come to measure are those of another device of the kind."
+# Failures that the end of a visit's output names, and characters of the reason of each.
+_NAMED, _SHOWN = 12, 300
 
 
 def ceilings(rows: list[Row]) -> str:
@@ -18,8 +21,11 @@ def ceilings(rows: list[Row]) -> str:
     chosen = [row for row in rows if row.get("stage") == "ceilings"]
     if not chosen:
         return OWED
-    found = Ceilings.of(chosen)
-    lines = ["| ceiling | measured |", "| --- | --: |", f"| copy, read + written | {found.bandwidth / 1e12:.2f} TB/s |"]
+    # Of no device in particular: what was measured alone.
+    found = Ceilings.of(chosen, "")
+    lines = ["| ceiling | measured |", "| --- | --: |"]
+    if found.bandwidth is not None:
+        lines.append(f"| copy, read + written | {found.bandwidth / 1e12:.2f} TB/s |")
     lines += [f"| matrix products, {dtype} | {rate / 1e12:.0f} TFLOP/s |" for dtype, rate in found.rates.items()]
     return "\n".join([*lines, "", _conditions(chosen)])
 
@@ -34,6 +40,8 @@ def target_table(rows: list[Row], tiny: bool = False) -> str:
         measured = "–" if value is None else f"{value:.2f} {target.unit}".strip()
         wanted = f"{sign} {target.bound:g} {target.unit}".strip()
         lines.append(f"| {target.text} | {target.backend} | {wanted} | {measured} | {verdict} |")
+    if any(row.get("ceilings_assumed") for row in rows):
+        lines += ["", _ASSUMED]
     return "\n".join(lines)
 
 
@@ -43,7 +51,8 @@ def speed(rows: list[Row], family: str) -> str:
     if not chosen:
         return OWED
     parts = [_case_table([row for row in chosen if row["case"] == case]) for case in _distinct(chosen, "case")]
-    return "\n\n".join([*parts, _conditions(chosen)])
+    assumed = [_ASSUMED] if any(row.get("ceilings_assumed") for row in chosen) else []
+    return "\n\n".join([*parts, *assumed, _conditions(chosen)])
 
 
 def _case_table(rows: list[Row]) -> str:
@@ -60,7 +69,7 @@ def _case_table(rows: list[Row]) -> str:
         graph = own.get("step, graph") or own.get("forward, graph")
         cells = [_milliseconds(own.get("forward")), _milliseconds(own.get("step")), _milliseconds(graph)]
         peak = own.get("step", own.get("forward", fastest)).get("peak_bytes")
-        cells.append(_number(fastest["fraction_of_floor"], "{:.2f}"))
+        cells.append(_number(fastest["fraction_of_floor"], "{:.2f}" + "*" * bool(fastest.get("ceilings_assumed"))))
         cells.append(_number(None if peak is None else peak / 1e6, "{:,.0f}"))
         cells.append(_number(fastest["error"], "{:.0e}"))
         lines.append(_line([name, *cells]))
@@ -80,9 +89,9 @@ def accuracy(rows: list[Row]) -> str:
     return "\n".join([*lines, "", _conditions(chosen)])
 
 
-def summary(machine: Row, proof: Row, tests: list[Row], rows: list[Row], dry_run: bool) -> str:
+def summary(machine: Row, proof: Row, tests: list[Row], rows: list[Row]) -> str:
     """summary.md."""
-    device = machine["device"]
+    device, dry_run = machine["device"], machine["dry_run"]
     parts = [
         f"# bench.gpu on {device['name']}",
         f"{machine['date']}, commit {machine['commit']}, torch {machine['torch']}, Triton {machine['triton']}, "
@@ -93,34 +102,63 @@ def summary(machine: Row, proof: Row, tests: list[Row], rows: list[Row], dry_run
             "A dry run: tiny sizes, in Triton's interpreter, on a CPU. No time here says anything about a GPU."
         )
     parts += ["## Targets", target_table(rows, dry_run), "## Ceilings", ceilings(rows), "## Accuracy", accuracy(rows)]
-    parts += ["## Backends", _verdicts(proof), "## GPU tests", _test_lines(tests), "## Stages", _stage_lines(machine)]
+    parts += [
+        "## Backends",
+        _verdicts(proof),
+        "## GPU tests",
+        _test_lines(tests, machine),
+        "## Stages",
+        _stage_lines(machine),
+    ]
     for family in _distinct([row for row in rows if row.get("stage") == "speed"], "family"):
         parts += [f"## {family}", speed(rows, family)]
     return "\n\n".join(parts) + "\n"
 
 
+def ending(machine: Row, proof: Row, rows: dict[str, list[Row]]) -> str:
+    """What a visit prints last, short: its targets at the very end."""
+    failed = [test for test in rows["tests"] if test["outcome"] == "failed"]
+    wrong = [row for row in rows["accuracy"] if row["passed"] is False]
+    parts = [_stage_lines(machine | {"left_out": {}}), _test_count(rows["tests"], machine)]
+    parts += [f"{test['test']}: {test['why'][:_SHOWN]}" for test in failed[:_NAMED]]
+    parts += [f"{row['case']}, {row['contender']}: {row['why']}" for row in wrong[:_NAMED]]
+    left_out = {stage: len(cases) for stage, cases in machine["left_out"].items() if cases}
+    parts.append(f"Left out for lack of time: {left_out or 'nothing'}.")
+    return "\n\n".join([*parts, _verdicts(proof), target_table(rows["speed"], machine["dry_run"])])
+
+
 def _verdicts(proof: Row) -> str:
-    lines = ["| family | backend | passed | why not |", "| --- | --- | --- | --- |"]
+    lines = ["| family | backend | passed | tests | checks | why not |", "| --- | --- | --- | --: | --: | --- |"]
     for backend, families in proof["backends"].items():
         for family, verdict in families.items():
-            lines.append(_line([family, backend, "yes" if verdict["passed"] else "no", verdict["why"] or ""]))
+            tests = f"{verdict['tests_passed']} of {verdict['tests_planned']}"
+            passed = "yes" if verdict["passed"] else "no"
+            lines.append(_line([family, backend, passed, tests, str(verdict["checks_passed"]), verdict["why"] or ""]))
     fastest = ", ".join(f"{family}: {backend}" for family, backend in proof["fastest"].items())
     return "\n".join([*lines, "", f"Fastest of those that passed: {fastest or 'none'}."])
 
 
-def _test_lines(tests: list[Row]) -> str:
+def _test_count(tests: list[Row], machine: Row) -> str:
     count = {kind: sum(test["outcome"] == kind for test in tests) for kind in ("passed", "failed", "skipped")}
-    lines = [", ".join(f"{number} {kind}" for kind, number in count.items()) + "."]
+    count["not run"] = len(machine["left_out"]["tests"])
+    return "GPU tests: " + ", ".join(f"{number} {kind}" for kind, number in count.items()) + "."
+
+
+def _test_lines(tests: list[Row], machine: Row) -> str:
+    lines = [_test_count(tests, machine)]
     lines += [f"- {test['test']}: {test['why']}" for test in tests if test["outcome"] == "failed"]
     return "\n".join(lines)
 
 
 def _stage_lines(machine: Row) -> str:
-    lines = ["| stage | seconds | |", "| --- | --: | --- |"]
-    lines += [f"| {stage['stage']} | {stage['seconds']} | {stage['why'] or ''} |" for stage in machine["stages"]]
-    lines += [f"| {row['stage']}: {row['case']} | | {row['why']} |" for row in machine["failed"]]
+    lines = ["| part | stage | seconds | |", "| --- | --- | --: | --- |"]
+    for stage in machine["stages"]:
+        lines.append(f"| {stage['part']} | {stage['stage']} | {stage['seconds']} | {stage['why'] or ''} |")
+    for row in machine["failed"]:
+        who = f", {row['contender']}" if row["contender"] else ""
+        lines.append(f"| {row['part']} | {row['stage']}: {row['case']}{who} | | {row['why']} |")
     for stage, cases in machine["left_out"].items():
-        lines += [f"| {stage}: {case} | | left out for lack of time |" for case in cases]
+        lines += [f"| | {stage}: {case} | | left out for lack of time |" for case in cases]
     return "\n".join(lines)
 
 

@@ -4,8 +4,7 @@ Each is compared with float64 first; a wrong one is not timed. Contenders take t
 fraction of the floor that a contender reaches, and its time over that of the best peer in the same run.
 """
 
-import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
@@ -14,20 +13,33 @@ from torch import Tensor
 
 from bench import measure
 from bench.gpu.accuracy import errors, exact_results
-from bench.gpu.case import Case, Contender, forward, step, with_leaves
+from bench.gpu.case import Case, Contender, forward, release, step, with_leaves
 from bench.gpu.ceilings import Ceilings
 from bench.measure import Clock, Row
 
+Mark = Callable[[str | None], None]
 INPUT_SETS = 3
 # An error above this is another loss: low precision alone stays below it.
 _WRONG = {"bfloat16": 0.1, "float16": 0.03, "float32": 1e-3}
 # Calls shorter than this are replayed from a graph too: there launching takes a good part of the time.
 _LAUNCH_BOUND = 5e-3
-_TOO_SLOW = 2.0
+# Seconds of a call that are too many, and of all calls of a contender that the least number of calls may take.
+_TOO_SLOW, _PATIENCE = 2.0, 2.0
 
 
-def measure_case(case: Case, device: torch.device, ceilings: Ceilings, seconds: float, least: int) -> Iterator[Row]:
-    """A row for each contender, with or without gradients, launched or replayed; or for why there is none."""
+def measure_case(
+    case: Case,
+    contenders: list[Contender],
+    device: torch.device,
+    ceilings: Ceilings,
+    seconds: float,
+    least: int,
+    mark: Mark,
+) -> Iterator[list[Row]]:
+    """A row for each contender, with or without gradients, launched or replayed; or for why there is none.
+
+    `mark` is told who is in hand, None where it is all of them.
+    """
     print(f"\n{case.name}", flush=True)
     torch._dynamo.reset()
     timer = measure.clock(device)
@@ -36,19 +48,22 @@ def measure_case(case: Case, device: torch.device, ceilings: Ceilings, seconds: 
     usable: list[Contender] = []
     error_of: dict[str, float | None] = {}
     exact = exact_results(case, device)
-    for contender in case.contenders(device):
+    for contender in contenders:
+        mark(contender.name)
         why_not, error = _screen(case, contender, device, timer, exact)
         error_of[contender.name] = error
         if why_not is None:
             usable.append(contender)
             continue
         print(f"    {contender.name:<34}{why_not}", flush=True)
-        yield {**common, "contender": contender.name, "is_peer": contender.is_peer, "why_not": why_not, "error": error}
+        row = {**common, "contender": contender.name, "is_peer": contender.is_peer}
+        yield [{**row, "why_not": why_not, "error": error}]
+    mark(None)
     del exact
-    _release(device)
+    release(device)
     inputs = [with_leaves(case, case.inputs(seed, device)) for seed in range(INPUT_SETS)]
-    for mode, times, peaks in _timed(case, usable, inputs, timer, seconds, least):
-        yield from _rows(case, common, ceilings, usable, error_of, mode, times, peaks)
+    for mode, times, peaks in _timed(case, usable, inputs, timer, seconds, least, mark):
+        yield list(_rows(case, common, ceilings, usable, error_of, mode, times, peaks))
 
 
 def _screen(
@@ -68,7 +83,7 @@ def _screen(
             raise
         return f"{type(failure).__name__}: {str(failure).strip()[:300]}", None
     finally:
-        _release(device)
+        release(device)
     return (None if error <= _WRONG[case.dtype] else f"wrong: off by {error:.1e}"), error
 
 
@@ -77,23 +92,32 @@ def _badness(error: float) -> float:
 
 
 def _timed(
-    case: Case, usable: list[Contender], inputs: list[Any], timer: Clock, seconds: float, least: int
+    case: Case, usable: list[Contender], inputs: list[Any], timer: Clock, seconds: float, least: int, mark: Mark
 ) -> Iterator[tuple[str, dict[str, list[float]], dict[str, int | None]]]:
-    """What was measured ("forward", "step", "forward, graph", "step, graph"), times and peak memory by contender."""
-    for mode in ("forward", "step") if case.differentiated else ("forward",):
+    """What was measured ("forward", "step", "step, graph"), times and peak memory by contender."""
+    whole = "step" if case.differentiated else "forward"
+    for mode in dict.fromkeys(("forward", whole)):
         calls = {contender.name: _call(case, contender, mode, inputs) for contender in usable}
-        peaks = {name: timer.peak_bytes(lambda call=call: call(0)) for name, call in calls.items()}
-        times = measure.interleaved(calls, timer, seconds, _TOO_SLOW, least)
+        peaks = {}
+        for name, call in calls.items():
+            mark(name)
+            peaks[name] = timer.peak_bytes(lambda call=call: call(0))
+        mark(None)
+        times = measure.interleaved(calls, timer, seconds, _TOO_SLOW, least, _PATIENCE)
         yield mode, times, peaks
+        if mode != whole:
+            continue
         captured = {}
         for contender in usable:
             if contender.capturable and median(times.get(contender.name, [_TOO_SLOW])) < _LAUNCH_BOUND:
+                mark(contender.name)
                 try:
                     captured[contender.name] = timer.captured(calls[contender.name], len(inputs))
                 except RuntimeError as error:
                     if not timer.is_usable():
                         raise
                     print(f"    {contender.name:<34}cannot be captured: {str(error).splitlines()[0]}", flush=True)
+        mark(None)
         yield f"{mode}, graph", measure.interleaved(captured, timer, seconds, _TOO_SLOW, least), {}
 
 
@@ -128,7 +152,8 @@ def _rows(
             "floor_ms": None if floor is None else 1e3 * floor,
             "fraction_of_floor": None if floor is None else 1e3 * floor / milliseconds,
             "fraction_of_bandwidth": _fraction(work.bytes, ceilings.bandwidth, milliseconds),
-            "fraction_of_matrix_rate": _fraction(work.flop, ceilings.rates[case.dtype], milliseconds),
+            "fraction_of_matrix_rate": _fraction(work.flop, ceilings.rates.get(case.dtype), milliseconds),
+            "ceilings_assumed": ceilings.assumed,
             "times_faster_than_best_peer": min(peers) / milliseconds if peers else None,
         }
         share = "" if floor is None else f"{row['fraction_of_floor']:.2f} of the floor"
@@ -136,11 +161,5 @@ def _rows(
         yield row
 
 
-def _fraction(work: int | None, ceiling: float, milliseconds: float) -> float | None:
-    return None if work is None else work / ceiling / milliseconds * 1e3
-
-
-def _release(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+def _fraction(work: int | None, ceiling: float | None, milliseconds: float) -> float | None:
+    return None if work is None or ceiling is None else work / ceiling / milliseconds * 1e3

@@ -6,66 +6,70 @@
 // Rows are counted by key: 2 · class + (weight = 0), or 2C without a class; rows of a memory by class, or C. With N rows in B blocks:
 //
 //   count_keys     each block of rows: its count of every key, and each row's place among its block's equal keys
-//                  reads 12 N bytes, writes 4 N + 4 (2C + 1) B
-//   rank_classes   a warp for each class: compares it with all others for its rank and first position (C² comparisons); the block
-//                  turns its classes' counts into the position of each block's first row of the key
-//                  reads 24 C² / 32 (cached) + 8 (2C + 1) B bytes, writes 4 (2C + 1) B
-//   place_rows     each row to its position
+//                  reads 12 N bytes (8 N without weights), writes 4 N + 4 (2C + 1) B
+//   rank_classes   a block for 8 classes: compares them with all others for their ranks and first positions (C² comparisons, five
+//                  instructions each), then turns their counts into the position of each block's first row of the key
+//                  reads 12 C² / 8 (cached) + 8 (2C + 1) B bytes, writes 4 (2C + 1) B
+//   place_rows     a thread for each row: to its position
 //                  reads 16 N bytes and 4 N scattered, writes 12 N scattered
 //
-// Three launches, and one to zero the totals, whatever N, C and memory. For C up to most_classes, whose counts fit in shared memory.
+// Three launches, and one to zero the totals, whatever N, C and memory. For C up to most_classes, whose counts fit in shared memory;
+// blocks are of as many rows as keep the table of counts, (2C + 1) B, below 5 N.
 // Only integers are added atomically, to sums: the same bits every time. Measured times are owed: no GPU has run this yet.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "cuda/device.h"
 
 namespace icckd::cuda {
 
-constexpr int most_classes = 8192;
+constexpr int most_classes = 12288;  // 99 KB: what a block of any GPU from sm_80 on can have
 
 // Rows of a batch or of a memory, to be put in order.
 struct KeyedRows {
   const int64_t* labels;
-  const float* weight;  // null: a memory's
+  const float* weight;  // null: 1 for every row
   int32_t rows, keys, blocks, rows_per_block;
   int32_t *place;   // of each row among the equal keys of its block (rows)
   int32_t *starts;  // of each key in each block: how many, then the first one's position (blocks, keys)
   int32_t *totals;  // of each key (keys); zeros at first
   int32_t *order;   // the row at each position (rows)
+  bool in_batch;    // not in a memory
 };
 
 struct ClassLayoutParams {
   KeyedRows batch, memory;
   int32_t num_classes, limit;
-  int32_t *rank_of_class, *anchor_shift;                               // (C): a class's rank, and from its positions to its anchors'
   int32_t *rank, *anchors;                                             // (rows), as in kernels/layout.py, and so the rest:
   int32_t *start, *size, *active, *memory_start, *memory_size, *totals;
+  float *weight_sums, *scale;                                          // weights of each block of the batch; (1)
 };
 
 // ---- index logic ------------------------------------------------------------------------------------------------------
 
 constexpr int count_threads = 512;
-// More blocks than this do not make a GPU faster, but the table of counts larger.
-constexpr int most_count_blocks = 512;
-constexpr int rank_threads = 1024;
-constexpr int classes_per_block = rank_threads / warp_size;
+// More blocks than this do not make a GPU faster, but the table of counts larger. That has at most so many counts a row, or in all.
+constexpr int64_t most_count_blocks = 512, most_counts_per_row = 5, most_counts = 1 << 20;
+constexpr int rank_threads = 512;
+constexpr int classes_per_block = 8;
+constexpr int place_threads = 256;
 
-constexpr int rows_per_block_for(int64_t rows) {
-  const int64_t per_block = (rows + most_count_blocks - 1) / most_count_blocks;
-  return static_cast<int>((per_block + count_threads - 1) / count_threads * count_threads);
+constexpr int rows_per_block_for(int64_t rows, int keys) {
+  const int64_t blocks = std::clamp<int64_t>(std::max(most_counts_per_row * rows, most_counts) / keys, 1, most_count_blocks);
+  return static_cast<int>((std::max<int64_t>(rows, 1) + blocks * count_threads - 1) / (blocks * count_threads) * count_threads);
 }
 
-constexpr int blocks_for(int64_t rows) {
-  return rows == 0 ? 0 : static_cast<int>((rows + rows_per_block_for(rows) - 1) / rows_per_block_for(rows));
+constexpr int blocks_for(int64_t rows, int keys) {
+  return static_cast<int>((rows + rows_per_block_for(rows, keys) - 1) / rows_per_block_for(rows, keys));
 }
 
 constexpr int batch_keys(int num_classes) { return 2 * num_classes + 1; }
 constexpr int memory_keys(int num_classes) { return num_classes + 1; }
 
-// One counter more, for threads without a row.
-constexpr int count_shared_bytes(int num_classes) { return 4 * (batch_keys(num_classes) + 1); }
+// One counter more, for threads without a row; the warps' sums of weights.
+constexpr int count_shared_bytes(int num_classes) { return 4 * (batch_keys(num_classes) + 1 + count_threads / warp_size); }
 
 // A class's first key, and that of rows without a class, are what comes first.
 ICCKD_HOST_DEVICE constexpr int key_of(int64_t label, bool in_batch, bool anchor, int num_classes) {
@@ -82,7 +86,7 @@ ICCKD_HOST_DEVICE constexpr bool comes_before(int d_rows, int d, int c_rows, int
 // ---- count_keys -------------------------------------------------------------------------------------------------------
 
 ICCKD_DEVICE int key_at(const KeyedRows& source, int row, int num_classes) {
-  return key_of(source.labels[row], source.weight != nullptr, source.weight != nullptr && source.weight[row] > 0, num_classes);
+  return key_of(source.labels[row], source.in_batch, source.weight == nullptr || source.weight[row] > 0, num_classes);
 }
 
 // counts[key] + how many threads before this one have its key; counts become those after all threads. Warp after warp.
@@ -101,15 +105,34 @@ ICCKD_DEVICE int count_in_order(int key, int* counts) {
   return first + before;
 }
 
-ICCKD_DEVICE void count_block(const KeyedRows& source, int block_of_source, int num_classes) {
+// The sum over the block's threads, in thread 0, always added in the same order. `partial` has a number for each warp.
+template <class T>
+ICCKD_DEVICE T block_sum(T value, T* partial) {
+  const T of_warp = warp_sum(value);
+  if (lane() == 0) partial[warp()] = of_warp;
+  block_barrier();
+  T sum = 0;
+  if (thread() == 0)
+    for (int w = 0; w < threads() / warp_size; ++w) sum += partial[w];
+  return sum;
+}
+
+ICCKD_DEVICE void count_block(const KeyedRows& source, int block_of_source, const ClassLayoutParams& p) {
   int* counts = reinterpret_cast<int*>(shared_memory());
   for (int key = thread(); key <= source.keys; key += threads()) counts[key] = 0;
   block_barrier();
+  float weights = 0;
   const int64_t begin = static_cast<int64_t>(block_of_source) * source.rows_per_block;
   for (int64_t row = begin + thread(); row < begin + source.rows_per_block; row += threads()) {
     const bool valid = row < source.rows;
-    const int place = count_in_order(valid ? key_at(source, static_cast<int>(row), num_classes) : source.keys, counts);
+    const int key = valid ? key_at(source, static_cast<int>(row), p.num_classes) : source.keys;
+    const int place = count_in_order(key, counts);
     if (valid) source.place[row] = place;
+    if (source.weight != nullptr && key < source.keys - 1) weights += source.weight[row];
+  }
+  if (source.weight != nullptr) {
+    const float sum = block_sum(weights, reinterpret_cast<float*>(counts + source.keys + 1));
+    if (thread() == 0) p.weight_sums[block_of_source] = sum;
   }
   int32_t* of_block = source.starts + static_cast<int64_t>(block_of_source) * source.keys;
   for (int key = thread(); key < source.keys; key += threads()) {
@@ -121,9 +144,9 @@ ICCKD_DEVICE void count_block(const KeyedRows& source, int block_of_source, int 
 // Blocks: those of the batch, then those of the memory.
 ICCKD_DEVICE void count_keys(const ClassLayoutParams& p) {
   if (block() < p.batch.blocks)
-    count_block(p.batch, block(), p.num_classes);
+    count_block(p.batch, block(), p);
   else
-    count_block(p.memory, block() - p.batch.blocks, p.num_classes);
+    count_block(p.memory, block() - p.batch.blocks, p);
 }
 
 // ---- rank_classes -----------------------------------------------------------------------------------------------------
@@ -134,48 +157,101 @@ struct ClassCounts {
 
 ICCKD_DEVICE ClassCounts counts_of(const ClassLayoutParams& p, int c) {
   const int anchors = p.batch.totals[2 * c];
-  return {anchors, anchors + p.batch.totals[2 * c + 1], p.memory.totals[c]};
+  return {anchors, anchors + p.batch.totals[2 * c + 1], p.memory.rows > 0 ? p.memory.totals[c] : 0};
 }
 
-// Where the keys of one class begin: rows that are anchors, other rows, rows of the memory.
-struct KeyStarts {
-  int anchors, others, memory;
-};
+// Adds up v[l] over the warp for lane l: each step adds half of what a lane holds to its partner's, and keeps the other half.
+ICCKD_DEVICE int sum_to_lanes(int (&v)[warp_size]) {
+#pragma unroll
+  for (int step = 4; step >= 0; --step) {
+    const int half = 1 << step;
+    const bool upper = lane() & half;
+#pragma unroll
+    for (int i = 0; i < warp_size / 2; ++i)  // a constant number, so that v stays in registers
+      if (i < half) {
+        const int given = upper ? v[i] : v[i + half];
+        v[i] = (upper ? v[i + half] : v[i]) + shuffle_xor(given, half);
+      }
+  }
+  return v[0];
+}
 
-// By one warp; c = C stands for rows without a class.
-ICCKD_DEVICE KeyStarts rank_class(const ClassLayoutParams& p, int c) {
-  const bool is_class = c < p.num_classes;
-  const ClassCounts own = is_class ? counts_of(p, c) : ClassCounts{};
-  int rank = 0, rows = 0, anchors = 0, memory = 0;
-  for (int d = lane(); d < p.num_classes; d += warp_size) {
+// What comes before classes_per_block classes: how many others, and their rows, anchors and memory rows.
+constexpr int quantities = 4;
+static_assert(quantities * classes_per_block == warp_size);
+
+// sums[classes_per_block * quantity + k] of class first_class + k. The threads share out the others. `partial`: 32 numbers a warp.
+ICCKD_DEVICE void sum_before(const ClassLayoutParams& p, int first_class, const ClassCounts (&own)[classes_per_block], int* partial,
+                             int* sums) {
+  int v[warp_size] = {};
+  for (int d = thread(); d < p.num_classes; d += threads()) {
     const ClassCounts other = counts_of(p, d);
-    if (!comes_before(other.rows, d, own.rows, c, p.num_classes)) continue;
-    rank += 1;
-    rows += other.rows;
-    anchors += other.anchors;
-    memory += other.memory;
+    const auto add_where = [&](auto before) {
+#pragma unroll
+      for (int k = 0; k < classes_per_block; ++k)
+        if (before(k)) {
+          v[k] += 1;
+          v[classes_per_block + k] += other.rows;
+          v[2 * classes_per_block + k] += other.anchors;
+          v[3 * classes_per_block + k] += other.memory;
+        }
+    };
+    // Of equally large classes those with lower numbers are first: for nearly all others one comparison says it.
+    const int bound = other.rows + (d < first_class);
+    if (d < first_class || d >= first_class + classes_per_block)
+      add_where([&](int k) { return bound > own[k].rows; });
+    else
+      add_where([&](int k) { return comes_before(other.rows, d, own[k].rows, first_class + k, p.num_classes); });
   }
-  rank = warp_sum(rank);
-  rows = warp_sum(rows);
-  anchors = warp_sum(anchors);
-  memory = warp_sum(memory);
-  if (is_class && lane() == 0) {
-    p.rank_of_class[c] = rank;
-    p.anchor_shift[c] = anchors - rows;
-    p.start[rank] = rows;
-    p.size[rank] = own.rows;
-    p.active[rank] = own.anchors;
-    p.memory_start[rank] = memory;
-    p.memory_size[rank] = own.memory;
+  partial[warp_size * warp() + lane()] = sum_to_lanes(v);
+  block_barrier();
+  if (warp() == 0) {
+    int sum = 0;
+    for (int w = 0; w < threads() / warp_size; ++w) sum += partial[warp_size * w + lane()];
+    sums[lane()] = sum;
   }
-  // Rows without a class have one key in the batch, where those of a class have their anchors'.
-  return {rows, rows + own.anchors, memory};
+  block_barrier();
 }
 
-// By one warp.
-ICCKD_DEVICE void sum_classes(const ClassLayoutParams& p) {
-  int sums[5] = {};
-  for (int d = lane(); d < p.num_classes; d += warp_size) {
+// Where the keys of these classes begin: in batch_first anchors' and others' in turn, in memory_first those of the memory.
+// Class C stands for rows without a class.
+ICCKD_DEVICE void rank_block(const ClassLayoutParams& p, int first_class, int* partial, int* sums, int* batch_first, int* memory_first) {
+  ClassCounts own[classes_per_block];
+#pragma unroll
+  for (int k = 0; k < classes_per_block; ++k)
+    own[k] = first_class + k < p.num_classes ? counts_of(p, first_class + k) : ClassCounts{0, -1, 0};
+  sum_before(p, first_class, own, partial, sums);
+  const int k = thread(), c = first_class + k;
+  if (k >= classes_per_block || c > p.num_classes) return;
+  const int rank = sums[k], rows = sums[classes_per_block + k], memory = sums[3 * classes_per_block + k];
+  batch_first[2 * k] = rows;
+  memory_first[k] = memory;
+  if (c == p.num_classes) return;
+  const ClassCounts counts = counts_of(p, c);
+  batch_first[2 * k + 1] = rows + counts.anchors;
+  p.start[rank] = rows;
+  p.size[rank] = counts.rows;
+  p.active[rank] = counts.anchors;
+  p.memory_start[rank] = memory;
+  p.memory_size[rank] = counts.memory;
+}
+
+// The ranks of these classes' positions, and their anchors: both follow from where the classes begin, and are written in runs.
+ICCKD_DEVICE void fill_block(const ClassLayoutParams& p, int first_class, const int* sums) {
+  for (int k = 0; k < classes_per_block && first_class + k < p.num_classes; ++k) {
+    const ClassCounts own = counts_of(p, first_class + k);
+    const int rank = sums[k], begin = sums[classes_per_block + k], anchors_begin = sums[2 * classes_per_block + k];
+    for (int i = thread(); i < own.rows; i += threads()) {
+      p.rank[begin + i] = rank;
+      if (i < own.anchors) p.anchors[anchors_begin + i] = begin + i;
+    }
+  }
+}
+
+// What is true of all classes. By one block; `partial` has a number for each warp.
+ICCKD_DEVICE void sum_classes(const ClassLayoutParams& p, int* partial) {
+  int sums[6] = {};
+  for (int d = thread(); d < p.num_classes; d += threads()) {
     const ClassCounts counts = counts_of(p, d);
     const bool large = counts.rows > p.limit;
     sums[0] += counts.rows;
@@ -183,11 +259,21 @@ ICCKD_DEVICE void sum_classes(const ClassLayoutParams& p) {
     sums[2] += large ? counts.rows : 0;
     sums[3] += large ? counts.anchors : 0;
     sums[4] += counts.rows > 0 ? counts.memory : 0;
+    sums[5] += counts.rows > 0;
   }
-  for (int i = 0; i < 5; ++i) {
-    sums[i] = warp_sum(sums[i]);
-    if (lane() == 0) p.totals[i] = sums[i];
+  for (int i = 0; i < 6; ++i) {
+    sums[i] = block_sum(sums[i], partial);
+    if (thread() == 0) p.totals[i] = sums[i];
+    block_barrier();
   }
+  float weights = 0;
+  if (p.batch.weight != nullptr) {
+    for (int b = thread(); b < p.batch.blocks; b += threads()) weights += p.weight_sums[b];
+    weights = block_sum(weights, reinterpret_cast<float*>(partial));
+  } else {
+    weights = static_cast<float>(sums[0]);
+  }
+  if (thread() == 0) *p.scale = weights == 0 ? 0 : 1 / weights;
 }
 
 // For `columns` keys from first_key on, counts of blocks become positions: first[column] and all counts of the key in earlier blocks.
@@ -215,57 +301,54 @@ ICCKD_DEVICE void start_blocks(const KeyedRows& source, int first_key, int colum
   block_barrier();
 }
 
-constexpr int rank_shared_bytes = 4 * (3 * classes_per_block + rank_threads);
-constexpr int rank_blocks(int num_classes) { return num_classes / classes_per_block + 1; }
+// Sums of each warp or counts of each thread; sums; where keys begin.
+constexpr int rank_shared_bytes = 4 * (rank_threads + warp_size + 3 * classes_per_block);
+// The last one is for what is true of all classes.
+constexpr int rank_blocks(int num_classes) { return num_classes / classes_per_block + 2; }
 
 ICCKD_DEVICE void rank_classes(const ClassLayoutParams& p) {
-  int* batch_first = reinterpret_cast<int*>(shared_memory());
+  int* partial = reinterpret_cast<int*>(shared_memory());
+  int* sums = partial + rank_threads;
+  int* batch_first = sums + warp_size;
   int* memory_first = batch_first + 2 * classes_per_block;
-  int* partial = memory_first + classes_per_block;
-  const int first_class = block() * classes_per_block, c = first_class + warp();
-  if (c <= p.num_classes) {
-    const KeyStarts starts = rank_class(p, c);
-    if (lane() == 0) {
-      batch_first[2 * warp()] = starts.anchors;
-      batch_first[2 * warp() + 1] = starts.others;
-      memory_first[warp()] = starts.memory;
-    }
-  }
-  if (c == p.num_classes) sum_classes(p);
+  if (block() == blocks() - 1) return sum_classes(p, partial);
+  const int first_class = block() * classes_per_block;
+  rank_block(p, first_class, partial, sums, batch_first, memory_first);
   block_barrier();
+  fill_block(p, first_class, sums);
   start_blocks(p.batch, 2 * first_class, 2 * classes_per_block, batch_first, partial);
   start_blocks(p.memory, first_class, classes_per_block, memory_first, partial);
 }
 
 // ---- place_rows -------------------------------------------------------------------------------------------------------
 
-ICCKD_DEVICE int position_of(const KeyedRows& source, int block_of_source, int row, int key) {
-  const int position = source.starts[static_cast<int64_t>(block_of_source) * source.keys + key] + source.place[row];
+ICCKD_HOST_DEVICE constexpr int place_blocks(int64_t rows) { return static_cast<int>((rows + place_threads - 1) / place_threads); }
+
+ICCKD_DEVICE int position_of(const KeyedRows& source, int row, int key) {
+  const int64_t block_of_source = row / source.rows_per_block;
+  const int position = source.starts[block_of_source * source.keys + key] + source.place[row];
   ICCKD_ASSERT(position >= 0 && position < source.rows);
   return position;
 }
 
 ICCKD_DEVICE void place_batch_row(const ClassLayoutParams& p, int row) {
-  const int key = key_at(p.batch, row, p.num_classes), c = key / 2;
-  const int position = position_of(p.batch, block(), row, key);
+  const int key = key_at(p.batch, row, p.num_classes);
+  const int position = position_of(p.batch, row, key);
   p.batch.order[position] = row;
-  p.rank[position] = c < p.num_classes ? p.rank_of_class[c] : -1;
-  if (c < p.num_classes && key % 2 == 0) p.anchors[position + p.anchor_shift[c]] = position;
+  if (key == 2 * p.num_classes) p.rank[position] = -1;
 }
 
-// Blocks as in count_keys.
+// A thread for each row: blocks of the batch, then those of the memory.
 ICCKD_DEVICE void place_rows(const ClassLayoutParams& p) {
-  const bool in_batch = block() < p.batch.blocks;
-  const KeyedRows& source = in_batch ? p.batch : p.memory;
-  const int block_of_source = in_batch ? block() : block() - p.batch.blocks;
-  const int64_t begin = static_cast<int64_t>(block_of_source) * source.rows_per_block;
-  for (int64_t i = begin + thread(); i < begin + source.rows_per_block && i < source.rows; i += threads()) {
-    const int row = static_cast<int>(i);
-    if (in_batch)
-      place_batch_row(p, row);
-    else
-      p.memory.order[position_of(source, block_of_source, row, key_at(source, row, p.num_classes))] = row;
-  }
+  const int of_batch = place_blocks(p.batch.rows);
+  const bool in_batch = block() < of_batch;
+  const int64_t row = static_cast<int64_t>(in_batch ? block() : block() - of_batch) * threads() + thread();
+  if (row >= (in_batch ? p.batch : p.memory).rows) return;
+  if (in_batch)
+    place_batch_row(p, static_cast<int>(row));
+  else
+    p.memory.order[position_of(p.memory, static_cast<int>(row), key_at(p.memory, static_cast<int>(row), p.num_classes))] =
+        static_cast<int>(row);
 }
 
 }  // namespace icckd::cuda

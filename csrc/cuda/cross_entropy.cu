@@ -12,11 +12,16 @@
 namespace icckd::cuda {
 namespace {
 
+constexpr int most_threads(Kind kind, bool held) {
+  if (kind != Kind::block) return lanes_threads;
+  return held ? cross_entropy_threads / 2 : 2 * cross_entropy_threads;
+}
+
 // The second bound, of blocks on a multiprocessor, is what registers allow without spilling.
-template <class E, bool whole_block>
-__global__ void __launch_bounds__(whole_block ? 2 * cross_entropy_threads : lanes_threads, whole_block ? 1 : 8)
+template <class E, class Case>
+__global__ void __launch_bounds__(most_threads(Case::kind, Case::held), Case::kind != Kind::block ? 6 : Case::held ? 3 : 1)
     cross_entropy_kernel(const __grid_constant__ CrossEntropyParams params) {
-  cross_entropy_margin<E, whole_block>(params);
+  cross_entropy_margin<E, Case>(params);
 }
 
 struct CrossEntropy {
@@ -54,7 +59,7 @@ CrossEntropy compute(
   with_type(element_of(logits, "logits"), [&](auto element) {
     using E = decltype(element);
     plan_launch(params, classes, sizeof(E), shared_limit_of(logits));
-    launch_rows(logits, params.plan.team > warp_size ? cross_entropy_kernel<E, true> : cross_entropy_kernel<E, false>, params);
+    with_case(params.plan, [&](auto which) { launch_rows(logits, cross_entropy_kernel<E, decltype(which)>, params); });
   });
   return result;
 }

@@ -3,8 +3,7 @@
 //
 //   threads and blocks     thread, lane, warp, block, block_y, blocks, threads; shared_memory: all of it, dynamic
 //   within a warp          shuffle…, ballot, match_any, warp_sum, warp_max: always all 32 lanes, at the same call
-//   memory                 load16, store16, copy_async16 (cp.async) with commit_copies and wait_copies; atomic_add of integers
-//   bulk copies            Barrier, bulk_copy …                          where ICCKD_HAS_BULK is 1:  sm_90 and newer
+//   memory                 load16, store16, copy_async16_last (cp.async) with commit_copies and wait_copies; atomic_add of integers
 //   matrix unit            load_matrix4 (ldmatrix), mma_16x8x16, mma_16x8x8_tf32
 //   matrix unit of sm_90a  wgmma_64xNx16 …                               where ICCKD_HAS_WGMMA is 1: sm_90a alone
 //
@@ -27,9 +26,6 @@ struct alignas(16) Vector16 {
   uint32_t word[4];
 };
 
-// Counts arrivals and bytes of one phase after the other; lives in shared memory.
-using Barrier = uint64_t;
-
 }  // namespace icckd::cuda
 
 #if defined(ICCKD_EMULATED)
@@ -39,12 +35,6 @@ using Barrier = uint64_t;
 #include <cassert>
 
 #define ICCKD_DEVICE __device__ __forceinline__
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#define ICCKD_HAS_BULK 1
-#else
-#define ICCKD_HAS_BULK 0
-#endif
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define ICCKD_HAS_WGMMA 1
@@ -141,6 +131,12 @@ ICCKD_DEVICE float rsqrt_fast(float x) {  // 2 units in the last place
   return y;
 }
 
+ICCKD_DEVICE float reciprocal_fast(float x) {  // 1 unit in the last place
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // The larger one, NaN where one of them is.
 ICCKD_DEVICE float max_or_nan(float x, float y) {
   float larger;
@@ -178,6 +174,23 @@ ICCKD_DEVICE Vector16 load16_streaming(const void* global) {
   return v;
 }
 
+// Global memory that is read for the last time: leaves the caches first.
+ICCKD_DEVICE Vector16 load16_last(const void* global) {
+  const uint4 v = __ldcs(static_cast<const uint4*>(global));
+  return {v.x, v.y, v.z, v.w};
+}
+
+// Begins to bring a row into the second-level cache; a hint. Address and bytes are multiples of 16.
+ICCKD_DEVICE void prefetch_row(const void* global, int bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
+#else
+  constexpr int line = 128;
+  for (int at = 0; at < bytes; at += line)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(global) + at) : "memory");
+#endif
+}
+
 ICCKD_DEVICE void store16(void* p, Vector16 v) {
   *static_cast<uint4*>(p) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
 }
@@ -187,9 +200,12 @@ ICCKD_DEVICE void store16_streaming(void* global, Vector16 v) {
   __stcs(static_cast<uint4*>(global), make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]));
 }
 
-// Begins a copy of 16 bytes, of zeros where not `valid`: `global` is then not read.
-ICCKD_DEVICE void copy_async16(void* shared, const void* global, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(valid ? 16 : 0)
+// Begins a copy of 16 bytes that are read for the last time; of zeros where not `valid`: `global` is then not read.
+ICCKD_DEVICE void copy_async16_last(void* shared, const void* global, bool valid) {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(valid ? 16 : 0), "l"(policy)
                : "memory");
 }
 
@@ -202,46 +218,9 @@ ICCKD_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// ---- bulk copies ------------------------------------------------------------------------------------------------------
+#if ICCKD_HAS_WGMMA
 
-#if ICCKD_HAS_BULK
-
-// A phase of the barrier ends with `count` arrivals and all bytes that were expected. One thread calls this, then
-// barrier_fence_init; the others may use the barrier after a block_barrier.
-ICCKD_DEVICE void barrier_init(Barrier* barrier, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
-}
-
-ICCKD_DEVICE void barrier_fence_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-
-// Arrives, and tells how many bytes are to come in this phase besides.
-ICCKD_DEVICE void barrier_expect(Barrier* barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
-}
-
-ICCKD_DEVICE void barrier_arrive(Barrier* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-
-// Until the phase of this parity has ended: 0 for the first, 1 for the second, 0 for the third …
-ICCKD_DEVICE void barrier_wait(Barrier* barrier, int parity) {
-  uint32_t ended = 0;
-  while (!ended)
-    asm volatile(
-        "{ .reg .pred ended; mbarrier.try_wait.parity.shared::cta.b64 ended, [%1], %2; selp.u32 %0, 1, 0, ended; }"
-        : "=r"(ended)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
-}
-
-// Begins a copy of a multiple of 16 bytes between addresses that are multiples of 16; its bytes count for the barrier's phase.
-ICCKD_DEVICE void bulk_copy(void* shared, const void* global, int bytes, Barrier* barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(shared)),
-               "l"(global), "r"(bytes), "r"(shared_address(barrier))
-               : "memory");
-}
-
-// Orders what this thread did in shared memory before what bulk copies and wgmma do there afterwards.
+// Orders what this thread did in shared memory before what wgmma does there afterwards.
 ICCKD_DEVICE void fence_shared_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 #endif

@@ -12,17 +12,30 @@
 namespace icckd::cuda {
 namespace {
 
-// The second bound, of blocks on a multiprocessor, is what registers allow without spilling.
-template <class S, class T, bool whole_block>
-__global__ void __launch_bounds__(whole_block ? 2 * kd_kl_threads : lanes_threads, whole_block ? 1 : 5)
+constexpr int most_threads(Kind kind, bool held) {
+  if (kind != Kind::block) return lanes_threads;
+  return held ? kd_kl_threads / 2 : 2 * kd_kl_threads;
+}
+
+// Blocks on a multiprocessor: what registers allow without spilling.
+constexpr int least_blocks(Kind kind, bool held, bool standardize) {
+  if (!held) return 1;
+  return !standardize ? 4 : kind == Kind::lanes ? 2 : 3;
+}
+
+template <class S, class T, class Case, bool standardize>
+__global__ void __launch_bounds__(most_threads(Case::kind, Case::held), least_blocks(Case::kind, Case::held, standardize))
     kd_kl_kernel(const __grid_constant__ KdKlParams params) {
-  KdKl<S, T, whole_block>{params}();
+  KdKl<S, T, Case, standardize>{params}();
 }
 
 template <class S, class T>
 void launch_kd_kl(const Tensor& student, int64_t classes, KdKlParams params) {
   plan_launch(params, classes, sizeof(S), sizeof(T), shared_limit_of(student));
-  launch_rows(student, params.plan.team > warp_size ? kd_kl_kernel<S, T, true> : kd_kl_kernel<S, T, false>, params);
+  with_case(params.plan, [&](auto which) {
+    using Case = decltype(which);
+    launch_rows(student, params.standardize ? kd_kl_kernel<S, T, Case, true> : kd_kl_kernel<S, T, Case, false>, params);
+  });
 }
 
 struct KdKlResult {

@@ -8,16 +8,18 @@
 //
 //     gradient = g T ((p − q) / (σ + 1e-7) − x Σ (p − q) x / ((C − 1) σ)),     as Σ (p − q) = 0
 //
-// In one pass over memory: both rows come in while their maxima and sums are taken, and stay in shared memory.
+// In one pass over memory: both rows come in while their maxima and sums are taken, and stay on chip: in registers where each member of
+// a team has at most four chunks (row.h), up to C = 4096 in 16-bit formats, else in shared memory.
 //
 //     memory   2 C logits → registers ─┬→ Range ───→ merge: maxima, means
-//                                      └→ shared memory ─→ Squares → merge: σ       (standardised rows only)
-//                                                       ─→ Sums ───→ merge: loss
-//                                                       ─→ C numbers of the gradient → memory
+//                                      └→ on chip ─→ Squares → merge: σ              (standardised rows only)
+//                                                 ─→ Sums ───→ merge: loss
+//                                                 ─→ Slope ──→ merge: Σ (p − q) x    (standardised rows only)
+//                                                 ─→ C numbers of the gradient → memory
 //
-// Bytes: 3 C sizes of an element, 2 C where only the loss is wanted; beyond the slots (row.h) both logits are read two or three times
-// more. Work: four exponentials and some 25 operations per class (40 with standardisation); where only the loss is wanted, two
-// exponentials. Any C; meant for 10 … 50,000. Measured times are owed.
+// Bytes: 3 C sizes of an element, 2 C where only the loss is wanted; beyond the slots (row.h) both logits are read two to four times
+// more. Instructions in sm_90a's machine code: 34 a class at C = 1000 in bfloat16 with the gradient, 60 % of what can be issued while
+// the bytes travel; exponentials: four, two where only the loss is wanted. Any C; meant for 10 … 50,000.
 #pragma once
 
 #include "cuda/row.h"
@@ -46,7 +48,8 @@ constexpr int kd_kl_width(int student_size, int teacher_size) { return 16 / (stu
 inline void plan_launch(KdKlParams& p, int64_t classes, int student_size, int teacher_size, int shared_limit) {
   const int width = kd_kl_width(student_size, teacher_size);
   p.aligned = p.student.unit >= width * student_size && p.teacher.unit >= width * teacher_size;
-  p.plan = plan_rows(static_cast<int>(classes), width, width * (student_size + teacher_size), true, kd_kl_threads, shared_limit);
+  p.plan =
+      plan_rows(static_cast<int>(classes), width, width * (student_size + teacher_size), p.aligned, true, kd_kl_threads, shared_limit);
 }
 
 // The same of the student and of the teacher.
@@ -79,24 +82,23 @@ struct Squares {
 };
 
 struct Sums {
-  float p = 0, q = 0;        // Σ exp(a), Σ exp(b)
-  float cross = 0;           // Σ exp(b) (b − a)
-  float along = 0, teacher_along = 0;  // Σ exp(a) x, Σ exp(b) x, where rows are standardised
-
-  ICCKD_DEVICE void operator+=(const Sums& part) {
-    p += part.p;
-    q += part.q;
-    cross += part.cross;
-    along += part.along;
-    teacher_along += part.teacher_along;
-  }
+  float p = 0, q = 0;  // Σ exp(a), Σ exp(b)
+  float cross = 0;     // Σ exp(b) (b − a)
 
   ICCKD_DEVICE void merge(int lanes) {
     p = sum_over(lanes, p);
     q = sum_over(lanes, q);
     cross = sum_over(lanes, cross);
+  }
+};
+
+// Of standardised rows: Σ (p − q), which is 0 but for roundings that a small deviation magnifies, and Σ (p − q) x.
+struct Slope {
+  float sum = 0, along = 0;
+
+  ICCKD_DEVICE void merge(int lanes) {
+    sum = sum_over(lanes, sum);
     along = sum_over(lanes, along);
-    teacher_along = sum_over(lanes, teacher_along);
   }
 };
 
@@ -111,7 +113,7 @@ struct Softening {
   ICCKD_DEVICE float standardized(float u) const { return centred(u) * inverse; }
 };
 
-template <class S, class T, bool whole_block>
+template <class S, class T, class Case, bool standardize>
 class KdKl {
  public:
   static constexpr int V = kd_kl_width(sizeof(S), sizeof(T));
@@ -127,7 +129,7 @@ class KdKl {
   ICCKD_DEVICE void operator()() {
     const Both<Range> range = read();
     Softening of_student = softening(range.student), of_teacher = softening(range.teacher);
-    if (p.standardize) standardize(range, of_student, of_teacher);
+    if constexpr (standardize) deviate(range, of_student, of_teacher);
     const Sums sums = soften(of_student, of_teacher);
     const float weight = p.weight ? p.weight[row_index()] : p.scale;
     if (exists && team.rank == 0) {
@@ -149,15 +151,20 @@ class KdKl {
 
   ICCKD_DEVICE Softening softening(const Range& range) const { return {range.top, 0, 0, 1, log2_e / p.temperature}; }
 
-  // Calls use(j, x, y) with both rows' logits of this member's chunks.
+  // Calls use(j, x, y) with both rows' logits of this member's chunks, of held ones also behind the rows' ends.
   template <class Use>
   ICCKD_DEVICE void again(const Use& use) const {
-    in_reverse(team.rank, chunks, team.size, [&](int j) {
+    const auto read = [&](int j, const Parts& parts) {
       float x[V], y[V];
-      student.again(j).read(x);
-      teacher.again(j).read(y);
+      parts.student.read(x);
+      parts.teacher.read(y);
       use(j, x, y);
-    });
+    };
+    if constexpr (Case::held) {
+      for (int k = 0; k < held_chunks; ++k) read(team.rank + k * team.size, {held_student[k], held_teacher[k]});
+    } else {
+      in_reverse(team.rank, chunks, team.size, [&](int j) { read(j, {student.again(j), teacher.again(j)}); });
+    }
   }
 
   ICCKD_DEVICE Both<Range> read() {
@@ -166,30 +173,41 @@ class KdKl {
       teacher.stage(team.rank, team.size);
     }
     if (!p.aligned) team.barrier();
-    const bool origins = p.standardize && exists;
+    const bool origins = standardize && exists;
     const float origin = origins ? student[0] : 0, teacher_origin = origins ? teacher[0] : 0;
     Both<Range> range;
-    const auto take = [&](int j) { return Parts{student.first(j), teacher.first(j)}; };
-    in_flight<2>(team.rank, chunks, team.size, take, [&](int j, const Parts& parts) {
-      student.keep(j, parts.student);
-      add(range.student, j, parts.student, origin);
-      teacher.keep(j, parts.teacher);
-      add(range.teacher, j, parts.teacher, teacher_origin);
-    });
+    if constexpr (Case::held) {
+      student.hold(team.rank, team.size, held_student);
+      teacher.hold(team.rank, team.size, held_teacher);
+      again([&](int j, const float (&x)[V], const float (&y)[V]) {
+        add(range.student, j, x, origin);
+        add(range.teacher, j, y, teacher_origin);
+      });
+    } else {
+      const auto take = [&](int j) { return Parts{student.first(j), teacher.first(j)}; };
+      in_flight<2>(team.rank, chunks, team.size, take, [&](int j, const Parts& parts) {
+        student.keep(j, parts.student);
+        teacher.keep(j, parts.teacher);
+        float x[V], y[V];
+        parts.student.read(x);
+        parts.teacher.read(y);
+        add(range.student, j, x, origin);
+        add(range.teacher, j, y, teacher_origin);
+      });
+    }
     return team.merge(range);
   }
 
-  template <class E>
-  ICCKD_DEVICE void add(Range& range, int j, const Chunk<E, V>& part, float origin) const {
-    float u[V];
-    part.read(u);
+  ICCKD_DEVICE void add(Range& range, int j, const float (&u)[V], float origin) const {
     range.top = max_or_nan(range.top, largest_of(u));
-    if (!p.standardize) return;
-    for (int k = 0; k < V; ++k) u[k] = is_class(j, k) ? u[k] - origin : 0;
-    range.sum += sum_of(u);
+    if constexpr (standardize) {
+      float above[V];
+      for (int k = 0; k < V; ++k) above[k] = is_class(j, k) ? u[k] - origin : 0;
+      range.sum += sum_of(above);
+    }
   }
 
-  ICCKD_DEVICE void standardize(const Both<Range>& range, Softening& of_student, Softening& of_teacher) {
+  ICCKD_DEVICE void deviate(const Both<Range>& range, Softening& of_student, Softening& of_teacher) {
     if (exists) {
       of_student.mean = range.student.sum / p.plan.classes + (student[0] - of_student.top);
       of_teacher.mean = range.teacher.sum / p.plan.classes + (teacher[0] - of_teacher.top);
@@ -218,49 +236,63 @@ class KdKl {
 
   ICCKD_DEVICE Sums soften(const Softening& of_student, const Softening& of_teacher) {
     Sums sums;
-    again([&](int j, const float (&x)[V], const float (&y)[V]) {
+    again([&](int, const float (&x)[V], const float (&y)[V]) {
       Sums part;
       for (int k = 0; k < V; ++k) {
         const float a = of_student.exponent(x[k]), b = of_teacher.exponent(y[k]);
         const float exp_a = exp2_fast(a), exp_b = exp2_fast(b);
+        // A class that the teacher rules out adds 0, whatever the student says.
+        const float rise = exp_b == 0 ? 0 : b - a;
         part.p += exp_a;
         part.q += exp_b;
-        // A class that the teacher rules out adds 0, whatever the student says.
-        part.cross += exp_b == 0 ? 0 : exp_b * (b - a);
-        if (!p.standardize) continue;
-        const float z = is_class(j, k) ? of_student.standardized(x[k]) : 0;
-        part.along += exp_a * z;
-        part.teacher_along += exp_b * z;
+        part.cross += exp_b * rise;
       }
-      sums += part;
+      sums.p += part.p;
+      sums.q += part.q;
+      sums.cross += part.cross;
     });
     return team.merge(sums);
   }
 
   ICCKD_DEVICE void write_gradient(const Softening& of_student, const Softening& of_teacher, const Sums& sums, float g) {
     S* const gradient = static_cast<S*>(p.d_student) + row_index() * p.plan.classes;
-    const float per_p = 1 / sums.p, per_q = 1 / sums.q, forward = g * of_student.inverse;
-    const float along = sums.along * per_p - sums.teacher_along * per_q;
-    const float back = of_student.std == 0 ? 0 : g * along / (divisor() * of_student.std);
+    const float per_p = reciprocal_fast(sums.p), per_q = reciprocal_fast(sums.q), forward = g * of_student.inverse;
+    const auto difference = [&](float x, float y) {
+      return exp2_fast(of_student.exponent(x)) * per_p - exp2_fast(of_teacher.exponent(y)) * per_q;
+    };
+    float mean = 0, back = 0;
+    if constexpr (standardize) {
+      Slope slope;
+      again([&](int j, const float (&x)[V], const float (&y)[V]) {
+        for (int k = 0; k < V; ++k) {
+          const float d = difference(x[k], y[k]);
+          slope.sum += d;
+          slope.along += is_class(j, k) ? d * of_student.standardized(x[k]) : 0;
+        }
+      });
+      slope = team.merge(slope);
+      mean = slope.sum / p.plan.classes;
+      back = of_student.std == 0 ? 0 : g * slope.along / (divisor() * of_student.std);
+    }
     again([&](int j, float (&x)[V], const float (&y)[V]) {
       for (int k = 0; k < V; ++k) {
-        const float difference =
-            exp2_fast(of_student.exponent(x[k])) * per_p - exp2_fast(of_teacher.exponent(y[k])) * per_q;
-        const float straight = difference * forward;
-        x[k] = p.standardize ? straight - of_student.standardized(x[k]) * back : straight;
+        const float d = difference(x[k], y[k]);
+        x[k] = standardize ? (d - mean) * forward - of_student.standardized(x[k]) * back : d * forward;
       }
-      student.write(gradient, j, x);
+      if (j < chunks) student.write(gradient, j, x);
     });
     if (!p.aligned) team.barrier();
     if (exists) student.unstage(gradient, team.rank, team.size);
   }
 
   const KdKlParams& p;
-  Team<whole_block> team;
+  Team<Case::kind> team;
   const bool exists;
   const int chunks;
   const Row<S, V> student;
   const Row<T, V> teacher;
+  Chunk<S, V> held_student[held_chunks];
+  Chunk<T, V> held_teacher[held_chunks];
 };
 
 }  // namespace icckd::cuda

@@ -43,6 +43,23 @@ ICCKD_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t
 // Whether any of `count` columns is one of `own`: the columns of the classes that a warp has rows of. Others are left out.
 ICCKD_DEVICE bool meet(const Positions& own, int first, int count) { return first < own.end && first + count > own.begin; }
 
+// The product of a chunk of a warp's 16 rows with one of 16 · pairs rows, into as many columns of S. b: where this lane reads the first of
+// those, for each 32 bytes. Independent sums hide the matrix unit's latency.
+template <class E, bool exact, int pairs>
+ICCKD_DEVICE void multiply_chunk(float (*s)[4], const uint32_t (&a)[4][4], const unsigned char* const (&b)[4], int offset) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    uint32_t of_b[pairs][4];
+#pragma unroll
+    for (int pair = 0; pair < pairs; ++pair) load_matrix4(of_b[pair], b[k] + offset + pair * 16 * swizzle_row_bytes);
+#pragma unroll
+    for (int pair = 0; pair < pairs; ++pair) {
+      multiply<E, exact>(s[2 * pair], a[k], {of_b[pair][0], of_b[pair][1]});
+      multiply<E, exact>(s[2 * pair + 1], a[k], {of_b[pair][2], of_b[pair][3]});
+    }
+  }
+}
+
 // S of a warp's 16 rows with the rows of their classes: s[j] the fragment of columns 8j … 8j + 7.
 template <class E, int rows, bool exact>
 ICCKD_DEVICE void add_similarities(float (&s)[rows / 8][4], const unsigned char* operand, int chunks, const Positions& own) {
@@ -51,18 +68,22 @@ ICCKD_DEVICE void add_similarities(float (&s)[rows / 8][4], const unsigned char*
   const int b_at = (matrix / 2 * 8 + row) * swizzle_row_bytes + matrix % 2 * 16;
   for (int chunk = 0; chunk < chunks; ++chunk, operand += rows * swizzle_row_bytes) {
     uint32_t a[4][4];
+    const unsigned char* b[4];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) load_matrix4(a[k], operand + swizzled(a_at + k * 32));
+    for (int k = 0; k < 4; ++k) {
+      load_matrix4(a[k], operand + swizzled(a_at + k * 32));
+      b[k] = operand + swizzled(b_at + k * 32);
+    }
 #pragma unroll
-    for (int pair = 0; pair < rows / 16; ++pair) {
-      if (!meet(own, 16 * pair, 16)) continue;
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        uint32_t b[4];
-        load_matrix4(b, operand + swizzled(b_at + k * 32) + pair * 16 * swizzle_row_bytes);
-        multiply<E, exact>(s[2 * pair], a[k], {b[0], b[1]});
-        multiply<E, exact>(s[2 * pair + 1], a[k], {b[2], b[3]});
-      }
+    for (int pair = 0; pair < rows / 16; pair += 2) {
+      const bool first = meet(own, 16 * pair, 16), second = meet(own, 16 * pair + 16, 16);
+      constexpr int pair_bytes = 16 * swizzle_row_bytes;
+      if (first && second)
+        multiply_chunk<E, exact, 2>(s + 2 * pair, a, b, pair * pair_bytes);
+      else if (first)
+        multiply_chunk<E, exact, 1>(s + 2 * pair, a, b, pair * pair_bytes);
+      else if (second)
+        multiply_chunk<E, exact, 1>(s + 2 * pair + 2, a, b, (pair + 1) * pair_bytes);
     }
   }
 }
@@ -109,13 +130,16 @@ ICCKD_DEVICE void add_pull(float (&pull)[chunk_columns<E> / 8][4], const Coeffic
                             const Positions& own) {
   if constexpr (sizeof(E) == 2) {
     const int matrix = lane() / 8, at = (matrix % 2 * 8 + lane() % 8) * swizzle_row_bytes + matrix / 2 * 16;
+    const unsigned char* columns[4];
+#pragma unroll
+    for (int pair = 0; pair < 4; ++pair) columns[pair] = chunk + swizzled(at + pair * 32);
 #pragma unroll
     for (int k = 0; k < rows / 16; ++k) {
       if (!meet(own, 16 * k, 16)) continue;
 #pragma unroll
       for (int pair = 0; pair < 4; ++pair) {
         uint32_t b[4];
-        load_matrix4_transposed(b, chunk + swizzled(at + pair * 32) + k * 16 * swizzle_row_bytes);
+        load_matrix4_transposed(b, columns[pair] + k * 16 * swizzle_row_bytes);
         multiply<E, exact>(pull[2 * pair], c.a[k], {b[0], b[1]});
         multiply<E, exact>(pull[2 * pair + 1], c.a[k], {b[2], b[3]});
       }

@@ -11,8 +11,9 @@
 // any strides) pass through shared memory: the team copies neighbouring classes side by side, then every member reads its chunks
 // there, and the gradient goes the same way back.
 //
-// The first `slots` chunks of a row stay in shared memory between the first and the last time that they are needed; longer rows are
-// read again from there on, the last chunk first, while the second-level cache still holds it.
+// Where every member has at most `held_chunks` of a row, they stay in its registers from the first to the last time that they are
+// needed. Of longer rows the first `slots` chunks stay in shared memory; the others are read again, the last one first, while the
+// second-level cache still holds it.
 #pragma once
 
 #include <cmath>
@@ -31,12 +32,17 @@ constexpr float infinity = std::numeric_limits<float>::infinity();
 
 struct RowPlan {
   int classes, chunks;  // of a row
-  int slots;            // chunks of a row that stay in shared memory: an even number
+  int slots;            // chunks of a row that stay in shared memory, or pass through it: an even number
   int team;             // lanes of a row: a power of two up to 32, or all threads of the block
+  bool held;            // whether a row stays in its team's registers
   int threads;          // of a block
   int rows;             // of a block
+  int row_bytes;        // of the slots of a row
   int shared_bytes;     // of a block
 };
+
+// Chunks of a member that stay in its registers, at most.
+constexpr int held_chunks = 4;
 
 // Threads of a block whose teams are lanes of a warp.
 constexpr int lanes_threads = 128;
@@ -51,48 +57,96 @@ constexpr int power_of_two_from(int x) {
 }
 
 // `most_threads`: of a block that is a team, where two share a multiprocessor; one that needs it alone has twice as many.
-// `chunk_bytes`: of a chunk in every matrix that stays in shared memory. `keep`: whether anything has to stay there. `shared_limit`:
-// bytes of shared memory that a block may have.
-constexpr RowPlan plan_rows(int classes, int width, int chunk_bytes, bool keep, int most_threads, int shared_limit) {
-  RowPlan plan{.classes = classes, .chunks = (classes - 1) / width + 1, .slots = 0, .team = 0, .threads = 0, .rows = 0, .shared_bytes = 0};
-  const bool whole_block = plan.chunks > 4 * 32;
+// `chunk_bytes`: of a chunk in every matrix that stays in shared memory. `aligned`: whether the chunks of every row are. `again`:
+// whether a row is needed more than once. `shared_limit`: bytes of shared memory that a block may have.
+constexpr RowPlan plan_rows(
+    int classes, int width, int chunk_bytes, bool aligned, bool again, int most_threads, int shared_limit) {
+  RowPlan plan{};
+  plan.classes = classes;
+  plan.chunks = (classes - 1) / width + 1;
+  const bool whole_block = plan.chunks > held_chunks * 32;
   if (whole_block) {
-    plan.threads = plan.team = plan.chunks > 2 * most_threads ? most_threads : power_of_two_from((plan.chunks + 3) / 4);
+    const int enough = power_of_two_from((plan.chunks + held_chunks - 1) / held_chunks);
+    plan.threads = plan.team = plan.chunks > 2 * most_threads ? most_threads : enough;
   } else {
     plan.threads = lanes_threads;
     plan.team = plan.chunks > 2 * 16 ? 32 : power_of_two_from((plan.chunks + 1) / 2);
   }
+  plan.held = plan.chunks <= held_chunks * plan.team;
   plan.rows = plan.threads / plan.team;
   const int exchange = whole_block ? exchange_bytes : 0;
-  const int wanted = keep ? plan.chunks + plan.chunks % 2 : 0, room = (shared_limit - exchange) / (plan.rows * chunk_bytes);
+  const int wanted = !aligned || (again && !plan.held) ? plan.chunks + plan.chunks % 2 : 0;
+  const int room = (shared_limit - exchange) / (plan.rows * chunk_bytes);
   plan.slots = wanted < room ? wanted : room / 2 * 2;
-  plan.shared_bytes = exchange + plan.rows * plan.slots * chunk_bytes;
-  if (whole_block && 2 * plan.shared_bytes > shared_limit) plan.threads = plan.team = 2 * most_threads;
+  plan.row_bytes = plan.slots * chunk_bytes;
+  plan.shared_bytes = exchange + plan.rows * plan.row_bytes;
+  if (whole_block && !plan.held && 2 * plan.shared_bytes > shared_limit) plan.threads = plan.team = 2 * most_threads;
   return plan;
+}
+
+// What a team is: lanes of a warp, all of them, or all threads of a block. The second is a case of its own for the compiler's sake.
+enum class Kind { lanes, warp, block };
+
+template <Kind kind_, bool held_>
+struct Case {
+  static constexpr Kind kind = kind_;
+  static constexpr bool held = held_;
+};
+
+// Calls use(Case{}) with the plan's.
+template <class Use>
+void with_case(const RowPlan& plan, const Use& use) {
+  if (plan.team > warp_size) {
+    plan.held ? use(Case<Kind::block, true>{}) : use(Case<Kind::block, false>{});
+  } else {
+    plan.team == warp_size ? use(Case<Kind::warp, true>{}) : use(Case<Kind::lanes, true>{});
+  }
 }
 
 // ---- team -----------------------------------------------------------------------------------------------------------------
 
+// Over neighbouring lanes, a power of two of them.
 ICCKD_DEVICE float sum_over(int lanes, float x) {
-  for (int mask = lanes / 2; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
+  for (int mask = warp_size / 2; mask > 0; mask /= 2) {
+    const float other = shuffle_xor(x, mask);
+    if (mask < lanes) x += other;
+  }
   return x;
 }
 
 // NaN where one of them is.
 ICCKD_DEVICE float largest_over(int lanes, float x) {
-  for (int mask = lanes / 2; mask > 0; mask /= 2) x = max_or_nan(x, shuffle_xor(x, mask));
+  for (int mask = warp_size / 2; mask > 0; mask /= 2) {
+    const float other = shuffle_xor(x, mask);
+    if (mask < lanes) x = max_or_nan(x, other);
+  }
   return x;
 }
 
+// One number of every member.
+struct Largest {
+  float value = -infinity;
+
+  ICCKD_DEVICE void merge(int lanes) { value = largest_over(lanes, value); }
+};
+
+struct Sum {
+  float value = 0;
+
+  ICCKD_DEVICE void merge(int lanes) { value = sum_over(lanes, value); }
+};
+
 // The threads that share a row. Every thread of the block takes part in `merge` and `barrier`, with or without a row of its own.
-template <bool whole_block>
+template <Kind kind>
 class Team {
+  static constexpr bool whole_block = kind == Kind::block;
+
  public:
   ICCKD_DEVICE explicit Team(const RowPlan& plan)
-      : size(plan.team), rank(whole_block ? thread() : lane() % plan.team), exchange_(shared_memory()) {
-    const int own = whole_block ? 0 : thread() / plan.team;
+      : size(kind == Kind::warp ? warp_size : plan.team), rank(whole_block ? thread() : lane() & (size - 1)), exchange_(shared_memory()) {
+    const int own = whole_block ? 0 : thread() >> count_bits(size - 1);
     row = static_cast<int64_t>(block()) * plan.rows + own;
-    slots = shared_memory() + (whole_block ? exchange_bytes : own * (plan.shared_bytes / plan.rows));
+    slots = shared_memory() + (whole_block ? exchange_bytes : own * plan.row_bytes);
   }
 
   ICCKD_DEVICE void barrier() const {
@@ -147,6 +201,12 @@ struct alignas(V * sizeof(E)) Chunk {
         chunk.word[i] = pack<E>(x[2 * i], x[2 * i + 1]);
     }
     return chunk;
+  }
+
+  static ICCKD_DEVICE Chunk filled(float value) {
+    float x[V];
+    for (int i = 0; i < V; ++i) x[i] = value;
+    return of(x);
   }
 
   ICCKD_DEVICE void read(float (&x)[V]) const {
@@ -215,6 +275,7 @@ class Row {
         class_stride_(matrix.class_stride),
         unit_(matrix.unit),
         classes_(plan.classes),
+        chunks_(plan.chunks),
         slot_count_(plan.slots),
         aligned_(aligned),
         slot_(reinterpret_cast<Part*>(slots)) {}
@@ -238,6 +299,18 @@ class Row {
   // Chunk j, which its owner has not seen yet.
   ICCKD_DEVICE Part first(int j) const { return aligned_ ? load(j, j < slot_count_) : again(j); }
 
+  // Chunks rank, rank + size, … of a row that stays in registers, −∞ behind its last one.
+  ICCKD_DEVICE void hold(int rank, int size, Part (&part)[held_chunks]) const {
+    for (int k = 0; k < held_chunks; ++k) part[k] = Part::filled(-infinity);
+    if (aligned_) {
+      for (int k = 0; k < held_chunks; ++k)
+        if (rank + k * size < chunks_) part[k] = load(rank + k * size, true);
+    } else {
+      for (int k = 0; k < held_chunks; ++k)
+        if (rank + k * size < chunks_) part[k] = again(rank + k * size);
+    }
+  }
+
   // Keeps what `first` returned.
   ICCKD_DEVICE void keep(int j, const Part& part) const {
     if (aligned_ && j < slot_count_) slot_[j] = part;
@@ -258,6 +331,17 @@ class Row {
     } else {
       for (int i = 0; i < V; ++i)
         if (j * V + i < classes_) gradient[j * V + i] = from_float<E>(x[i]);
+    }
+  }
+
+  // Writes the gradient's chunks rank, rank + size, …
+  ICCKD_DEVICE void write(E* gradient, int rank, int size, const float (&x)[held_chunks][V]) const {
+    if (aligned_) {
+      for (int k = 0; k < held_chunks; ++k)
+        if (rank + k * size < chunks_) store(gradient + static_cast<int64_t>(rank + k * size) * V, Part::of(x[k]));
+    } else {
+      for (int k = 0; k < held_chunks; ++k)
+        if (rank + k * size < chunks_) write(gradient, rank + k * size, x[k]);
     }
   }
 
@@ -298,7 +382,7 @@ class Row {
 
   const E* logits_;
   int64_t class_stride_;
-  int unit_, classes_, slot_count_;
+  int unit_, classes_, chunks_, slot_count_;
   bool aligned_;
   Part* slot_;
 };

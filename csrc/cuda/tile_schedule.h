@@ -47,57 +47,46 @@ ICCKD_HOST_DEVICE constexpr int tile_end(int begin, int share_end, int rows, con
 
 // Rows of a tile that one warp multiplies.
 constexpr int warp_rows = 16;
-// Numbers that are kept for each row of a tile (TileRows, twice, and RowNumbers in whole_class.h).
-constexpr int numbers_of_row = 2 * 5 + 8 + 5;
+// What a warp keeps of a product's accumulators at a time: 8 rows × 32 columns. 8 more columns, so that rows begin at different banks.
+constexpr int bounce_rows = 8, bounce_columns = 32, bounce_stride = bounce_columns + 8;
 
-// Where the parts begin, in bytes, and how large they are.
+// Where the parts begin, in bytes. All but the last are of one size for a tile of `rows` rows.
+//   numbers   of each row of a tile, and of the tile (RowNumbers, and TileRows twice, in whole_class.h)
+//   bounce    of each warp, on the way from the matrix unit's order to that of memory
 //   operand   chunks of 128 bytes of every row of the tile, in the 128-byte swizzle
-//   ring      for each warp `stages` times a row of anchor and one of positive, on their way from memory
-//   bounce    for each warp 8 rows of a chunk in float32, on their way from the matrix unit's order to that of memory
-struct WholeClassPlan {
-  int rows, chunks, row_bytes, stages;
-  int ring, bounce, bounce_stride, numbers, barriers, bytes;
-};
-
-constexpr int round_up(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
-
-constexpr WholeClassPlan plan_with(int rows, int stages, int dim, int element_bytes) {
-  const int warps = rows / warp_rows, chunk_columns = swizzle_row_bytes / element_bytes;
-  WholeClassPlan plan{};
-  plan.rows = rows;
-  plan.stages = stages;
-  plan.chunks = (dim + chunk_columns - 1) / chunk_columns;
-  plan.row_bytes = round_up(dim * element_bytes, 16);
-  plan.ring = plan.chunks * rows * swizzle_row_bytes;
-  plan.bounce = plan.ring + warps * stages * 2 * plan.row_bytes;
-  // 4 more before column 32 and 4 behind: then neither 8 rows of a column nor 8 pieces of a row meet in a bank.
-  plan.bounce_stride = chunk_columns + 8;
-  plan.numbers = plan.bounce + warps * 8 * plan.bounce_stride * 4;
-  plan.barriers = plan.numbers + numbers_of_row * rows * 4;
-  plan.bytes = plan.barriers + warps * stages * 8;
-  return plan;
+ICCKD_HOST_DEVICE constexpr int round_up(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
+ICCKD_HOST_DEVICE constexpr int numbers_bytes(int rows) { return ((8 + 2 + 2 * 5) * rows + 2 * 4) * 4; }
+ICCKD_HOST_DEVICE constexpr int bounce_at(int rows) { return numbers_bytes(rows); }
+ICCKD_HOST_DEVICE constexpr int operand_at(int rows) {
+  return round_up(bounce_at(rows) + rows / warp_rows * bounce_rows * bounce_stride * 4, swizzle_atom_bytes);
 }
 
-// With as many stages as fit into `shared_limit` bytes, 4 or 2; rows 0 where a tile of that many rows does not fit at all.
+// A tile, how many chunks its rows have, and the bytes of shared memory that it takes.
+struct WholeClassPlan {
+  int rows, chunks, bytes;
+};
+
+// rows 0 where a tile of that many rows does not fit into `shared_limit` bytes.
 constexpr WholeClassPlan plan_whole_class(int rows, int64_t dim, int element_bytes, int shared_limit) {
   // No row, or one so long that the number of its bytes might overflow.
   if (dim <= 0 || dim > 1 << 16) return {};
-  for (int stages : {4, 2})
-    if (const WholeClassPlan plan = plan_with(rows, stages, static_cast<int>(dim), element_bytes); plan.bytes <= shared_limit) return plan;
-  return {};
+  const int chunk_columns = swizzle_row_bytes / element_bytes, chunks = (static_cast<int>(dim) + chunk_columns - 1) / chunk_columns;
+  const WholeClassPlan plan{rows, chunks, operand_at(rows) + chunks * rows * swizzle_row_bytes};
+  return plan.bytes <= shared_limit ? plan : WholeClassPlan{};
 }
 
 // Tiles that the kernel is compiled for.
-constexpr int tile_sizes[] = {32, 64, 128};
+constexpr int tile_sizes[] = {32, 64, 96, 128};
 
-// The tile for rows of this length: the smallest one for classes of about `expected` rows, where some are half as large again; the
-// largest one that fits if that is not enough, or not known (0). 0: none fits.
+// The tile for rows of this length: the smallest one for classes of `expected` rows on average, which as counts of random labels exceed
+// that by 3.5 √expected in one of some thousand cases; the largest one that fits if that is not enough, or not known (0). 0: none fits.
 constexpr int tile_rows_for(int dim, int element_bytes, int shared_limit, int expected) {
   int best = 0;
   for (int rows : tile_sizes) {
     if (plan_whole_class(rows, dim, element_bytes, shared_limit).rows == 0) break;
     best = rows;
-    if (expected > 0 && 3 * expected <= 2 * rows) break;
+    const int room = rows - expected;
+    if (expected > 0 && room > 0 && 4 * room * room >= 49 * expected) break;
   }
   return best;
 }

@@ -3,13 +3,15 @@
 //   whole_class_limit   the rows of a tile, and so the largest class that the kernel computes; 0: rows are too long for it
 //   whole_class         computes the rows of classes of up to `limit` rows, which the layout was made with; leaves others alone
 //
-// An output that is None is not wanted. losses, the weighted loss of anchors, and lse, their log-sum-exp, are wanted together; both are 0
-// of other rows. The gradients are those of Σ losses, or of Σ upstream · losses; losses are not computed with upstream.
+// An output that is None is not wanted. losses, weight · scale · loss of anchors, and lse, their log-sum-exp, are wanted together; both are
+// 0 of other rows. The gradients are those of Σ losses, or of Σ upstream · losses; losses are not computed with upstream. A weight, (N,),
+// a scale, (1,), or an upstream, (N,), that is None is 1.
 #include "cuda/whole_class.h"
 
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <optional>
 
@@ -20,13 +22,13 @@ namespace {
 
 using OptionalTensor = std::optional<Tensor>;
 
-// 16 warps on a multiprocessor, so 128 registers a thread; 8 warps where C of the largest tile, in float32, takes more.
+// At most 128 registers a thread, or what leaves room for two blocks of 96 rows; more where C, in float32, takes them.
 template <class E, int rows>
-constexpr int blocks_at_least = sizeof(E) == 4 && rows == 128 ? 1 : 256 / rows;
+constexpr int blocks_at_least = sizeof(E) == 2 ? 256 / rows : rows > 64 ? 1 : 192 / rows;
 
 template <class E, int rows>
 __global__ void __launch_bounds__(2 * rows, blocks_at_least<E, rows>) whole_class_kernel(const __grid_constant__ WholeClassParams params) {
-  WholeClass<E, rows, ICCKD_HAS_BULK, by_warpgroups<E, rows>>(params).run();
+  WholeClass<E, rows, by_warpgroups<E, rows>>(params).run();
 }
 
 using Kernel = void (*)(WholeClassParams);
@@ -36,6 +38,7 @@ Kernel kernel_for(int rows) {
   switch (rows) {
     case 32: return whole_class_kernel<E, 32>;
     case 64: return whole_class_kernel<E, 64>;
+    case 96: return whole_class_kernel<E, 96>;
     default: return whole_class_kernel<E, 128>;
   }
 }
@@ -65,6 +68,7 @@ void launch(const Tensor& anchor, const WholeClassParams& params) {
   const int threads = params.plan.rows / warp_rows * warp_size;
   const OnDevice device(anchor);
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, params.plan.bytes));
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
   int resident = 0;
   check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, params.plan.bytes));
   resident *= device_attribute(cudaDevAttrMultiProcessorCount, anchor);
@@ -81,10 +85,10 @@ int64_t whole_class_limit(const Tensor& anchor, std::optional<int64_t> num_class
                        static_cast<int>(std::min(expected, most)));
 }
 
-void whole_class(const Tensor& anchor, const Tensor& positive, const Tensor& weight, const OptionalTensor& upstream,
-                 const Tensor& temperature, const Tensor& order, const Tensor& rank, const Tensor& start, const Tensor& size,
-                 const Tensor& active, const Tensor& totals, int64_t limit, bool normalize, bool allow_tf32, const OptionalTensor& losses,
-                 const OptionalTensor& lse, const OptionalTensor& d_anchor, const OptionalTensor& d_positive,
+void whole_class(const Tensor& anchor, const Tensor& positive, const OptionalTensor& weight, const OptionalTensor& scale,
+                 const OptionalTensor& upstream, const Tensor& temperature, const Tensor& order, const Tensor& rank, const Tensor& start,
+                 const Tensor& size, const Tensor& active, const Tensor& totals, int64_t limit, bool normalize, bool allow_tf32,
+                 const OptionalTensor& losses, const OptionalTensor& lse, const OptionalTensor& d_anchor, const OptionalTensor& d_positive,
                  const OptionalTensor& d_kappa) {
   check_rows(anchor, anchor, "anchor");
   check_rows(positive, anchor, "positive");
@@ -93,9 +97,8 @@ void whole_class(const Tensor& anchor, const Tensor& positive, const Tensor& wei
   const int64_t count = anchor.size(0), dim = anchor.size(1), ranks = start.numel();
   STD_TORCH_CHECK(count <= std::numeric_limits<int32_t>::max(), "there are too many rows: ", count);
   const int element_bytes = static_cast<int>(anchor.element_size());
-  const WholeClassPlan plan = limit == 32 || limit == 64 || limit == 128
-                                  ? plan_whole_class(static_cast<int>(limit), dim, element_bytes, shared_limit(anchor))
-                                  : WholeClassPlan{};
+  const bool compiled = std::find(std::begin(tile_sizes), std::end(tile_sizes), limit) != std::end(tile_sizes);
+  const WholeClassPlan plan = compiled ? plan_whole_class(static_cast<int>(limit), dim, element_bytes, shared_limit(anchor)) : WholeClassPlan{};
   STD_TORCH_CHECK(plan.rows > 0, "limit is ", limit, "; it should be what whole_class_limit says, and not 0");
   WholeClassParams params{
       .anchor = anchor.const_data_ptr(),
@@ -104,11 +107,12 @@ void whole_class(const Tensor& anchor, const Tensor& positive, const Tensor& wei
       .positive_stride = positive.stride(0),
       .dim = static_cast<int>(dim),
       .weight = data_of<float>(weight, ScalarType::Float, {count}, "weight"),
+      .scale = data_of<float>(scale, ScalarType::Float, {1}, "scale"),
       .upstream = data_of<float>(upstream, ScalarType::Float, {count}, "upstream"),
       .temperature = data_of<float>(temperature, ScalarType::Float, {}, "temperature"),
       .order = data_of<int32_t>(order, ScalarType::Int, {count}, "order"),
       .active = data_of<int32_t>(active, ScalarType::Int, {ranks}, "active"),
-      .totals = data_of<int32_t>(totals, ScalarType::Int, {5}, "totals"),
+      .totals = data_of<int32_t>(totals, ScalarType::Int, {6}, "totals"),
       .classes = {.rank = data_of<int32_t>(rank, ScalarType::Int, {count}, "rank"),
                   .start = data_of<int32_t>(start, ScalarType::Int, {ranks}, "start"),
                   .size = data_of<int32_t>(size, ScalarType::Int, {ranks}, "size")},
@@ -132,8 +136,8 @@ void whole_class(const Tensor& anchor, const Tensor& positive, const Tensor& wei
 STABLE_TORCH_LIBRARY_FRAGMENT(icckd_cuda, m) {
   m.def("whole_class_limit(Tensor anchor, int? num_classes) -> int");
   m.def(
-      "whole_class(Tensor anchor, Tensor positive, Tensor weight, Tensor? upstream, Tensor temperature, Tensor order, Tensor rank, "
-      "Tensor start, Tensor size, Tensor active, Tensor totals, int limit, bool normalize, bool allow_tf32, "
+      "whole_class(Tensor anchor, Tensor positive, Tensor? weight, Tensor? scale, Tensor? upstream, Tensor temperature, Tensor order, "
+      "Tensor rank, Tensor start, Tensor size, Tensor active, Tensor totals, int limit, bool normalize, bool allow_tf32, "
       "Tensor(a!)? losses, Tensor(b!)? lse, Tensor(c!)? d_anchor, Tensor(d!)? d_positive, Tensor(e!)? d_kappa) -> ()");
 }
 

@@ -4,15 +4,18 @@
 //     dz_i = κ [ Σ_j C_ij z_j − r_i p_i ]   dp_i = −κ r_i z_i   dκ = Σ_i [ u_i Σ_j P_ij S_ij − r_i a_i ]
 //     x = f/‖f‖:  df = (dx − x (x·dx)) / ‖f‖,  where z_i · Σ_j C_ij z_j = Σ_j C_ij S_ij needs no second look at the rows
 //
-//     memory ──copies──▶ ring of a warp ──norms, a_i──▶ operand (tile × D) ──S──▶ registers of the warp that owns the 16 rows
-//                            ▲ next tile                    │                        │ lse, loss ──▶ memory
-//                                                           └───────── C Z ◀── C ────┘
-//                                                                       └─ bounce ──▶ both gradients ──▶ memory
+//     anchors ──cp.async──▶ operand (tile × D) ──S──▶ registers of the warp that owns the 16 rows
+//                               │                         │ lse, loss ──▶ memory
+//     positives ──norms, a_i    └──────── C Z ◀── C ──────┘
+//     positives ────────────────────────▶ └─ bounce ──▶ both gradients ──▶ memory
 //
-// A tile is up to 32, 64 or 128 rows of whole classes (tile_schedule.h says which), 16 for each warp. Rows are multiplied by a power of
-// two as they become operands, which brings their norms into [1, 2) and loses nothing: z_i = scale_i · operand_i, and all that is left
-// of the norm is a float32 factor of a row or a column of S, of C, of the gradients. So similarities are as exact as the matrix unit's
-// products of the given numbers, and 16-bit coefficients C are rounded once.
+// A tile is up to 32, 64, 96 or 128 rows of whole classes (tile_schedule.h says which), 16 for each warp. While one is computed, the rows
+// of the next are brought into the second-level cache, where positives are read twice, into registers; other blocks of the multiprocessor,
+// where there is room for them, are at another stage.
+//
+// z_i = scale_i · operand_i, where the operand is the row as it is given, and what is left of its norm is a float32 factor of a row or a
+// column of S, of C, of the gradients. So similarities are as exact as the matrix unit's products of the given numbers, and 16-bit
+// coefficients C are rounded once. A row whose norm is beyond a wide range is first multiplied by a power of two, which loses nothing.
 //
 // Bytes: 4 · N · D · element size to and from memory, and the positives once more from the second-level cache. FLOP: 4 · tile² · D for
 // each tile. Meant for classes of 8 … 128 rows and rows of up to about 200 KiB / tile. Measured times are owed: no GPU has run this.
@@ -34,7 +37,8 @@ struct WholeClassParams {
   const void *anchor, *positive;  // (N, dim), rows of stride 1
   int64_t anchor_stride, positive_stride;
   int dim;
-  const float *weight, *upstream, *temperature;  // (N,), (N,) or null, one number
+  const float *weight, *scale, *upstream;  // (N,), one number and (N,); 1 where null
+  const float* temperature;                // one number
   const int32_t *order, *active, *totals;        // with `classes`: the layout
   RankedClasses classes;
   // By row; null where not wanted. Of rows in tiles only.
@@ -54,17 +58,21 @@ inline bool rows_are_aligned(const WholeClassParams& p, int64_t element_bytes) {
   return bits % 16 == 0;
 }
 
-// What the layout says about the rows of a tile. Rows beyond `count` are of no class.
+// What the layout says about a tile and its rows. Rows beyond `count` are of no class.
 template <int rows>
-struct TileRows {
+struct alignas(16) TileRows {
+  int begin, count, share_end;               // positions; kept here, since registers are few
   int row[rows];                             // in the batch
   int class_begin[rows], class_end[rows];    // the class, as rows of the tile
   int is_anchor[rows];
-  float factor[rows];                        // u: weight, times upstream
+  float factor[rows];                        // u: weight · scale · upstream
 };
 
-// A row's gradients: the anchor's is pull Σ_j C_ij z_j + positive p + own operand, the positive's positive_positive p + positive_own operand.
-struct alignas(16) GradientFactors {
+// What a row's own thread needs of it. The anchor's gradient is pull Σ_j C_ij z_j + positive p + own operand, the positive's
+// positive_positive p + positive_own operand.
+struct alignas(16) RowFactors {
+  float inverse, positive_inverse;  // 1/‖f‖
+  float agreement;                  // a
   float pull, positive, own;
   float positive_positive, positive_own;
 };
@@ -72,11 +80,9 @@ struct alignas(16) GradientFactors {
 // What the kernel finds out about the rows of a tile.
 template <int rows>
 struct RowNumbers {
-  GradientFactors factors[rows];
-  float scale[rows];                            // z = scale · operand
-  float inverse[rows], positive_inverse[rows];  // 1/‖f‖
-  float agreement[rows];                        // a
-  float log_total[rows];                        // log2 of the sum of exponentials; +∞ where there is no anchor
+  RowFactors factors[rows];
+  float scale[rows];      // z = scale · operand
+  float log_total[rows];  // log2 of the sum of exponentials; +∞ where there is no anchor
 };
 
 constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
@@ -87,6 +93,12 @@ constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
 ICCKD_DEVICE float quad_sum(float x) {
   x += shuffle_xor(x, 1);
   return x + shuffle_xor(x, 2);
+}
+
+// The eight lanes of a row that is read.
+ICCKD_DEVICE float octet_sum(float x) {
+  x = quad_sum(x);
+  return x + shuffle_xor(x, 4);
 }
 
 ICCKD_DEVICE float quad_max(float x) {
@@ -106,192 +118,174 @@ ICCKD_DEVICE float power_of_two_below_inverse(float x) {
   return exponent == 0 || exponent >= 254 ? 1.0f : bits_float((254 - exponent) << 23);
 }
 
-// 16 bytes of a row that may begin anywhere and end within them.
+// 16 bytes of a row, of which `left` numbers are left and more than 0; they may begin anywhere.
 template <class E>
-ICCKD_DEVICE Vector16 load_elements(const E* row, int column, int dim) {
+ICCKD_DEVICE Vector16 load_elements(const E* row, int left) {
   float x[per_vector<E>];
 #pragma unroll
-  for (int i = 0; i < per_vector<E>; ++i) x[i] = column + i < dim ? to_float(row[column + i]) : 0.0f;
+  for (int i = 0; i < per_vector<E>; ++i) x[i] = i < left ? to_float(row[i]) : 0.0f;
   return from_floats<E>(x);
 }
 
 template <class E>
-ICCKD_DEVICE void store_elements(E* row, int column, int dim, const float (&x)[per_vector<E>], bool aligned) {
+ICCKD_DEVICE void store_elements(E* row, int left, const float (&x)[per_vector<E>], bool aligned) {
   if (aligned) {
-    store16_streaming(row + column, from_floats<E>(x));
+    store16_streaming(row, from_floats<E>(x));
   } else {
 #pragma unroll
     for (int i = 0; i < per_vector<E>; ++i)
-      if (column + i < dim) row[column + i] = from_float<E>(x[i]);
+      if (i < left) row[i] = from_float<E>(x[i]);
   }
 }
 
 // ---- the kernel ---------------------------------------------------------------------------------------------------------
 
-// Products by wgmma, where there is one and the tile has its 64 rows.
+// Products by wgmma, where there is one and the tile is of its 64 rows.
 template <class E, int rows>
-inline constexpr bool by_warpgroups = ICCKD_HAS_WGMMA && sizeof(E) == 2 && rows >= 64;
+inline constexpr bool by_warpgroups = ICCKD_HAS_WGMMA && sizeof(E) == 2 && rows % 64 == 0;
 
-// One block: `rows` / 16 warps. `bulk`: rows come by bulk copies. `warpgroups`: products by wgmma.
-template <class E, int rows, bool bulk, bool warpgroups>
+// Norms of rows that are multiplied as they are: what is left of them, as a factor of C, has room in E. Others are brought to [1, 2).
+template <class E>
+inline constexpr float lowest_norm = std::is_same_v<E, float16> ? 0x1p-3f : 0x1p-40f;
+template <class E>
+inline constexpr float highest_norm = std::is_same_v<E, float16> ? 0x1p7f : 0x1p40f;
+
+// One block: `rows` / 16 warps. `warpgroups`: products by wgmma.
+template <class E, int rows, bool warpgroups>
 class WholeClass {
  public:
   static constexpr int warps = rows / warp_rows, threads = warps * warp_size;
-  static_assert(2 * sizeof(TileRows<rows>) + sizeof(RowNumbers<rows>) == numbers_of_row * rows * 4);
+  static_assert(2 * sizeof(TileRows<rows>) + sizeof(RowNumbers<rows>) == numbers_bytes(rows));
 
   ICCKD_DEVICE explicit WholeClass(const WholeClassParams& params)
       : p(params),
-        operand(shared_memory()),
-        ring(shared_memory() + p.plan.ring + warp() * p.plan.stages * 2 * p.plan.row_bytes),
-        bounce(reinterpret_cast<float*>(shared_memory() + p.plan.bounce) + warp() * 8 * p.plan.bounce_stride),
-        numbers(*reinterpret_cast<RowNumbers<rows>*>(shared_memory() + p.plan.numbers)),
-        tiles(reinterpret_cast<TileRows<rows>*>(shared_memory() + p.plan.numbers + sizeof(RowNumbers<rows>))),
-        barriers(reinterpret_cast<Barrier*>(shared_memory() + p.plan.barriers) + warp() * p.plan.stages) {}
+        operand(shared_memory() + operand_at(rows)),
+        bounce(reinterpret_cast<float*>(shared_memory() + bounce_at(rows)) + warp() * bounce_rows * bounce_stride),
+        numbers(*reinterpret_cast<RowNumbers<rows>*>(shared_memory())),
+        tiles(reinterpret_cast<TileRows<rows>*>(shared_memory() + sizeof(RowNumbers<rows>))) {}
 
   // All tiles of this block's share.
-  ICCKD_DEVICE void run() {
+  ICCKD_DEVICE void run() const {
     const Positions share = share_of(block(), blocks(), p.totals[2], p.classes, p.totals[0]);
     if (share.begin == share.end) return;
-    const auto tile_from = [&](int begin) { return Positions{begin, tile_end(begin, share.end, rows, p.classes)}; };
-    Positions tile = tile_from(share.begin), next = tile_from(tile.end);
     int current = 0;
-    describe(tiles[current], tile);
-    make_barriers();
+    describe(tiles[current], share.begin, share.end);
     block_barrier();
-    fetch_first(tiles[current], tile.end - tile.begin);
+    prefetch(tiles[current]);
     while (true) {
-      const bool last = tile.end == share.end;
-      if (!last) describe(tiles[1 - current], next);
-      // Asked for long before it is needed.
-      const Positions after_next = tile_from(next.end);
-      take_all(tiles[current], tile.end - tile.begin);
+      const TileRows<rows>& tile = tiles[current];
+      fetch(tile);
+      // While the rows come.
+      if (!is_last(tile)) describe(tiles[1 - current], tile.begin + tile.count, tile.share_end);
+      take(tile);
       block_barrier();
-      if (!last) fetch_first(tiles[1 - current], next.end - next.begin);
-      contrast(tiles[current], tile.end - tile.begin);
-      if (last) return;
+      if (!is_last(tile)) prefetch(tiles[1 - current]);
+      contrast(tile);
+      if (is_last(tile)) return;
       // Before anything of this tile is overwritten.
       block_barrier();
-      tile = next;
-      next = after_next;
       current = 1 - current;
     }
   }
 
  private:
-  ICCKD_DEVICE void describe(TileRows<rows>& tile, Positions positions) const {
-    ICCKD_ASSERT(positions.begin < positions.end && positions.end - positions.begin <= rows);
-    const int k = thread(), position = positions.begin + k;
+  static ICCKD_DEVICE bool is_last(const TileRows<rows>& tile) { return tile.begin + tile.count == tile.share_end; }
+
+  // The tile that begins at a position of a share.
+  ICCKD_DEVICE void describe(TileRows<rows>& tile, int begin, int share_end) const {
+    const int end = tile_end(begin, share_end, rows, p.classes), k = thread(), position = begin + k;
+    ICCKD_ASSERT(begin < end && end - begin <= rows);
     if (k >= rows) return;
-    const bool valid = position < positions.end;
+    const bool valid = position < end;
     const int rank = valid ? p.classes.rank[position] : 0, start = p.classes.start[rank], row = valid ? p.order[position] : 0;
     const bool is_anchor = valid && position < start + p.active[rank];
-    float factor = is_anchor ? p.weight[row] : 0.0f;
+    float factor = !is_anchor ? 0.0f : p.weight ? p.weight[row] : 1.0f;
+    if (is_anchor && p.scale) factor *= *p.scale;
     if (is_anchor && p.upstream) factor *= p.upstream[row];
     tile.row[k] = row;
-    tile.class_begin[k] = valid ? start - positions.begin : 0;
-    tile.class_end[k] = valid ? start - positions.begin + p.classes.size[rank] : 0;
+    tile.class_begin[k] = valid ? start - begin : 0;
+    tile.class_end[k] = valid ? start - begin + p.classes.size[rank] : 0;
     tile.is_anchor[k] = is_anchor;
     tile.factor[k] = factor;
+    if (k > 0) return;
+    tile.begin = begin;
+    tile.count = end - begin;
+    tile.share_end = share_end;
   }
 
-  // ---- rows from memory into the operand: row k of a tile is taken by warp k % warps
+  // ---- rows from memory into the operand. A warp takes four quads of rows: 8 lanes for each row, 16 bytes of every chunk for each lane
 
-  ICCKD_DEVICE void make_barriers() const {
-#if ICCKD_HAS_BULK
-    if constexpr (bulk) {
-      if (lane() == 0) {
-        for (int stage = 0; stage < p.plan.stages; ++stage) barrier_init(barriers + stage, 1);
-        barrier_fence_init();
-      }
-    }
-#endif
-  }
+  static constexpr int quads = 4;
+
+  ICCKD_DEVICE int first_of_quad(int q) const { return 4 * (warp() + q * warps); }
+  ICCKD_DEVICE int row_of_quad(int q) const { return first_of_quad(q) + lane() / 8; }
+  // Rows that products read: zeros beyond `count`.
+  ICCKD_DEVICE int read_rows(int count) const { return warpgroups ? rows : (count + warp_rows - 1) / warp_rows * warp_rows; }
 
   ICCKD_DEVICE const E* anchor(int row) const { return static_cast<const E*>(p.anchor) + row * p.anchor_stride; }
   ICCKD_DEVICE const E* positive(int row) const { return static_cast<const E*>(p.positive) + row * p.positive_stride; }
-  ICCKD_DEVICE unsigned char* staged(int stage) const { return ring + stage * 2 * p.plan.row_bytes; }
-  ICCKD_DEVICE int pieces() const { return p.plan.row_bytes / 16; }
 
-  // Begins to copy row k, and its positive if it is an anchor.
-  ICCKD_DEVICE void fetch(const TileRows<rows>& tile, int k, int stage) const {
-    const E *const a = anchor(tile.row[k]), *const b = positive(tile.row[k]);
-    const bool is_anchor = tile.is_anchor[k];
-    unsigned char *const to = staged(stage), *const positive_to = to + p.plan.row_bytes;
-    if (!p.aligned) {
-      for (int piece = lane(); piece < pieces(); piece += warp_size) {
-        store16(to + piece * 16, load_elements(a, piece * per_vector<E>, p.dim));
-        if (is_anchor) store16(positive_to + piece * 16, load_elements(b, piece * per_vector<E>, p.dim));
-      }
-      return;
-    }
-    if constexpr (bulk) {
-#if ICCKD_HAS_BULK
-      if (lane() == 0) {
-        barrier_expect(barriers + stage, is_anchor ? 2 * p.plan.row_bytes : p.plan.row_bytes);
-        bulk_copy(to, a, p.plan.row_bytes, barriers + stage);
-        if (is_anchor) bulk_copy(positive_to, b, p.plan.row_bytes, barriers + stage);
-      }
-#endif
-    } else {
-      for (int piece = lane(); piece < pieces(); piece += warp_size) {
-        copy_async16(to + piece * 16, a + piece * per_vector<E>, true);
-        if (is_anchor) copy_async16(positive_to + piece * 16, b + piece * per_vector<E>, true);
+  // 16 bytes, of column … of a chunk, of row k.
+  ICCKD_DEVICE unsigned char* operand_piece(int k, int chunk, int column) const {
+    return operand + chunk * rows * swizzle_row_bytes + swizzled(k * swizzle_row_bytes + column * static_cast<int>(sizeof(E)));
+  }
+
+  // Brings a tile's rows into the second-level cache, while the chip is still full of another.
+  ICCKD_DEVICE void prefetch(const TileRows<rows>& tile) const {
+    const int k = thread() / 2, bytes = p.dim * static_cast<int>(sizeof(E));
+    if (!p.aligned || k >= tile.count) return;
+    if (thread() % 2 == 0)
+      prefetch_row(anchor(tile.row[k]), bytes);
+    else if (tile.is_anchor[k])
+      prefetch_row(positive(tile.row[k]), bytes);
+  }
+
+  // Begins to copy the anchors to their places, a group of copies for each quad.
+  ICCKD_DEVICE void fetch(const TileRows<rows>& tile) const {
+    const int in_chunk = lane() % 8 * per_vector<E>;
+    for (int q = 0; q < quads; ++q) {
+      const int k = row_of_quad(q);
+      if (first_of_quad(q) < read_rows(tile.count)) {
+        const E* from = anchor(tile.row[k]) + in_chunk;
+        unsigned char* to = operand_piece(k, 0, in_chunk);
+        const int columns = k < tile.count ? p.dim - in_chunk : 0;
+        for (int column = 0; column < p.plan.chunks * chunk_columns<E>; column += chunk_columns<E>) {
+          if (p.aligned)
+            copy_async16_last(to, from + column, column < columns);
+          else
+            store16(to, column < columns ? load_elements(from + column, columns - column) : Vector16{});
+          to += rows * swizzle_row_bytes;
+        }
       }
       commit_copies();
     }
   }
 
-  ICCKD_DEVICE void fetch_first(const TileRows<rows>& tile, int count) const {
-    for (int stage = 0; stage < p.plan.stages; ++stage)
-      if (const int k = warp() + stage * warps; k < count) fetch(tile, k, stage);
-  }
-
-  // Until a row has arrived: the oldest of those on their way. `full`: every other stage is on its way too.
-  ICCKD_DEVICE void wait_for(int stage, bool full) {
-    if constexpr (bulk) {
-#if ICCKD_HAS_BULK
-      if (p.aligned) {
-        barrier_wait(barriers + stage, parities >> stage & 1);
-        parities ^= 1u << stage;
-        return;
-      }
-#endif
-    } else if (p.aligned) {
-      if (!full)
-        wait_copies<0>();
-      else if (p.plan.stages == 4)
-        wait_copies<3>();
-      else
-        wait_copies<1>();
-    }
-    warp_barrier();
-  }
-
-  ICCKD_DEVICE void take_all(const TileRows<rows>& tile, int count) {
-    int stage = 0;
-    for (int k = warp(); k < count; k += warps) {
-      const int ahead = p.plan.stages * warps;
-      wait_for(stage, k + ahead - warps < count);
-      take(tile, k, stage);
-      warp_barrier();
-      if (k + ahead < count) fetch(tile, k + ahead, stage);
-      stage = stage + 1 == p.plan.stages ? 0 : stage + 1;
-    }
-    for (int k = count + warp(); k < rows; k += warps) take_nothing(k);
+  ICCKD_DEVICE void take(const TileRows<rows>& tile) const {
+    if (first_of_quad(0) >= read_rows(tile.count)) return;
+    RowSums sums;
+    if (!p.aligned)
+      sums = take_quads<1, 1>(tile);
+    else if (p.plan.chunks <= 2)
+      sums = take_quads<4, 2>(tile);
+    else if (p.plan.chunks <= 4)
+      sums = take_quads<2, 4>(tile);
+    else
+      sums = take_quads<1, 8>(tile);
+    describe_rows(tile, sums);
 #if ICCKD_HAS_WGMMA
     if constexpr (warpgroups) fence_shared_async();
 #endif
   }
 
-  // A row and its positive, from their stage: the sums of their products, then the row as an operand.
-  ICCKD_DEVICE void take(const TileRows<rows>& tile, int k, int stage) const {
-    const unsigned char *const a = staged(stage), *const b = a + p.plan.row_bytes;
-    const bool is_anchor = tile.is_anchor[k];
+  // ‖f‖², ‖p‖² and f·p.
+  struct RowSums {
     float squares = 0, positive_squares = 0, products = 0;
-    for (int piece = lane(); piece < pieces(); piece += warp_size) {
-      float x[per_vector<E>], y[per_vector<E>] = {};
-      to_floats<E>(load16(a + piece * 16), x);
-      if (is_anchor) to_floats<E>(load16(b + piece * 16), y);
+
+    ICCKD_DEVICE void add(const Vector16& row, const Vector16& positive) {
+      float x[per_vector<E>], y[per_vector<E>];
+      to_floats<E>(row, x);
+      to_floats<E>(positive, y);
 #pragma unroll
       for (int i = 0; i < per_vector<E>; ++i) {
         squares = fmaf(x[i], x[i], squares);
@@ -299,33 +293,111 @@ class WholeClass {
         products = fmaf(x[i], y[i], products);
       }
     }
-    squares = warp_sum(squares);
-    positive_squares = warp_sum(positive_squares);
-    products = warp_sum(products);
 
-    const float norm = sqrtf(squares), power = power_of_two_below_inverse(norm);
-    for (int piece = lane(); piece < p.plan.chunks * 8; piece += warp_size) {
-      float x[per_vector<E>] = {};
-      if (piece < pieces()) to_floats<E>(load16(a + piece * 16), x);
+    // Of the eight lanes of a row.
+    ICCKD_DEVICE RowSums total() const { return {octet_sum(squares), octet_sum(positive_squares), octet_sum(products)}; }
+  };
+
+  // The sums that rows and their positives give: of quad q in lane q of a row's. Each lane reads what it copied. Positives are not kept: of
+  // each lane pieces of `together` quads and `ahead` chunks are on their way at a time; one of rows that are not aligned.
+  template <int together, int ahead>
+  ICCKD_DEVICE RowSums take_quads(const TileRows<rows>& tile) const {
+    const int in_chunk = lane() % 8 * per_vector<E>;
+    RowSums own;
+    for (int first = 0; first < quads && first_of_quad(first) < read_rows(tile.count); first += together) {
+      const E* positives[together];
 #pragma unroll
-      for (int i = 0; i < per_vector<E>; ++i) x[i] *= power;
-      store16(operand_piece(k, piece), from_floats<E>(x));
+      for (int q = 0; q < together; ++q) {
+        const int k = row_of_quad(first + q);
+        positives[q] = tile.is_anchor[k] ? positive(tile.row[k]) : nullptr;
+      }
+      RowSums sums[together];
+      for (int chunk = 0; chunk < p.plan.chunks; chunk += ahead) {
+        Vector16 y[ahead][together], x[ahead][together];
+#pragma unroll
+        for (int i = 0; i < ahead; ++i)
+#pragma unroll
+          for (int q = 0; q < together; ++q)
+            y[i][q] = load_piece<together * ahead != 1>(positives[q], (chunk + i) * chunk_columns<E> + in_chunk);
+        if (chunk == 0) wait_for_quads(quads - first - together);
+#pragma unroll
+        for (int i = 0; i < ahead; ++i)
+#pragma unroll
+          for (int q = 0; q < together; ++q) {
+            const bool there = chunk + i < p.plan.chunks;
+            x[i][q] = there ? load16(operand_piece(row_of_quad(first + q), chunk + i, in_chunk)) : Vector16{};
+          }
+#pragma unroll
+        for (int i = 0; i < ahead; ++i)
+#pragma unroll
+          for (int q = 0; q < together; ++q) sums[q].add(x[i][q], y[i][q]);
+      }
+#pragma unroll
+      for (int q = 0; q < together; ++q) {
+        const RowSums total = sums[q].total();
+        if (lane() % 8 == first + q) own = total;
+      }
     }
-    if (lane() == 0) {
-      const float inverse = inverse_norm(norm), positive_inverse = inverse_norm(sqrtf(positive_squares));
-      numbers.scale[k] = inverse / power;
-      numbers.inverse[k] = inverse;
-      numbers.positive_inverse[k] = positive_inverse;
-      numbers.agreement[k] = products * inverse * positive_inverse;
-    }
+    return own;
   }
 
-  // A zero row: products read it, and nothing must come of it.
-  ICCKD_DEVICE void take_nothing(int k) const {
-    for (int piece = lane(); piece < p.plan.chunks * 8; piece += warp_size) store16(operand_piece(k, piece), Vector16{});
-    if (lane() == 0) {
-      numbers.scale[k] = numbers.inverse[k] = numbers.positive_inverse[k] = numbers.agreement[k] = 0;
+  // Until all but this thread's newest quads of copies have arrived.
+  ICCKD_DEVICE void wait_for_quads(int newest) const {
+    if (newest == 3)
+      wait_copies<3>();
+    else if (newest == 2)
+      wait_copies<2>();
+    else if (newest == 1)
+      wait_copies<1>();
+    else
+      wait_copies<0>();
+  }
+
+  // 16 bytes of a row; zeros beyond its end, or of no row.
+  template <bool aligned>
+  ICCKD_DEVICE Vector16 load_piece(const E* row, int column) const {
+    if (!row || column >= p.dim) return {};
+    return aligned ? load16_streaming(row + column) : load_elements(row + column, p.dim - column);
+  }
+
+  // Lane q of a row's eight for the row of quad q.
+  ICCKD_DEVICE void describe_rows(const TileRows<rows>& tile, const RowSums& sums) const {
+    const int q = lane() % 8;
+    const float norm = sqrtf(sums.squares);
+    const float power = norm >= lowest_norm<E> && norm < highest_norm<E> ? 1 : power_of_two_below_inverse(norm);
+    multiply_rows_by(power);
+    if (q >= quads) return;
+    const int k = row_of_quad(q);
+    if (k >= tile.count) {
+      // Nothing must come of it.
+      numbers.factors[k] = {};
+      numbers.scale[k] = 0;
       numbers.log_total[k] = INFINITY;
+      return;
+    }
+    const float inverse = inverse_norm(norm), positive_inverse = inverse_norm(sqrtf(sums.positive_squares));
+    RowFactors& of = numbers.factors[k];
+    of.inverse = inverse;
+    of.positive_inverse = positive_inverse;
+    of.agreement = sums.products * inverse * positive_inverse;
+    numbers.scale[k] = inverse / power;
+  }
+
+  // Multiplies the rows in place. Rarely by another power than 1.
+  ICCKD_DEVICE void multiply_rows_by(float own_power) const {
+#pragma unroll 1
+    for (int q = 0; q < quads; ++q) {
+      const float power = shuffle(own_power, lane() / 8 * 8 + q);
+      if (power == 1) continue;
+#pragma unroll 1
+      for (int chunk = 0; chunk < p.plan.chunks; ++chunk) {
+        unsigned char* const piece = operand_piece(row_of_quad(q), chunk, lane() % 8 * per_vector<E>);
+        float x[per_vector<E>];
+        to_floats<E>(load16(piece), x);
+#pragma unroll
+        for (int i = 0; i < per_vector<E>; ++i) x[i] *= power;
+        store16(piece, from_floats<E>(x));
+      }
     }
   }
 
@@ -334,39 +406,36 @@ class WholeClass {
     return norm > 0 ? 1 / norm : 0;
   }
 
-  ICCKD_DEVICE unsigned char* operand_piece(int k, int piece) const {
-    return operand + piece / 8 * rows * swizzle_row_bytes + swizzled(k * swizzle_row_bytes + piece % 8 * 16);
-  }
-
   // ---- from the operand to losses and gradients: each warp for 16 rows
 
   // The tile's row that this thread has a part of: the first or second half of the fragment's 16.
   ICCKD_DEVICE int own_row(int half) const { return warp_rows * warp() + 8 * half + lane() / 4; }
   ICCKD_DEVICE int own_column(int j) const { return 8 * j + lane() % 4 * 2; }
 
-  ICCKD_DEVICE void contrast(const TileRows<rows>& tile, int count) const {
-    const bool has_rows = (warpgroups ? warp() / 4 * 64 : warp() * warp_rows) < count;
-    const Positions own = has_rows ? own_classes(tile, count) : Positions{};
+  ICCKD_DEVICE void contrast(const TileRows<rows>& tile) const {
+    const bool has_rows = (warpgroups ? warp() / 4 * 64 : warp() * warp_rows) < tile.count;
+    const Positions own = has_rows ? own_classes(tile) : Positions{};
     const float kappa = 1 / *p.temperature;
     float s[rows / 8][4] = {};
     if (has_rows) {
       multiply_rows(s, own);
-      find_losses(tile, count, s, kappa * log2_e, own);
+      find_losses(tile, s, kappa * log2_e, own);
     }
     if (!p.d_anchor && !p.d_positive && !p.d_kappa) return;
     // Coefficients ask for the log-sum-exps of all rows.
     block_barrier();
     if (!has_rows) return;
-    find_coefficients(tile, count, s, kappa, own);
+    find_coefficients(tile, s, kappa, own);
     warp_barrier();
-    if (p.d_anchor || p.d_positive) write_gradients(tile, count, Coefficients<E, rows>(s), own);
+    if (p.d_anchor || p.d_positive) write_gradients(tile, Coefficients<E, rows>(s), own);
   }
 
   // The rows of all classes that this warp, or warpgroup, has rows of.
-  ICCKD_DEVICE Positions own_classes(const TileRows<rows>& tile, int count) const {
+  ICCKD_DEVICE Positions own_classes(const TileRows<rows>& tile) const {
     constexpr int together = warpgroups ? 64 : warp_rows;
     const int first = warp() * warp_rows / together * together;
-    return {tile.class_begin[first], tile.class_end[(first + together < count ? first + together : count) - 1]};
+    const int end = first + together < tile.count ? first + together : tile.count;
+    return {tile.class_begin[first], tile.class_end[end - 1]};
   }
 
   ICCKD_DEVICE void multiply_rows(float (&s)[rows / 8][4], const Positions& own) const {
@@ -381,84 +450,116 @@ class WholeClass {
     }
   }
 
-  // Similarities of the unit rows, −∞ where there is no pair; losses and log-sum-exps.
-  ICCKD_DEVICE void find_losses(const TileRows<rows>& tile, int count, float (&s)[rows / 8][4], float scale,
-                                const Positions& own_classes) const {
+  // Similarities of the unit rows, −∞ where there is no pair; losses and log-sum-exps. Both halves together, 16 columns at a time.
+  ICCKD_DEVICE void find_losses(const TileRows<rows>& tile, float (&s)[rows / 8][4], float scale, const Positions& own_classes) const {
+    float row_scale[2], highest[2] = {-INFINITY, -INFINITY}, total[2] = {};
+    Positions pairs[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int k = own_row(half), begin = tile.class_begin[k], end = tile.class_end[k];
-      const float row_scale = numbers.scale[k];
-      float highest = -INFINITY;
+      const int k = own_row(half);
+      row_scale[half] = numbers.scale[k];
+      pairs[half] = {tile.class_begin[k], tile.class_end[k]};
+    }
 #pragma unroll
-      for (int j = 0; j < rows / 8; ++j) {
-        if (!meet(own_classes, 8 * j, 8)) continue;
+    for (int first = 0; first < rows; first += 16) {
+      if (!meet(own_classes, first, 16)) continue;
+#pragma unroll
+      for (int j = first / 8; j < first / 8 + 2; ++j)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int column = own_column(j) + i;
-          float& x = s[j][2 * half + i];
-          const bool pair = column >= begin && column < end && column != k;
-          x = pair ? x * row_scale * numbers.scale[column] : -INFINITY;
-          highest = fmaxf(highest, x);
+          const float column_scale = numbers.scale[column];
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            float& x = s[j][2 * half + i];
+            const bool pair = column >= pairs[half].begin && column < pairs[half].end && column != own_row(half);
+            x = pair ? x * row_scale[half] * column_scale : -INFINITY;
+            highest[half] = fmaxf(highest[half], x);
+          }
         }
-      }
-      highest = quad_max(highest) * scale;
-      if (highest == -INFINITY) highest = 0;
-      float total = 0;
+    }
 #pragma unroll
-      for (int j = 0; j < rows / 8; ++j) {
-        if (!meet(own_classes, 8 * j, 8)) continue;
+    for (int half = 0; half < 2; ++half) {
+      highest[half] = quad_max(highest[half]) * scale;
+      if (highest[half] == -INFINITY) highest[half] = 0;
+    }
 #pragma unroll
-        for (int i = 0; i < 2; ++i) total += exp2_fast(fmaf(s[j][2 * half + i], scale, -highest));
-      }
-      total = quad_sum(total);
-
-      const float own = scale * numbers.agreement[k], loss = row_loss(highest + log2f(total), own), log_total = own + loss * log2_e;
+    for (int first = 0; first < rows; first += 16) {
+      if (!meet(own_classes, first, 16)) continue;
+#pragma unroll
+      for (int j = first / 8; j < first / 8 + 2; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) total[i / 2] += exp2_fast(fmaf(s[j][i], scale, -highest[i / 2]));
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int k = own_row(half);
+      const float own = scale * numbers.factors[k].agreement, loss = row_loss(highest[half] + log2f(quad_sum(total[half])), own);
+      const float log_total = own + loss * log2_e;
       const bool is_anchor = tile.is_anchor[k];
       if (lane() % 4 != 0) continue;
       numbers.log_total[k] = is_anchor ? log_total : INFINITY;
-      if (p.losses && k < count) {
+      if (p.losses && k < tile.count) {
         p.losses[tile.row[k]] = is_anchor ? tile.factor[k] * loss : 0;
         p.lse[tile.row[k]] = is_anchor ? log_total * ln_2 : 0;
       }
     }
   }
 
+  // What a row's coefficients add up to.
+  struct CoefficientSums {
+    float pairs = 0;    // Σ_j u_i P_ij
+    float slope = 0;    // Σ_j u_i P_ij S_ij
+    float along = 0;    // Σ_j C_ij S_ij
+    float largest = 0;  // of |C_ij scale_j|
+  };
+
   // s becomes C_ij scale_j, divided by the largest of its row where E has no room for small numbers; and each row's part in its gradients.
-  ICCKD_DEVICE void find_coefficients(const TileRows<rows>& tile, int count, float (&s)[rows / 8][4], float kappa,
+  ICCKD_DEVICE void find_coefficients(const TileRows<rows>& tile, float (&s)[rows / 8][4], float kappa,
                                       const Positions& own_classes) const {
     const float scale = kappa * log2_e;
+    float log_total[2], factor[2];
+    CoefficientSums sums[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int k = own_row(half);
-      const float log_total = numbers.log_total[k], factor = tile.factor[k];
-      float pairs = 0, slope = 0, along = 0, largest = 0;
+      log_total[half] = numbers.log_total[own_row(half)];
+      factor[half] = tile.factor[own_row(half)];
+    }
 #pragma unroll
-      for (int j = 0; j < rows / 8; ++j) {
-        const bool own = meet(own_classes, 8 * j, 8);
+    for (int first = 0; first < rows; first += 16) {
+      if (!meet(own_classes, first, 16)) {
+#pragma unroll
+        for (int j = first / 8; j < first / 8 + 2; ++j)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) s[j][i] = 0;
+        continue;
+      }
+#pragma unroll
+      for (int j = first / 8; j < first / 8 + 2; ++j)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int column = own_column(j) + i;
-          float& x = s[j][2 * half + i];
-          if (!own) {
-            x = 0;
-            continue;
+          const float column_scale = numbers.scale[column], column_total = numbers.log_total[column], column_factor = tile.factor[column];
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            float& x = s[j][2 * half + i];
+            CoefficientSums& of = sums[half];
+            const float similarity = x == -INFINITY ? 0 : x;
+            const float as_anchor = factor[half] * exp2_fast(fmaf(x, scale, -log_total[half]));
+            const float both = as_anchor + column_factor * exp2_fast(fmaf(x, scale, -column_total));
+            of.pairs += as_anchor;
+            of.slope = fmaf(as_anchor, similarity, of.slope);
+            of.along = fmaf(both, similarity, of.along);
+            x = both * column_scale;
+            of.largest = fmaxf(of.largest, fabsf(x));
           }
-          const float similarity = x == -INFINITY ? 0 : x;
-          const float as_anchor = factor * exp2_fast(fmaf(x, scale, -log_total));
-          const float both = as_anchor + tile.factor[column] * exp2_fast(fmaf(x, scale, -numbers.log_total[column]));
-          pairs += as_anchor;
-          slope = fmaf(as_anchor, similarity, slope);
-          along = fmaf(both, similarity, along);
-          x = both * numbers.scale[column];
-          largest = fmaxf(largest, fabsf(x));
         }
-      }
-      pairs = quad_sum(pairs);
-      slope = quad_sum(slope);
-      along = quad_sum(along);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
       float unit = 1;
       if constexpr (std::is_same_v<E, float16>) {
-        largest = quad_max(largest);
+        const float largest = quad_max(sums[half].largest);
         // Else its inverse would be no number.
         unit = largest > 1e-36f ? largest : 1;
 #pragma unroll
@@ -466,63 +567,104 @@ class WholeClass {
 #pragma unroll
           for (int i = 0; i < 2; ++i) s[j][2 * half + i] *= 1 / unit;
       }
-
-      if (lane() % 4 != 0) continue;
-      const float inverse = numbers.inverse[k], positive_inverse = numbers.positive_inverse[k];
-      const float row_scale = numbers.scale[k], agreement = numbers.agreement[k];
-      const float radial = pairs * agreement;
-      numbers.factors[k] = {
-          .pull = kappa * inverse * unit,
-          .positive = -kappa * inverse * pairs * positive_inverse,
-          .own = p.normalize ? -kappa * inverse * (along - radial) * row_scale : 0,
-          .positive_positive = p.normalize ? kappa * radial * positive_inverse * positive_inverse : 0,
-          .positive_own = -kappa * pairs * positive_inverse * row_scale,
-      };
-      if (p.d_kappa && k < count) p.d_kappa[tile.row[k]] = tile.is_anchor[k] ? slope - radial : 0;
+      find_factors(tile, own_row(half), quad_sum(sums[half].pairs), quad_sum(sums[half].slope), quad_sum(sums[half].along), kappa, unit);
     }
   }
 
-  // A chunk after the other: C Z, then 16 bytes of 4 rows for each thread.
-  ICCKD_DEVICE void write_gradients(const TileRows<rows>& tile, int count, const Coefficients<E, rows>& c, const Positions& own) const {
-    const int first = warp_rows * warp(), piece = lane() % 8;
-    const unsigned char* chunk = operand;
-    for (int column = piece * per_vector<E>; chunk < operand + p.plan.chunks * rows * swizzle_row_bytes;
-         column += chunk_columns<E>, chunk += rows * swizzle_row_bytes) {
+  // Of row k, from the sums of its coefficients, which were divided by `unit`. Called by its four lanes.
+  ICCKD_DEVICE void find_factors(const TileRows<rows>& tile, int k, float pairs, float slope, float along, float kappa,
+                                 float unit) const {
+    if (lane() % 4 != 0) return;
+    RowFactors& of = numbers.factors[k];
+    const float inverse = of.inverse, positive_inverse = of.positive_inverse, row_scale = numbers.scale[k];
+    const float radial = pairs * of.agreement;
+    of.pull = kappa * inverse * unit;
+    of.positive = -kappa * inverse * pairs * positive_inverse;
+    of.own = p.normalize ? -kappa * inverse * (along - radial) * row_scale : 0;
+    of.positive_positive = p.normalize ? kappa * radial * positive_inverse * positive_inverse : 0;
+    of.positive_own = -kappa * pairs * positive_inverse * row_scale;
+    if (p.d_kappa && k < tile.count) p.d_kappa[tile.row[k]] = tile.is_anchor[k] ? slope - radial : 0;
+  }
+
+  // A chunk after the other: C Z, then its gradients, 8 rows × 32 columns at a time. A thread has 8 columns of a row. Of the two rows that
+  // shared memory is read for at once, one is 4 below the other, so that they begin at different banks.
+  ICCKD_DEVICE void write_gradients(const TileRows<rows>& tile, const Coefficients<E, rows>& c, const Positions& own) const {
+    const int first = warp_rows * warp() + lane() / 8 + lane() / 4 % 2 * 4, first_column = lane() % 4 * 8;
+    for (int chunk = 0; chunk < p.plan.chunks; ++chunk) {
+      const int column = chunk * chunk_columns<E> + first_column;
       // Asked for now, so that they come while the matrix unit works.
-      Vector16 positives[4];
+      Vector16 positives[2][pieces];
 #pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        const int k = first + 4 * q + lane() / 8;
-        positives[q] = column < p.dim && tile.is_anchor[k] ? load_positive(tile.row[k], column) : Vector16{};
-      }
+      for (int half = 0; half < 2; ++half) load_pieces(positives[half], tile, first + 8 * half, column);
       float pull[chunk_columns<E> / 8][4] = {};
-      if (p.d_anchor) add_pull_of(pull, c, chunk, own);
+      if (p.d_anchor) add_pull_of(pull, c, operand + chunk * rows * swizzle_row_bytes, own);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (p.d_anchor) {
-          warp_barrier();
-#pragma unroll
-          for (int j = 0; j < chunk_columns<E> / 8; ++j)
-#pragma unroll
-            for (int i = 0; i < 2; ++i) bounce[lane() / 4 * stride + bounced(own_column(j)) + i] = pull[j][2 * half + i];
-          warp_barrier();
-        }
-#pragma unroll
-        for (int q = 2 * half; q < 2 * half + 2; ++q) {
-          const int local = 4 * q + lane() / 8, k = first + local;
-          if (k < count && column < p.dim)
-            write_piece(tile.row[k], k, column, load16(chunk + swizzled(k * swizzle_row_bytes + piece * 16)), positives[q],
-                        bounce + local % 8 * stride + bounced(piece * per_vector<E>));
-        }
-      }
+      for (int half = 0; half < 2; ++half) write_pieces(tile, first + 8 * half, chunk, column, positives[half], pull, half);
     }
   }
 
-  static constexpr int stride = chunk_columns<E> + 8;
-  static constexpr ICCKD_DEVICE int bounced(int column) { return column + column / 32 * 4; }
+  // A thread's 16 bytes of a row in a chunk: 8 of each 32 columns.
+  static constexpr int pieces = chunk_columns<E> / bounce_columns * 8 / per_vector<E>;
+  static constexpr ICCKD_DEVICE int piece_column(int piece) {
+    return piece * per_vector<E> / 8 * bounce_columns + piece * per_vector<E> % 8;
+  }
 
-  ICCKD_DEVICE Vector16 load_positive(int row, int column) const {
-    return p.aligned ? load16_streaming(positive(row) + column) : load_elements(positive(row), column, p.dim);
+  ICCKD_DEVICE void load_pieces(Vector16 (&to)[pieces], const TileRows<rows>& tile, int k, int column) const {
+    const E* const row = positive(tile.row[k]) + column;
+    const bool is_anchor = tile.is_anchor[k];
+#pragma unroll
+    for (int piece = 0; piece < pieces; ++piece) {
+      const E* const from = row + piece_column(piece);
+      const int left = p.dim - column - piece_column(piece);
+      to[piece] = !is_anchor || left <= 0 ? Vector16{} : p.aligned ? load16_last(from) : load_elements(from, left);
+    }
+  }
+
+  // A number's place in the bounce; of 4 numbers together, which begin at a multiple of 4, the place of the first.
+  static constexpr ICCKD_DEVICE int bounced(int row, int column) { return row * bounce_stride + (column ^ row / 4 * 4); }
+
+  // 8 rows and 32 columns of the fragments.
+  ICCKD_DEVICE void bounce_pull(const float (&pull)[chunk_columns<E> / 8][4], int half, int first_column) const {
+    float* const to = bounce + bounced(lane() / 4, own_column(0));
+    warp_barrier();
+#pragma unroll
+    for (int j = 0; j < bounce_columns / 8; ++j)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) to[8 * j + i] = pull[first_column / 8 + j][2 * half + i];
+    warp_barrier();
+  }
+
+  // This thread's pieces of both gradients of row k of the tile.
+  ICCKD_DEVICE void write_pieces(const TileRows<rows>& tile, int k, int chunk, int column, const Vector16 (&positives)[pieces],
+                                 const float (&pull)[chunk_columns<E> / 8][4], int half) const {
+    const RowFactors f = numbers.factors[k];
+    const int64_t at = static_cast<int64_t>(tile.row[k]) * p.dim + column;
+    const unsigned char* const own = operand + chunk * rows * swizzle_row_bytes;
+#pragma unroll
+    for (int piece = 0; piece < pieces; ++piece) {
+      const int offset = piece_column(piece), in_bounce = offset % bounce_columns;
+      if (p.d_anchor && in_bounce == 0) bounce_pull(pull, half, offset);
+      const int left = p.dim - column - offset;
+      if (k >= tile.count || left <= 0) continue;
+      float z[per_vector<E>], y[per_vector<E>], d[per_vector<E>];
+      to_floats<E>(load16(own + swizzled(k * swizzle_row_bytes + (lane() % 4 * 8 + offset) * static_cast<int>(sizeof(E)))), z);
+      to_floats<E>(positives[piece], y);
+      if (p.d_anchor) {
+#pragma unroll
+        for (int i = 0; i < per_vector<E>; i += 4) {
+          float pulled[4];
+          to_floats<float>(load16(bounce + bounced(k % bounce_rows, lane() % 4 * 8 + in_bounce + i)), pulled);
+#pragma unroll
+          for (int n = 0; n < 4; ++n) d[i + n] = fmaf(f.pull, pulled[n], fmaf(f.positive, y[i + n], f.own * z[i + n]));
+        }
+        store_elements(static_cast<E*>(p.d_anchor) + at + offset, left, d, p.aligned);
+      }
+      if (p.d_positive) {
+#pragma unroll
+        for (int i = 0; i < per_vector<E>; ++i) d[i] = fmaf(f.positive_own, z[i], f.positive_positive * y[i]);
+        store_elements(static_cast<E*>(p.d_positive) + at + offset, left, d, p.aligned);
+      }
+    }
   }
 
   ICCKD_DEVICE void add_pull_of(float (&pull)[chunk_columns<E> / 8][4], const Coefficients<E, rows>& c, const unsigned char* chunk,
@@ -538,32 +680,11 @@ class WholeClass {
     }
   }
 
-  // 16 bytes of both gradients of a row.
-  ICCKD_DEVICE void write_piece(int row, int k, int column, const Vector16& own, const Vector16& positive, const float* pull) const {
-    float z[per_vector<E>], y[per_vector<E>], d[per_vector<E>];
-    to_floats<E>(own, z);
-    to_floats<E>(positive, y);
-    const GradientFactors of = numbers.factors[k];
-    const int64_t at = static_cast<int64_t>(row) * p.dim;
-    if (p.d_anchor) {
-#pragma unroll
-      for (int i = 0; i < per_vector<E>; ++i) d[i] = fmaf(of.pull, pull[i], fmaf(of.positive, y[i], of.own * z[i]));
-      store_elements(static_cast<E*>(p.d_anchor) + at, column, p.dim, d, p.aligned);
-    }
-    if (p.d_positive) {
-#pragma unroll
-      for (int i = 0; i < per_vector<E>; ++i) d[i] = fmaf(of.positive_own, z[i], of.positive_positive * y[i]);
-      store_elements(static_cast<E*>(p.d_positive) + at, column, p.dim, d, p.aligned);
-    }
-  }
-
   const WholeClassParams& p;
-  unsigned char *const operand, *const ring;
+  unsigned char* const operand;
   float* const bounce;
   RowNumbers<rows>& numbers;
   TileRows<rows>* const tiles;
-  Barrier* const barriers;
-  uint32_t parities = 0;
 };
 
 }  // namespace icckd::cuda

@@ -40,6 +40,8 @@ def why_unavailable(backend: str) -> str | None:
     try:
         return module(backend).why_unavailable()
     except ImportError as error:
+        if (error.name or "").startswith("icckd.kernels"):
+            return f"{error}: icckd/kernels should be a link to ../kernels, which this copy of the tree has lost"
         return f"it needs Triton, which cannot be imported ({error}); `pip install triton` on Linux"
 
 

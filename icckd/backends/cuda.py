@@ -8,14 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from icckd.backends import triton
-from icckd.backends.triton import on_device_of_tensors, rkd_angle, rkd_distance
+from icckd.backends.eager.cross_entropy import sum_by_weights
+from icckd.backends.triton import on_device_of_tensors, rkd_angle, rkd_distance, scale_gradients
 from icckd.kernels import intra_class
-from icckd.kernels.layout import Layout, sorted_layout
+from icckd.kernels.layout import Layout, class_layout
 from icckd.kernels.precision import product_precision
 
 DEVICE = "cuda"
@@ -66,11 +68,10 @@ class WholeClass:
         return cls(torch.ops.icckd_cuda.whole_class_limit(anchor, num_classes))
 
     def layout(
-        self, labels: Tensor, weight: Tensor, memory_labels: Tensor | None, num_classes: int | None, limit: int
+        self, labels: Tensor, weight: Tensor | None, memory_labels: Tensor | None, num_classes: int | None, limit: int
     ) -> Layout:
         if num_classes is None or num_classes > torch.ops.icckd_cuda.class_layout_most_classes():
-            memory_labels = labels.new_empty(0) if memory_labels is None else memory_labels
-            return sorted_layout(labels, weight, memory_labels, num_classes, limit)
+            return class_layout(labels, weight, memory_labels, num_classes, limit)
         return Layout(*torch.ops.icckd_cuda.class_layout(labels, weight, memory_labels, num_classes, limit))
 
     def compute(
@@ -87,8 +88,9 @@ class WholeClass:
             batch.anchor,
             batch.positive,
             batch.weight,
+            batch.scale,
             upstream,
-            batch.temperature,
+            batch.temperature_on_device,
             layout.order,
             layout.rank,
             layout.start,
@@ -112,4 +114,11 @@ intra_class_rows = _with_whole_class(intra_class.intra_class_rows)
 intra_class_rows_backward = _with_whole_class(intra_class.intra_class_rows_backward)
 intra_class_sum = _with_whole_class(intra_class.intra_class_sum)
 
-__all__ = ["rkd_angle", "rkd_distance"]  # Triton's; the others are defined above, or found by __getattr__
+
+@sum_by_weights
+def cross_entropy_margin_sum(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.icckd_cuda.cross_entropy_margin_sum(*arguments)
+
+
+# Triton's; the others are defined above, or found by __getattr__.
+__all__ = ["rkd_angle", "rkd_distance", "scale_gradients"]

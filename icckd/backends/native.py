@@ -1,17 +1,24 @@
 """The C++ backend: the kernels of `csrc/`, through the extension `icckd._C`.
 
-Its functions are the extension's operators (docs/architecture.md). These check shapes and dtypes only so far as to
-raise RuntimeError instead of crashing; the layers above have told the user already.
+Its functions are the extension's operators (docs/architecture.md), except that these take every row's weight ready made
+instead of `mean`: never None, and 0 in ignored rows of the intra-class loss. These check shapes and dtypes only so far
+as to raise RuntimeError instead of crashing; the layers above have told the user already.
 """
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from icckd.backends.eager.class_memory import class_memory_push
+from icckd.backends.eager.cross_entropy import sum_by_weights
+from icckd.backends.eager.intra_class import anchor_weights
+from icckd.backends.eager.saved_gradient import scale_gradients
 
-__all__ = ["class_memory_push"]  # PyTorch's own, which C++ would not outdo; the others are found by __getattr__
+# PyTorch's own, which C++ would not outdo; the others are found by __getattr__.
+__all__ = ["class_memory_push", "scale_gradients"]
 
 DEVICE = "cpu"
 _load_error: str | None = None
@@ -26,6 +33,34 @@ def __getattr__(name: str) -> Callable:
     if operator is None:
         raise AttributeError(f"the native backend has no operator {name!r}")
     return operator.default
+
+
+def _with_weights(name: str, first: int) -> Callable:
+    """An operator of the intra-class loss, whose anchors are its argument number `first`."""
+
+    def operator(*arguments: Any) -> Any:
+        anchor, positive, labels, weight, *memory_and_temperature, mean, normalize, num_classes = arguments[
+            first : first + _SHARED
+        ]
+        weight = anchor_weights(labels, weight, num_classes, torch.float32, mean)
+        return getattr(torch.ops.icckd_native, name)(
+            *arguments[:first], anchor, positive, labels, weight, *memory_and_temperature, normalize, num_classes,
+            *arguments[first + _SHARED :],
+        )  # fmt: skip
+
+    return operator
+
+
+# How many arguments the operators of the intra-class loss share.
+_SHARED = 10
+intra_class_rows = _with_weights("intra_class_rows", 0)
+intra_class_rows_backward = _with_weights("intra_class_rows_backward", 2)
+intra_class_sum = _with_weights("intra_class_sum", 0)
+
+
+@sum_by_weights
+def cross_entropy_margin_sum(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.icckd_native.cross_entropy_margin_sum(*arguments)
 
 
 def why_unavailable() -> str | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from icckd.backends.eager.class_memory import class_memory_push
-from icckd.kernels import cross_entropy, distillation, intra_class, relational
+from icckd.kernels import cross_entropy, distillation, intra_class, relational, scaling
 from icckd.kernels.tables import interpreted
 
 DEVICE = "cpu" if interpreted() else "cuda"
@@ -52,5 +52,6 @@ kd_kl_rows_backward = on_device_of_tensors(distillation.kd_kl_rows_backward)
 kd_kl_sum = on_device_of_tensors(distillation.kd_kl_sum)
 rkd_angle = on_device_of_tensors(relational.rkd_angle)
 rkd_distance = on_device_of_tensors(relational.rkd_distance)
+scale_gradients = on_device_of_tensors(scaling.scale_gradients)
 
 __all__ = ["class_memory_push"]  # PyTorch's own; the others are defined above

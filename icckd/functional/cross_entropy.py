@@ -51,22 +51,16 @@ def cross_entropy_with_margin(
     checks.number_within("label_smoothing", label_smoothing, 0, 1)
     backend = backends.select(backend, logits.device, logits.dtype, "cross_entropy")
     labels = labels.long()
-    count = (labels != ignore_index).sum()
     # A float16 gradient of a mean could underflow before the loss scale is applied: it is computed in backward, scaled.
     wants_gradient = logits.requires_grad and torch.is_grad_enabled()
     if reduction == "none" or not wants_gradient or logits.dtype == torch.float16:
         rows, margin, _ = ops.cross_entropy_margin_rows(logits, labels, label_smoothing, space, ignore_index, backend)
         if reduction == "none":
             return rows, margin
-        return (rows.sum() if reduction == "sum" else rows.sum() / count), margin
-    weight = torch.ones_like(labels, dtype=torch.promote_types(logits.dtype, torch.float32))
-    if reduction == "mean":
-        weight = weight / count.clamp(min=1)
+        return (rows.sum() if reduction == "sum" else rows.sum() / (labels != ignore_index).sum()), margin
     loss, margin, _ = ops.cross_entropy_margin_sum(
-        logits, labels, weight, label_smoothing, space, ignore_index, backend
+        logits, labels, reduction == "mean", label_smoothing, space, ignore_index, backend
     )
-    if reduction == "mean":
-        loss = torch.where(count > 0, loss, torch.nan)
     return loss, margin
 
 

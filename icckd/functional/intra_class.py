@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from icckd import backends
+from icckd.backends.eager.intra_class import anchor_weights
 from icckd.functional import checks
 from icckd.ops import intra_class as ops
 
@@ -74,32 +75,27 @@ def intra_class_contrastive(
     checks.one_of("reduction", reduction, _REDUCTIONS)
     backend = backends.select(backend, anchor.device, anchor.dtype, "intra_class")
     dtype = torch.promote_types(anchor.dtype, torch.float32)
-    labels = labels.long()
-    batch = _Batch(anchor, positive, labels, _weight(labels, gate, num_classes, dtype))
-    own = slice(None)
-    if group is None:
-        total = batch.weight.sum()
-    else:
-        batch, own, total = _gathered(batch, group)
-    if reduction == "mean":
-        batch = batch._replace(weight=batch.weight / torch.where(total > 0, total, 1))
+    batch, own = _Batch(anchor, positive, labels.long(), None if gate is None else gate.detach().to(dtype)), slice(None)
+    mean = reduction == "mean"
+    if group is not None:
+        batch, own = _gathered(batch, mean, num_classes, dtype, group)
+        mean = False
     if memory is not None and memory_labels is not None:
         memory, memory_labels = _arithmetic(memory, dtype).detach(), memory_labels.long()
     if not isinstance(temperature, Tensor):
-        temperature = torch.full((), temperature, dtype=dtype, device=anchor.device)
-    loss = _rows_or_sum(
-        batch, memory, memory_labels, temperature.to(dtype), normalize, num_classes, reduction != "none", backend
-    )
+        temperature = _known(temperature, dtype, anchor.device)
+    settings = (mean, normalize, num_classes)
+    loss = _rows_or_sum(batch, memory, memory_labels, temperature.to(dtype), settings, reduction != "none", backend)
     return loss[own] if reduction == "none" else loss
 
 
 class _Batch(NamedTuple):
-    """The rows of a loss (N, D), their labels (N,), and their weights as anchors (N,)."""
+    """The rows of a loss (N, D), their labels (N,), and their weights as anchors (N,), 1 each where there are none."""
 
     anchor: Tensor
     positive: Tensor
     labels: Tensor
-    weight: Tensor
+    weight: Tensor | None
 
 
 def _rows_or_sum(
@@ -107,47 +103,56 @@ def _rows_or_sum(
     memory: Tensor | None,
     memory_labels: Tensor | None,
     temperature: Tensor,
-    normalize: bool,
-    num_classes: int | None,
+    settings: tuple[bool, bool, int | None],
     add_up: bool,
     backend: str,
 ) -> Tensor:
-    """The weighted losses (N,), or their sum, by the operator that does no more than is wanted."""
+    """The weighted losses (N,), or their sum, by the operator that does no more than is wanted.
+
+    settings: The operators' `mean`, `normalize` and `num_classes`.
+    """
     differentiated = (batch.anchor, batch.positive, temperature)
     needs = [torch.is_grad_enabled() and x.requires_grad for x in differentiated]
     # A float16 gradient of a mean could underflow before a loss scale is applied: it is computed in backward, scaled.
     if add_up and any(needs) and batch.anchor.dtype != torch.float16:
-        settings = (temperature, normalize, num_classes, *needs, backend)
-        loss, *_ = ops.intra_class_sum(*batch, memory, memory_labels, *settings)
+        loss, *_ = ops.intra_class_sum(*batch, memory, memory_labels, temperature, *settings, *needs, backend)
         return loss
     if any(needs) and memory is not None:
         # Backward reads the memory again, when newer rows may have been pushed into it.
         memory = memory.clone()
-    rows, _ = ops.intra_class_rows(*batch, memory, memory_labels, temperature, normalize, num_classes, backend)
+    rows, _ = ops.intra_class_rows(*batch, memory, memory_labels, temperature, *settings, backend)
     return rows.sum() if add_up else rows
 
 
-def _gathered(batch: _Batch, group: "ProcessGroup") -> tuple[_Batch, slice, Tensor]:
-    """All ranks' rows, of which others' are no anchors; where this rank's own are; the ranks' mean total weight."""
+def _gathered(
+    batch: _Batch, mean: bool, num_classes: int | None, dtype: torch.dtype, group: "ProcessGroup"
+) -> tuple[_Batch, slice]:
+    """All ranks' rows, of which others' are no anchors, and where this rank's own are.
+
+    mean: Divide the weights by the ranks' mean total weight.
+    """
     # Not every build of PyTorch has torch.distributed.
     from icckd.functional.gather import line_up
 
     ranks = line_up(batch.anchor, group)
+    weight = anchor_weights(batch.labels, batch.weight, num_classes, dtype)
+    if mean:
+        total = ranks.mean(weight.sum())
+        weight = weight / torch.where(total > 0, total, 1)
     together = _Batch(
         ranks.gather_with_gradient(batch.anchor),
         ranks.place(batch.positive),
         ranks.gather(batch.labels),
-        ranks.place(batch.weight),
+        ranks.place(weight),
     )
-    return together, ranks.own, ranks.mean(batch.weight.sum())
+    return together, ranks.own
 
 
-def _weight(labels: Tensor, gate: Tensor | None, num_classes: int | None, dtype: torch.dtype) -> Tensor:
-    """The weight of every row as an anchor (N,): 0 where its label takes it out."""
-    used = labels >= 0
-    if num_classes is not None:
-        used = used & (labels < num_classes)
-    return used.to(dtype) if gate is None else torch.where(used, gate.detach(), 0).to(dtype)
+def _known(temperature: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The temperature where backends take it from the host; where they are compiled together, on the device."""
+    if torch.compiler.is_compiling():
+        return torch.full((), temperature, dtype=dtype, device=device)
+    return torch.tensor(temperature, dtype=dtype)
 
 
 def _arithmetic(memory: Tensor, dtype: torch.dtype) -> Tensor:

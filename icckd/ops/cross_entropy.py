@@ -41,17 +41,18 @@ def cross_entropy_margin_rows_backward(
 def cross_entropy_margin_sum(
     logits: Tensor,
     labels: Tensor,
-    weight: Tensor,
+    mean: bool,
     label_smoothing: float,
     space: str,
     ignore_index: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ weight · rows, the margins, and the sum's gradient with respect to the logits."""
+    """Σ rows, the margins, and the sum's gradient with respect to the logits.
+
+    `mean` divides by the number of rows that are not ignored; the loss of none is NaN, its gradient 0.
+    """
     _check_labels(labels, logits.shape[1], ignore_index)
-    return backends.module(backend).cross_entropy_margin_sum(
-        logits, labels, weight, label_smoothing, space, ignore_index
-    )
+    return backends.module(backend).cross_entropy_margin_sum(logits, labels, mean, label_smoothing, space, ignore_index)
 
 
 @cross_entropy_margin_rows.register_fake
@@ -92,12 +93,14 @@ def _save_sum(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) ->
     loss, margin, d_logits = output
     ctx.mark_non_differentiable(margin, d_logits)
     ctx.set_materialize_grads(False)
+    ctx.backend = inputs[-1]
     ctx.save_for_backward(loss, d_logits)
 
 
 def _sum_backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     loss, d_logits = ctx.saved_tensors
-    return scaled_once(d_logits, grad_loss, loss), None, None, None, None, None, None
+    (d_logits,) = scaled_once([d_logits], grad_loss, loss, ctx.backend)
+    return d_logits, None, None, None, None, None, None
 
 
 cross_entropy_margin_rows.register_autograd(_rows_backward, setup_context=_save_rows)

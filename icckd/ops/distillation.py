@@ -79,7 +79,7 @@ def _rows_backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _save_gradient(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    ctx.others = len(inputs) - 1
+    ctx.others, ctx.backend = len(inputs) - 1, inputs[-1]
     ctx.dtype = inputs[0].dtype
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -88,7 +88,7 @@ def _save_gradient(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> No
 
 def _scaled_gradient(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     loss, d_student = ctx.saved_tensors
-    d_student = scaled_once(d_student, grad_loss, loss)
+    (d_student,) = scaled_once([d_student], grad_loss, loss, ctx.backend)
     return None if d_student is None else d_student.to(ctx.dtype), *[None] * ctx.others
 
 

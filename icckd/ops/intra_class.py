@@ -18,17 +18,21 @@ def intra_class_rows(
     anchor: Tensor,
     positive: Tensor,
     labels: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     memory: Tensor | None,
     memory_labels: Tensor | None,
     temperature: Tensor,
+    mean: bool,
     normalize: bool,
     num_classes: int | None,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """The weighted loss of every row, and its log-sum-exp: 0 in both where the weight is 0."""
+    """The weighted loss of every row, and its log-sum-exp: 0 in both where a row is no anchor.
+
+    A weight that is None is 1. `mean` divides by the sum of the labelled rows' weights, and gives 0 where that is 0.
+    """
     return backends.module(backend).intra_class_rows(
-        anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes
+        anchor, positive, labels, weight, memory, memory_labels, temperature, mean, normalize, num_classes
     )
 
 
@@ -39,10 +43,11 @@ def intra_class_rows_backward(
     anchor: Tensor,
     positive: Tensor,
     labels: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     memory: Tensor | None,
     memory_labels: Tensor | None,
     temperature: Tensor,
+    mean: bool,
     normalize: bool,
     num_classes: int | None,
     need_anchor: bool,
@@ -61,6 +66,7 @@ def intra_class_rows_backward(
         memory,
         memory_labels,
         temperature,
+        mean,
         normalize,
         num_classes,
         need_anchor,
@@ -74,10 +80,11 @@ def intra_class_sum(
     anchor: Tensor,
     positive: Tensor,
     labels: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     memory: Tensor | None,
     memory_labels: Tensor | None,
     temperature: Tensor,
+    mean: bool,
     normalize: bool,
     num_classes: int | None,
     need_anchor: bool,
@@ -94,6 +101,7 @@ def intra_class_sum(
         memory,
         memory_labels,
         temperature,
+        mean,
         normalize,
         num_classes,
         need_anchor,
@@ -103,8 +111,9 @@ def intra_class_sum(
 
 
 @intra_class_rows.register_fake
-def _(anchor: Tensor, positive: Tensor, labels: Tensor, weight: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    return weight.new_empty(labels.shape), weight.new_empty(labels.shape)
+def _(anchor: Tensor, positive: Tensor, labels: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    rows = anchor.new_empty(labels.shape, dtype=_loss_dtype(anchor))
+    return rows, torch.empty_like(rows)
 
 
 @intra_class_rows_backward.register_fake
@@ -114,10 +123,11 @@ def _(
     anchor: Tensor,
     positive: Tensor,
     labels: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     memory: Tensor | None,
     memory_labels: Tensor | None,
     temperature: Tensor,
+    mean: bool,
     normalize: bool,
     num_classes: int | None,
     need_anchor: bool,
@@ -133,10 +143,11 @@ def _(
     anchor: Tensor,
     positive: Tensor,
     labels: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     memory: Tensor | None,
     memory_labels: Tensor | None,
     temperature: Tensor,
+    mean: bool,
     normalize: bool,
     num_classes: int | None,
     need_anchor: bool,
@@ -145,7 +156,7 @@ def _(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gradients = _empty_gradients(anchor, positive, temperature, need_anchor, need_positive, need_temperature)
-    return weight.new_empty(()), *gradients
+    return anchor.new_empty((), dtype=_loss_dtype(anchor)), *gradients
 
 
 def _empty_gradients(
@@ -163,15 +174,19 @@ def _empty_gradients(
     )
 
 
+def _loss_dtype(anchor: Tensor) -> torch.dtype:
+    return torch.promote_types(anchor.dtype, torch.float32)
+
+
 def _save_rows(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.normalize, ctx.num_classes, ctx.backend = inputs
+    *tensors, ctx.mean, ctx.normalize, ctx.num_classes, ctx.backend = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1], *tensors)
 
 
 def _rows_backward(ctx: Any, grad_rows: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     gradients = intra_class_rows_backward(
-        grad_rows, *ctx.saved_tensors, ctx.normalize, ctx.num_classes, *_needs(ctx), ctx.backend
+        grad_rows, *ctx.saved_tensors, ctx.mean, ctx.normalize, ctx.num_classes, *_needs(ctx), ctx.backend
     )
     return _to_inputs(ctx, gradients)
 
@@ -180,12 +195,13 @@ def _save_sum(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor, Ten
     ctx.mark_non_differentiable(*output[1:])
     # Else backward would be handed a tensor of zeros for each gradient.
     ctx.set_materialize_grads(False)
+    ctx.backend = inputs[-1]
     ctx.save_for_backward(*output)
 
 
 def _sum_backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     loss, *gradients = ctx.saved_tensors
-    return _to_inputs(ctx, [scaled_once(gradient, grad_loss, loss) for gradient in gradients])
+    return _to_inputs(ctx, scaled_once(gradients, grad_loss, loss, ctx.backend))
 
 
 def _needs(ctx: Any) -> tuple[bool, bool, bool]:

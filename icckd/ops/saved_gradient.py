@@ -1,9 +1,12 @@
 """The backward of operators that compute their gradients together with their loss: it only scales what was saved."""
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+
+from icckd import backends
 
 
 def refuse_second_derivative(ctx: Any, *_: Tensor | None) -> NoReturn:
@@ -11,22 +14,25 @@ def refuse_second_derivative(ctx: Any, *_: Tensor | None) -> NoReturn:
     raise RuntimeError("icckd's losses can be differentiated once only; icckd.reference's as often as wanted")
 
 
-def scaled_once(gradient: Tensor, grad_loss: Tensor | None, loss: Tensor) -> Tensor | None:
-    """grad_loss · gradient, for an operator whose first output is `loss` and whose gradients autograd knows nothing of.
+def scaled_once(
+    gradients: Sequence[Tensor], grad_loss: Tensor | None, loss: Tensor, backend: str
+) -> Sequence[Tensor | None]:
+    """grad_loss · each gradient, for an operator whose first output is `loss` and whose gradients autograd knows not.
 
-    None where the loss takes no part in what is differentiated (grad_loss is None: the operator's context should not
-    materialise zeros). Where autograd may come to differentiate the result (create_graph=True), it depends on `loss`,
-    and so on the operator's inputs, by a function that refuses: an operator holds no formula for the derivative of its
-    gradient.
+    In place where nobody can come back for them, so that a factor of 1 costs nothing. None where the loss takes no part
+    in what is differentiated (grad_loss is None: the operator's context should not materialise zeros). Where autograd
+    may come to differentiate the result (create_graph=True), it depends on `loss`, and so on the operator's inputs, by
+    a function that refuses: an operator holds no formula for the derivative of its gradient.
     """
     if grad_loss is None:
-        return None
+        return [None] * len(gradients)
     if torch.is_grad_enabled():
-        return _Scaled.apply(gradient, grad_loss, loss)
+        return [_Scaled.apply(gradient, grad_loss, loss) for gradient in gradients]
     # A graph that is kept may come back for the same tensor, after its receiver has added to it in place.
-    if _is_one(grad_loss) and not torch._C._autograd._get_current_graph_task_keep_graph():
-        return gradient
-    return gradient * grad_loss
+    if not _has_values(grad_loss) or torch._C._autograd._get_current_graph_task_keep_graph():
+        return [gradient * grad_loss for gradient in gradients]
+    backends.module(backend).scale_gradients(grad_loss, *gradients)
+    return gradients
 
 
 class _Scaled(torch.autograd.Function):
@@ -37,7 +43,6 @@ class _Scaled(torch.autograd.Function):
     backward = staticmethod(refuse_second_derivative)
 
 
-def _is_one(grad_loss: Tensor) -> bool:
-    """Whether the factor is seen to be 1. Looking would synchronise with a GPU, and a tracer has no values."""
-    traced = type(grad_loss) is not Tensor or torch.compiler.is_compiling()
-    return grad_loss.device.type == "cpu" and not traced and grad_loss.item() == 1
+def _has_values(x: Tensor) -> bool:
+    """Whether a kernel can read it: not so under vmap, and while a compiler traces, which fuses a plain product."""
+    return type(x) is Tensor and not torch.compiler.is_compiling() and torch._C._has_storage(x)

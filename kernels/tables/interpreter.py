@@ -73,8 +73,8 @@ TABLE = {
     },
     "layout": {
         "float": {
-            64: {"BLOCK": 16, "CHUNK": 8, "num_warps": 1},
-            1048576: {"BLOCK": 64, "CHUNK": 32, "num_warps": 1},
+            64: {"BLOCK": 16, "CLASSES": 2, "OTHERS": 8, "PLACED": 16, "num_warps": 1},
+            1048576: {"BLOCK": 64, "CLASSES": 64, "OTHERS": 1024, "PLACED": 128, "num_warps": 1},
         },
     },
     "cross_entropy_whole": {

@@ -76,19 +76,22 @@ TABLE = {
     },
     "layout": {
         "float": {
-            131072: {"BLOCK": 256, "CHUNK": 32, "num_warps": 4},
-            1048576: {"BLOCK": 512, "CHUNK": 32, "num_warps": 8},
+            1048576: {"BLOCK": 64, "CLASSES": 8, "OTHERS": 256, "PLACED": 128, "num_warps": 2},
         },
     },
     "cross_entropy_whole": {
         "half": {
-            1024: {"TILE": 2048, "num_warps": 8},
+            128: {"TILE": 512, "num_warps": 1},
+            1024: {"TILE": 1024, "num_warps": 1},
+            2048: {"TILE": 2048, "num_warps": 2},
             4096: {"TILE": 4096, "num_warps": 4},
             8192: {"TILE": 8192, "num_warps": 8},
             16384: {"TILE": 16384, "num_warps": 16},
         },
         "float": {
-            1024: {"TILE": 2048, "num_warps": 8},
+            128: {"TILE": 512, "num_warps": 1},
+            1024: {"TILE": 1024, "num_warps": 1},
+            2048: {"TILE": 2048, "num_warps": 2},
             4096: {"TILE": 4096, "num_warps": 4},
             8192: {"TILE": 8192, "num_warps": 8},
             16384: {"TILE": 16384, "num_warps": 16},
@@ -104,13 +107,17 @@ TABLE = {
     },
     "kd_kl_whole": {
         "half": {
-            1024: {"TILE": 2048, "num_warps": 4},
-            4096: {"TILE": 4096, "num_warps": 8},
-            8192: {"TILE": 8192, "num_warps": 16},
+            128: {"TILE": 512, "num_warps": 1},
+            1024: {"TILE": 1024, "num_warps": 1},
+            2048: {"TILE": 2048, "num_warps": 2},
+            4096: {"TILE": 4096, "num_warps": 4},
+            8192: {"TILE": 8192, "num_warps": 8},
         },
         "float": {
-            1024: {"TILE": 2048, "num_warps": 4},
-            4096: {"TILE": 4096, "num_warps": 8},
+            128: {"TILE": 512, "num_warps": 1},
+            1024: {"TILE": 1024, "num_warps": 1},
+            2048: {"TILE": 2048, "num_warps": 2},
+            4096: {"TILE": 4096, "num_warps": 4},
             8192: {"TILE": 8192, "num_warps": 16},
         },
     },

@@ -13,9 +13,10 @@ MACHINE = {
     **CONDITIONS,
     "cuda": "13.0",
     "device": {"name": "NVIDIA Made-Up", "architecture": "sm_90"},
-    "stages": [{"stage": "build", "seconds": 1.0, "succeeded": True, "why": None}],
+    "stages": [{"part": "prove", "stage": "build", "seconds": 1.0, "succeeded": True, "why": None}],
     "failed": [],
-    "left_out": {"accuracy": [], "speed": []},
+    "left_out": {"tests": [], "accuracy": [], "speed": [], "peers": []},
+    "dry_run": False,
 }
 CEILINGS = [
     {"stage": "ceilings", "quantity": "copy bandwidth", "dtype": "bfloat16", "per_second": 4e12, **CONDITIONS},
@@ -23,8 +24,12 @@ CEILINGS = [
 ]
 
 
-def outcome(name="test_a[triton]", backend="triton", how="passed"):
-    return {"test": name, "backend": backend, "outcome": how, "why": None}
+def outcome(name="test_a[triton]", backend="triton", how="passed", families=None):
+    return {"test": name, "backend": backend, "families": families, "outcome": how, "seconds": 0.1, "why": None}
+
+
+def crash(stage, case, contender=None):
+    return {"part": "prove", "stage": stage, "case": case, "contender": contender, "why": "killed by SIGSEGV"}
 
 
 def check(backend="triton", family="intra_class", passed=True, why=None):
@@ -57,6 +62,7 @@ def timing(contender, milliseconds, case="intra_class bfloat16", mode="step", **
         "fraction_of_floor": 0.5,
         "fraction_of_bandwidth": 0.5,
         "fraction_of_matrix_rate": 0.4,
+        "ceilings_assumed": False,
         "times_faster_than_best_peer": 2.0,
         **CONDITIONS,
         **more,

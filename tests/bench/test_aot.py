@@ -1,5 +1,6 @@
 """What `bench.aot` finds in kernels that have nothing wrong, and in kernels that have one fault each."""
 
+import importlib
 import json
 import sys
 
@@ -74,6 +75,23 @@ def test_an_argument_that_is_given_no_type_and_no_value_is_named():
     form = Specialization(product.product, {"x": "*bf16", "y": "*bf16"}, {"unused": None}, {"BLOCK": 64})
     with pytest.raises(ValueError, match="product: out: neither a type nor a value is given"):
         aot._arguments(form)
+
+
+def specialized_integers(module):
+    """Integers of a module's kernels that would be constants where they are 1."""
+    forms = importlib.import_module(module).specializations("sm_90")
+    return {
+        (form.kernel.__name__, parameter.name)
+        for form in forms
+        for parameter in form.kernel.params
+        if form.signature.get(parameter.name) == "i32" and not parameter.do_not_specialize
+    }
+
+
+@pytest.mark.parametrize("module", ["cross_entropy", "distillation"])
+def test_a_size_of_one_is_a_number_like_any_other(module):
+    with aot.process_pool(1) as pool:
+        assert pool.submit(specialized_integers, f"icckd.kernels.{module}").result() == set()
 
 
 def test_the_command_writes_rows_and_fails_where_a_kernel_does(tmp_path, monkeypatch, capsys):

@@ -144,6 +144,15 @@ def fake_rows():
     return rows
 
 
+def test_a_copy_without_history_is_told_its_commit_or_says_that_it_does_not_know(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.delenv("ICCKD_COMMIT", raising=False)
+    assert measure._commit.__wrapped__() == "unknown"
+    monkeypatch.setenv("ICCKD_COMMIT", "0123abc")
+    assert measure._commit.__wrapped__() == "0123abc"
+
+
 def test_tables_are_filled_in_place_and_twice_is_the_same():
     names = ("targets", "memory", "cross_entropy")
     text = "before\n" + "".join(f"<!-- table: {name} -->\nold\n<!-- end -->\n" for name in names) + "after\n"
@@ -207,6 +216,7 @@ class FakeDevice:
             "stream": contextlib.nullcontext,
             "current_stream": Stream,
             "synchronize": lambda: None,
+            "set_sync_debug_mode": lambda mode: device.log.append(mode),
             "reset_peak_memory_stats": lambda: None,
             "memory_allocated": lambda: 100,
             "max_memory_allocated": lambda: 150,
@@ -228,11 +238,22 @@ def test_a_device_is_timed_by_its_events(monkeypatch):
 def test_a_graph_is_captured_for_each_input_after_a_call_outside(monkeypatch):
     device = FakeDevice(monkeypatch)
     replay = measure.DeviceClock().captured(device.call, 2)
-    assert device.log == ["order", 0, 1, "order"]
+    assert device.log == ["error", 0, "default", "order", 0, 1, "order"]
     device.log.clear()
     for k in range(3):
         replay(k)
     assert device.log == [("replay", [0]), ("replay", [1]), ("replay", [0])]
+
+
+def test_what_synchronises_is_not_captured(monkeypatch):
+    device = FakeDevice(monkeypatch)
+
+    def synchronising(_):
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        measure.DeviceClock().captured(synchronising, 2)
+    assert device.log == ["error", "default"]
 
 
 def test_peak_memory_is_what_a_call_adds(monkeypatch):

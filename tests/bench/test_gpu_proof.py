@@ -1,42 +1,66 @@
 """What counts as a proof, and that what the package believes to be proven is."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
-from bench.gpu import promote, proof
+from bench.gpu import outcomes, promote, proof
+from icckd.backends import FAMILIES
 from icckd.backends.proven import PROVEN
-from tests.bench.gpu_rows import MACHINE, check, missing, outcome, timing
-
-JUNIT = """<testsuites><testsuite>
-<testcase classname="tests.gpu.test_kernels" name="test_graph[bfloat16-triton-cuda]"/>
-<testcase classname="tests.gpu.test_cuda" name="test_streams"><skipped message="no nvcc"/></testcase>
-<testcase classname="tests.gpu.test_kernels" name="test_cuda_graph"><failure message="first&#10;second"/></testcase>
-</testsuite></testsuites>"""
+from tests.bench.gpu_rows import MACHINE, check, crash, missing, outcome, timing
 
 
 def verdict(tests, accuracy, speed=(), machine=MACHINE, backend="triton", family="intra_class"):
     return proof.prove(machine, list(tests), list(accuracy), list(speed))["backends"][backend][family]
 
 
-def test_outcomes_of_tests_are_read_with_the_backend_they_are_about(tmp_path):
-    (tmp_path / "junit.xml").write_text(JUNIT)
-    graph, streams, unnamed = proof.outcomes(tmp_path / "junit.xml")
-    assert (graph["backend"], graph["outcome"]) == ("triton", "passed")
-    assert (streams["backend"], streams["outcome"]) == ("cuda", "skipped")
-    assert (unnamed["backend"], unnamed["outcome"], unnamed["why"]) == (None, "failed", "first")
+@pytest.mark.parametrize(
+    ("test", "backend", "families"),
+    [
+        ("tests/gpu/test_accuracy.py::test_kd_kl[7-2-False-torch.float16-triton-cuda]", "triton", ["kd_kl"]),
+        ("tests/gpu/test_accuracy.py::test_relational[rkd_angle-cuda-cuda]", "cuda", ["relational"]),
+        ("tests/gpu/test_execution.py::test_compiles_whole[cuda-cuda-rkd_angle]", "cuda", ["relational"]),
+        (
+            "tests/gpu/test_execution.py::test_compiles_whole[triton-cuda-intra_class_with_memory]",
+            "triton",
+            ["intra_class"],
+        ),
+        ("tests/csrc/test_cuda_sources.py::test_streams", "cuda", None),
+        ("tests/gpu/test_other.py::test_streams", None, None),
+    ],
+)
+def test_a_test_is_about_what_its_name_and_parameters_say(test, backend, families):
+    assert outcomes.described(test) == {"test": test, "backend": backend, "families": families}
 
 
-def test_tests_that_never_ended_prove_nothing(tmp_path):
-    assert proof.outcomes(tmp_path / "junit.xml") == []
-    assert verdict([], [check()])["why"] == "no GPU test passed"
+def test_every_gpu_test_says_what_it_is_about():
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-m", "gpu", "tests/gpu", "-p", "no:xdist"]
+    listed = subprocess.run(command, cwd=promote.ROOT, capture_output=True, text=True, check=True, timeout=300)
+    tests = [outcomes.described(line) for line in listed.stdout.splitlines() if "::" in line]
+    assert len(tests) > 200
+    assert [test for test in tests if test["backend"] is None or len(test["families"] or []) != 1] == []
+    assert {(test["backend"], family) for test in tests for family in test["families"]} == {
+        (backend, family) for backend in proof.BACKENDS for family in FAMILIES
+    }
+
+
+def test_without_tests_nothing_is_proven_and_nothing_the_fastest():
+    rows = [timing("icckd triton", 1.0), timing("icckd reference", 2.0)]
+    assert verdict([], [check()], rows)["why"] == "its GPU tests are owed"
+    assert proof.prove(MACHINE, [], [check()], rows)["fastest"] == {}
 
 
 def test_tests_and_checks_that_pass_are_a_pass():
     assert verdict([outcome()], [check()], [timing("icckd triton", 1.0)]) == {
         "passed": True,
         "why": None,
+        "tests_planned": 1,
         "tests_passed": 1,
+        "tests_failed": 0,
+        "tests_skipped": 0,
+        "tests_not_run": 0,
         "checks_passed": 1,
     }
 
@@ -45,7 +69,9 @@ def test_tests_and_checks_that_pass_are_a_pass():
     ("tests", "accuracy", "speed", "why"),
     [
         ([outcome(), outcome("test_b", None, "failed")], [check()], [], "1 GPU tests failed, the first: test_b"),
-        ([outcome(backend="cuda")], [check()], [], "no GPU test passed"),
+        ([outcome(backend="cuda")], [check()], [], "its GPU tests are owed"),
+        ([outcome(families=["kd_kl"])], [check()], [], "its GPU tests are owed"),
+        ([outcome(how="skipped")], [check()], [], "no GPU test passed"),
         ([outcome()], [], [], "nothing was checked"),
         ([outcome()], [check(), check(passed=False, why="loss is off")], [], "loss is off"),
         ([outcome()], [check(passed=None, why="there is no device")], [], "there is no device"),
@@ -61,14 +87,51 @@ def test_whatever_is_wrong_is_no_pass(tests, accuracy, speed, why):
 @pytest.mark.parametrize(
     "unfinished",
     [
-        {"failed": [{"stage": "accuracy", "case": "intra_class bfloat16 n=8", "why": "killed"}]},
-        {"left_out": {"accuracy": ["intra_class bfloat16 n=8"], "speed": []}},
+        {"failed": [crash("accuracy", "intra_class bfloat16 n=8")]},
+        {"failed": [crash("accuracy", "intra_class bfloat16 n=8", "icckd triton")]},
+        {"failed": [crash("peers", "intra_class bfloat16 n=8", "icckd triton")]},
+        {"failed": [crash("speed", "intra_class bfloat16 n=8")]},
+        {"left_out": {"tests": [], "accuracy": ["intra_class bfloat16 n=8"]}},
     ],
 )
 def test_a_crash_or_a_check_left_out_is_no_pass_of_its_family(unfinished):
     rows = [outcome()], [check(), check(family="kd_kl")]
     assert not verdict(*rows, machine={**MACHINE, **unfinished})["passed"]
     assert verdict(*rows, machine={**MACHINE, **unfinished}, family="kd_kl")["passed"]
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        {"failed": [crash("compile", "intra_class bfloat16 n=8", "icckd triton")]},
+        {"failed": [crash("compile_all", "intra_class bfloat16 n=8", "FlexAttention")]},
+        {"failed": [crash("peers", "intra_class bfloat16 n=8")]},
+        {"failed": [crash("accuracy", "intra_class bfloat16 n=8", "icckd cuda")]},
+        {"left_out": {"tests": [], "accuracy": ["kd_kl bfloat16 n=8"], "speed": ["intra_class bfloat16 n=8"]}},
+    ],
+)
+def test_what_goes_wrong_elsewhere_is_no_matter(elsewhere):
+    peer = missing("FlexAttention", "RuntimeError: out of resource: shared memory")
+    assert verdict([outcome()], [check()], [peer], machine={**MACHINE, **elsewhere})["passed"]
+
+
+def test_a_failed_test_fails_its_families_alone():
+    tests = [outcome(), outcome("test_rkd", how="failed", families=["relational"])]
+    checks = [check(), check(family="relational")]
+    assert verdict(tests, checks)["passed"]
+    assert not verdict(tests, checks, family="relational")["passed"]
+
+
+def test_tests_that_were_cut_off_are_counted():
+    cut_off = {"tests": ["test_kd_kl[triton-cuda]", "test_intra_class[triton-cuda]", "test_b[cuda-cuda]"]}
+    result = verdict([outcome()], [check()], machine={**MACHINE, "left_out": {"accuracy": [], **cut_off}})
+    assert (result["passed"], result["tests_planned"], result["tests_not_run"]) == (True, 2, 1)
+
+
+def test_speeds_of_other_code_or_of_another_device_count_for_nothing():
+    for other in ({"commit": "old"}, {"processor": "NVIDIA Other"}):
+        assert fastest(timing("icckd triton", 1.0, **other)) == {}
+        assert fastest(timing("icckd triton", 2.0), timing("icckd cuda", 1.0, **other)) == {"intra_class": "triton"}
 
 
 BOTH_PASS = [outcome(), outcome(backend="cuda")]

@@ -38,15 +38,15 @@ class EmulatedLibrary:
         return layout_by("late")(labels, weight, slots, num_classes, limit)
 
     def whole_class(
-        self, anchor, positive, weight, upstream, temperature, order, rank, start, size, active, totals,
+        self, anchor, positive, weight, scale, upstream, temperature, order, rank, start, size, active, totals,
         limit, normalize, allow_tf32, losses, lse, d_anchor, d_positive, d_kappa,
     ):  # fmt: skip
         self.calls["whole_class"] += 1
         module = emulator.load("whole_class", "sm_90")
         kernel = getattr(module, f"whole_class_{str(anchor.dtype).removeprefix('torch.')}")
         kernel(
-            anchor, positive, 0, anchor.stride(0), positive.stride(0), anchor.shape[1], weight, upstream, temperature,
-            order, rank, start, size, active, totals, limit, SHARED_MEMORY, 3, normalize, not allow_tf32,
+            anchor, positive, 0, anchor.stride(0), positive.stride(0), anchor.shape[1], weight, scale, upstream,
+            temperature, order, rank, start, size, active, totals, limit, SHARED_MEMORY, 3, normalize, not allow_tf32,
             losses, lse, d_anchor, d_positive, d_kappa, "late",
         )  # fmt: skip
 

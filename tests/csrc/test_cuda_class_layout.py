@@ -29,13 +29,17 @@ def layout_by(timing):
         def poisoned(count):
             return torch.full((count,), POISON, dtype=torch.int32)
 
-        sizes = [rows, rows, rows, *[num_classes] * 3, slots, *[num_classes] * 2, 5]
-        out = [poisoned(size) for size in sizes]
+        sizes = [rows, rows, rows, *[num_classes] * 3, slots, *[num_classes] * 2, 6]
+        out = [*(poisoned(size) for size in sizes), torch.full((1,), torch.nan)]
         scratch = []
         for count, keys in ((rows, 2 * num_classes + 1), (slots, num_classes + 1)):
-            scratch += [poisoned(count), poisoned(module.blocks(count) * keys), torch.zeros(keys, dtype=torch.int32)]
-        scratch += [poisoned(num_classes), poisoned(num_classes)]
-        inputs = (x.contiguous() for x in (labels, weight, memory_labels))
+            scratch += [
+                poisoned(count),
+                poisoned(module.blocks(count, keys) * keys),
+                torch.zeros(keys, dtype=torch.int32),
+            ]
+        scratch += [torch.full((module.blocks(rows, 2 * num_classes + 1),), torch.nan)]
+        inputs = (x if x is None else x.contiguous() for x in (labels, weight, memory_labels))
         module.class_layout(*inputs, num_classes, limit, rows, slots, out, scratch, timing)
         return Layout(*out)
 
@@ -46,13 +50,28 @@ def layout_by(timing):
 @given(batch=batches, memory=memories, num_classes=st.sampled_from([1, 5, 8, 40]), limit=st.integers(0, 9))
 @settings(max_examples=15)
 def test_layout(module, timing, batch, memory, num_classes, limit):
-    labels, weight = [c for c, _ in batch], [w if c >= 0 else 0.0 for c, w in batch]
+    labels, weight = [c for c, _ in batch], [w for _, w in batch]
     check(layout_by(timing), labels, weight, memory, num_classes, limit)
+
+
+@given(batch=batches, memory=memories, num_classes=st.sampled_from([1, 5, 40]))
+@settings(max_examples=10)
+def test_without_weights_every_row_is_an_anchor(module, batch, memory, num_classes):
+    check(layout_by("late"), [c for c, _ in batch], None, memory, num_classes, 4)
 
 
 @pytest.mark.parametrize(
     ("rows", "slots", "num_classes"),
-    [(0, 0, 1), (1, 0, 1), (0, 700, 33), (513, 0, 32), (2000, 1500, 100), (1601, 0, 2), (600, 600, 300)],
+    [
+        (0, 0, 1),
+        (1, 0, 1),
+        (0, 700, 33),
+        (513, 0, 32),
+        (2000, 1500, 100),
+        (1601, 0, 2),
+        (600, 600, 300),
+        (600, 300, 2000),
+    ],
 )
 @pytest.mark.parametrize("timing", emulator.TIMINGS)
 def test_is_the_layout_of_the_triton_kernels(module, timing, rows, slots, num_classes, generator):
@@ -69,7 +88,8 @@ def test_is_the_layout_of_the_triton_kernels(module, timing, rows, slots, num_cl
     anchors = int(theirs.totals[1])
     for name, x, y in zip(Layout._fields, ours, theirs, strict=True):
         used = slice(anchors if name == "anchors" else None)
-        assert torch.equal(x[used], y[used]), name
+        # Weights are added in other orders.
+        torch.testing.assert_close(x[used], y[used], rtol=1e-6 if name == "scale" else 0, atol=0, msg=name)
     assert (ours.anchors[anchors:] == POISON).all()
 
 
@@ -78,21 +98,22 @@ def test_one_class_of_many_rows(module):
     rows = 512 * 512 + 77
     labels = torch.arange(rows) % 2
     layout = layout_by("late")(labels, torch.ones(rows), labels[:0], 2, 0)
-    assert module.rows_per_block(rows) == 1024
+    assert module.rows_per_block(rows, 5) == 1024
     assert torch.equal(layout.order, labels.argsort(stable=True).int())
     assert layout.size.tolist() == [rows // 2 + 1, rows // 2]
 
 
-@given(rows=st.integers(0, 2**31 - 1))
-def test_blocks_cover_the_rows(module, rows):
-    blocks, per_block = module.blocks(rows), module.rows_per_block(rows)
+@given(rows=st.integers(0, 2**31 - 1), keys=st.integers(2, 2**15 + 1))
+def test_blocks_cover_the_rows(module, rows, keys):
+    blocks, per_block = module.blocks(rows, keys), module.rows_per_block(rows, keys)
     assert blocks <= 512
+    assert blocks == 1 or blocks * keys <= max(5 * rows, 2**20)
     assert blocks * per_block >= rows
     assert (blocks - 1) * per_block < max(rows, 1)
     assert per_block % 512 == 0
 
 
-@given(label=st.integers(-(2**63), 2**63 - 1), in_batch=st.booleans(), anchor=st.booleans(), c=st.integers(1, 8192))
+@given(label=st.integers(-(2**63), 2**63 - 1), in_batch=st.booleans(), anchor=st.booleans(), c=st.integers(1, 12_288))
 def test_keys(module, label, in_batch, anchor, c):
     key = module.key(label, in_batch, anchor, c)
     if not 0 <= label < c:
@@ -111,4 +132,4 @@ def test_order_of_classes_is_total(module, sizes):
 
 
 def test_counts_fit_in_shared_memory(module):
-    assert module.count_shared_bytes(module.most_classes) <= 163 << 10  # of an sm_80
+    assert module.count_shared_bytes(module.most_classes) <= 99 << 10  # of an sm_86

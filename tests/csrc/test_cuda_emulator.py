@@ -153,30 +153,6 @@ def test_a_missing_barrier_shows(device, timing):
     assert out.isnan().any()
 
 
-def test_bulk_copies(sm_90, timing, generator):
-    x = torch.randint(0, 100, (768,), generator=generator, dtype=torch.int32)
-    out = torch.empty_like(x)
-    sm_90.bulk(x, out, "", timing)
-    assert torch.equal(out, x)
-
-
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ("no init", "a Barrier that barrier_init has not seen"),
-        ("no fence", "bulk_copy for a Barrier without barrier_fence_init"),
-        ("odd bytes", "bulk_copy of 1023 bytes"),
-        ("no wait", "ended with a bulk_copy under way"),
-        ("no expect", "deadlock in block 0: threads 0-63 wait in barrier_wait at bind_device.cpp"),
-        ("too many bytes", "deadlock in block 0: threads 0-63 wait in barrier_wait"),
-    ],
-)
-def test_bulk_copy_mistakes(sm_90, fault, message):
-    x = torch.zeros(768, dtype=torch.int32)
-    with pytest.raises(RuntimeError, match=message):
-        sm_90.bulk(x, torch.empty_like(x), fault, "late")
-
-
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [

@@ -1,7 +1,7 @@
 """The whole-class kernel in the emulator: against the definition, in every mode, and what it must leave alone.
 
-Compiled for sm_80 it copies by cp.async and multiplies by mma; for sm_100 by bulk copies and mma; for sm_90 by bulk
-copies and wgmma, but mma in tiles of 32 rows and for float32.
+Compiled for sm_90 it multiplies by wgmma, but by mma in tiles of 32 and 96 rows and for float32; for sm_80 and sm_100
+by mma.
 """
 
 from dataclasses import dataclass, replace
@@ -56,6 +56,8 @@ class Problem:
     gate: Tensor
     temperature: float = 0.1
     normalize: bool = True
+    weighted: bool = True  # else every row has weight 1, and the kernel is not told
+    scale: Tensor | None = None
     upstream: Tensor | None = None
     limit: int = 32
 
@@ -63,7 +65,7 @@ class Problem:
         return sorted_layout(self.labels, self.weight(), self.labels.new_empty(0), None, self.limit)
 
     def weight(self) -> Tensor:
-        return torch.where(self.labels >= 0, self.gate, 0)
+        return torch.where(self.labels >= 0, self.gate if self.weighted else torch.ones(()), 0)
 
     def served(self) -> Tensor:
         """Which rows the kernel computes."""
@@ -101,9 +103,10 @@ def run(p, architecture, timing="late", outputs=ALL, blocks=3, padding=0, offset
     layout, unread = p.layout(), ~p.served()
     kernel = getattr(emulator.load("whole_class", architecture), f"whole_class_{str(dtype).removeprefix('torch.')}")
     kernel(
-        between_poison(p.anchor, unread), between_poison(p.positive, unread | (p.gate == 0)), offset, stride, stride,
-        dim, p.weight(), p.upstream, torch.tensor(p.temperature), layout.order, layout.rank, layout.start, layout.size,
-        layout.active, layout.totals, p.limit, shared, blocks, p.normalize, exact, *vars(result).values(), timing,
+        between_poison(p.anchor, unread), between_poison(p.positive, unread | (p.weight() == 0)), offset, stride,
+        stride, dim, p.weight() if p.weighted else None, p.scale, p.upstream, torch.tensor(p.temperature), layout.order,
+        layout.rank, layout.start, layout.size, layout.active, layout.totals, p.limit, shared, blocks, p.normalize,
+        exact, *vars(result).values(), timing,
     )  # fmt: skip
     for name, x in result.present().items():
         assert x[unread].isnan().all(), f"{name} of rows that are others' was written"
@@ -115,7 +118,8 @@ def expected(p, dtype):
     served = p.served()
     labels = torch.where(served, p.labels, -1)
     anchor, positive = (torch.where(served[:, None], x, 0).to(dtype) for x in (p.anchor, p.positive))
-    options = {"gate": p.weight().to(torch.promote_types(dtype, torch.float32)), "normalize": p.normalize}
+    gate = p.weight() if p.scale is None else p.weight() * p.scale
+    options = {"gate": gate.to(torch.promote_types(dtype, torch.float32)), "normalize": p.normalize}
     upstream = torch.ones(len(labels)) if p.upstream is None else p.upstream
     losses, d_anchor, d_positive, d_temperature = with_gradients(
         reference.intra_class_contrastive, anchor, positive, labels, p.temperature,
@@ -172,8 +176,10 @@ def test_is_the_definition(architecture, timing, dtype, limit):
 
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
-def test_largest_tile(architecture, dtype):
-    p = problem([128, 70, 50, 3], 136, dtype, limit=128)
+@pytest.mark.parametrize(("limit", "dim"), [(96, 136), (128, 136), (96, 300)])
+def test_large_tiles(architecture, dtype, limit, dim):
+    # Of 80 rows, warps take different numbers, so that some are ahead.
+    p = problem([limit, 80, 50, 3], dim, dtype, limit=limit)
     assert_exact(p, run(p, architecture))
 
 
@@ -210,19 +216,6 @@ def test_strides_and_misaligned_rows(architecture, timing, dtype, padding, offse
 
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
-def test_a_ring_of_two_stages(architecture, timing, dtype):
-    p = problem([32, 32, 20, 12, 7, 7], 72, dtype)
-    need = 32 * 72 * p.anchor.element_size()
-    tight = next(limit for limit in range(need, SHARED, 256) if plan(architecture, 32, 72, p, limit))
-    assert plan(architecture, 32, 72, p, tight) != plan(architecture, 32, 72, p, SHARED)
-    run(p, architecture).assert_same_bits(run(p, architecture, timing, shared=tight))
-
-
-def plan(architecture, rows, dim, p, limit):
-    return emulator.load("whole_class", architecture).plan(rows, dim, p.anchor.element_size(), limit)
-
-
-@pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("limit", [32, 64])
 def test_every_output_alone_is_the_same(architecture, dtype, limit):
     p = problem([limit, 12, 7], 72, dtype, limit=limit)
@@ -237,6 +230,12 @@ def test_backward_of_rows(architecture, timing, dtype, limit):
     upstream = torch.randn(limit + 29 + 3, generator=torch.Generator().manual_seed(1))
     p = problem([limit, 20, 8, 1], 72, dtype, limit=limit, upstream=upstream)
     assert_exact(p, run(p, architecture, timing, GRADIENTS))
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_scale_of_all_and_no_weights(architecture, weighted):
+    p = problem([32, 20, 8, 1], 24, scale=torch.tensor([1 / 61]), weighted=weighted)
+    assert_exact(p, run(p, architecture))
 
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
@@ -289,11 +288,13 @@ def test_zero_rows(architecture, dtype):
     assert not result.d_positive[::7][served[::7]].any()
 
 
-@pytest.mark.parametrize("dtype", FORMATS, ids=str)
-def test_rows_of_very_different_norms(architecture, dtype):
+# float16 has no number between 0 and 6e-8, so that the smaller rows are a few bits each.
+@pytest.mark.parametrize(
+    ("dtype", "lowest", "highest"), [(dtype, -6, 3) for dtype in FORMATS] + [(dtype, -15, 16) for dtype in FORMATS[::2]]
+)
+def test_rows_of_very_different_norms(architecture, dtype, lowest, highest):
     p = problem([32, 20, 8, 1], 40, dtype)
-    # float16 has no number between 0 and 6e-8, so that the smaller rows are a few bits each.
-    norms = torch.logspace(-6, 3, len(p.labels))[
+    norms = torch.logspace(lowest, highest, len(p.labels))[
         torch.randperm(len(p.labels), generator=torch.Generator().manual_seed(0))
     ]
     p = replace(p, anchor=(p.anchor.float() * norms[:, None]).to(dtype))
@@ -354,7 +355,7 @@ def test_rows_beyond_32_bits(architecture):
     layout, close = p.layout(), run(p, architecture)
     far = Outputs(*(torch.full_like(x, torch.nan) for x in close.present().values()))
     emulator.load("whole_class", architecture).whole_class_bfloat16(
-        *buffers, 0, stride, stride, 16, p.weight(), None, torch.tensor(p.temperature), layout.order, layout.rank,
+        *buffers, 0, stride, stride, 16, p.weight(), None, None, torch.tensor(p.temperature), layout.order, layout.rank,
         layout.start, layout.size, layout.active, layout.totals, 32, SHARED, 3, True, True, *vars(far).values(), "late",
     )  # fmt: skip
     far.assert_same_bits(close)
@@ -410,29 +411,30 @@ def test_the_plan_fits(index_logic, dim, element_bytes, shared_limit, expected_r
     rows = index_logic.tile_rows_for(dim, element_bytes, shared_limit, expected_rows)
     largest = index_logic.tile_rows_for(dim, element_bytes, shared_limit, 0)
     assert rows <= largest
-    assert rows == largest or expected_rows * 3 <= rows * 2
+    assert rows == largest or rows - expected_rows >= 3.5 * expected_rows**0.5
     if rows == 0:
         assert index_logic.plan(32, dim, element_bytes, shared_limit) == []
         return
-    operand, ring, bounce, numbers, barriers, end = index_logic.plan(rows, dim, element_bytes, shared_limit)
-    row_bytes = (dim * element_bytes + 15) // 16 * 16
-    assert ring - operand >= rows * row_bytes
-    assert ring % 1024 == bounce % 16 == numbers % 16 == barriers % 8 == 0
-    assert bounce - ring >= rows // 16 * 2 * 2 * row_bytes
-    assert operand < ring < bounce < numbers < barriers < end <= shared_limit
+    numbers, bounce, operand, end = index_logic.plan(rows, dim, element_bytes, shared_limit)
+    assert 0 < numbers <= bounce < operand < end <= shared_limit
+    assert operand % 1024 == bounce % 16 == 0
+    assert operand - bounce >= rows // 16 * 8 * 32 * 4
+    assert end - operand >= rows * dim * element_bytes
 
 
 @pytest.mark.parametrize(
     ("dim", "element_bytes", "shared_limit", "expected_rows", "rows"),
     [
         (512, 2, SHARED, 0, 128),
-        (512, 2, SHARED, 66, 128),
-        (512, 2, SHARED, 42, 64),
+        (512, 2, SHARED, 66, 96),
+        (512, 2, SHARED, 68, 128),
+        (512, 2, SHARED, 41, 64),
         (512, 2, SHARED, 8, 32),
-        (512, 2, 163 << 10, 66, 64),
-        (1024, 2, SHARED, 66, 64),
+        (512, 2, 163 << 10, 66, 96),
+        (1024, 2, SHARED, 66, 96),
         (1024, 4, SHARED, 66, 32),
-        (1024, 4, 163 << 10, 66, 0),
+        (1024, 4, 163 << 10, 66, 32),
+        (2048, 4, 163 << 10, 66, 0),
         (4096, 2, SHARED, 8, 0),
         (0, 2, SHARED, 8, 0),
         (2**31 - 1, 4, SHARED, 8, 0),

@@ -52,13 +52,18 @@ def test_schemas_are_those_of_the_public_operators(module):
         public, schema = (getattr(getattr(torch.ops, ns), name).default._schema for ns in (namespace, "icckd_native"))
         *arguments, backend = [(argument.name, str(argument.type)) for argument in public.arguments]
         assert backend[0] == "backend"
+        # Weights come ready made, for a mean, too.
+        weight, mean = ("weight", "Tensor"), ("mean", "bool")
+        optional = ("weight", "Optional[Tensor]")
+        replaced = {optional: [weight], mean: [] if optional in arguments else [weight]}
+        arguments = [taken for argument in arguments for taken in replaced.get(argument, [argument])]
         assert [(argument.name, str(argument.type)) for argument in schema.arguments] == arguments
         assert [str(result.type) for result in schema.returns] == [str(result.type) for result in public.returns]
 
 
 @needs_extension
 def test_backend_functions_are_the_operators():
-    assert native.intra_class_sum is torch.ops.icckd_native.intra_class_sum.default
+    assert native.kd_kl_sum is torch.ops.icckd_native.kd_kl_sum.default
     with pytest.raises(AttributeError, match="no operator 'nonsense'"):
         _ = native.nonsense
 
@@ -105,6 +110,31 @@ def test_installation_without_a_compiler_says_so_and_goes_on(environment, reason
     )
 
 
+def with_old_setuptools(*arguments):
+    """setup.py by a setuptools that cannot read pyproject.toml."""
+    code = f"""
+import runpy, sys, setuptools
+def refuse(self, filenames=None, ignore_option_errors=False):
+    if not ignore_option_errors:
+        raise ValueError("project.license must be valid exactly by one definition")
+setuptools.__version__, setuptools.Distribution.parse_config_files = "68.1.2", refuse
+sys.argv = ["setup.py", "-q", *{list(map(str, arguments))}]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+    return python("-c", code, ICCKD_NO_EXTENSION="1", ICCKD_NO_CUDA="1")
+
+
+def test_an_old_setuptools_builds(tmp_path):
+    result = with_old_setuptools("build_ext", "--build-lib", tmp_path, "--build-temp", tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_an_old_setuptools_does_not_install():
+    result = with_old_setuptools("--name")
+    assert result.returncode != 0
+    assert "installing needs setuptools 77 or newer, and this is 68.1.2" in result.stderr
+
+
 def wrong_calls():
     """Calls of intra_class_sum that the layers above would never make, each with what the message says."""
     good = {
@@ -135,11 +165,11 @@ def wrong_calls():
 @pytest.mark.parametrize(("arguments", "message"), wrong_calls())
 def test_wrong_tensors_raise_instead_of_crashing(arguments, message):
     with pytest.raises(RuntimeError, match=re.escape(message)):
-        native.intra_class_sum(*arguments.values(), True, None, True, True, True)
+        torch.ops.icckd_native.intra_class_sum(*arguments.values(), True, None, True, True, True)
 
 
 @needs_extension
 def test_label_beyond_num_classes_is_refused():
     x, labels = torch.zeros(2, 3), torch.tensor([0, 7])
     with pytest.raises(RuntimeError, match="num_classes is 7, but labels reach 7"):
-        native.intra_class_rows(x, x, labels, torch.ones(2), None, None, torch.tensor(0.1), True, 7)
+        torch.ops.icckd_native.intra_class_rows(x, x, labels, torch.ones(2), None, None, torch.tensor(0.1), True, 7)

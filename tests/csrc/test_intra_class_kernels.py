@@ -7,6 +7,7 @@ from icckd import reference
 from icckd.backends import native
 
 pytestmark = pytest.mark.skipif(native.why_unavailable() is not None, reason="icckd._C is not built")
+operators = torch.ops.icckd_native
 BLOCK = 128  # csrc/cpu/intra_class_kernel.h: block_rows
 
 
@@ -65,14 +66,14 @@ class Problem:
         sizes = (1.0, 1.0, sharpness)
         ones = torch.ones_like(self.upstream)
         rows, gradients = self.exact(ones)
-        computed, lse = native.intra_class_rows(*self.arguments())
+        computed, lse = operators.intra_class_rows(*self.arguments())
         assert_near(computed, rows, tolerance)
-        loss, *computed_gradients = native.intra_class_sum(*self.arguments(), True, True, True)
+        loss, *computed_gradients = operators.intra_class_sum(*self.arguments(), True, True, True)
         assert_near(loss, rows.sum(), tolerance)
         for x, y, size in zip(computed_gradients, gradients, sizes, strict=True):
             assert_near(x, y, tolerance, size)
         rows, gradients = self.exact(self.upstream)
-        backward = native.intra_class_rows_backward(self.upstream, lse, *self.arguments(), True, True, True)
+        backward = operators.intra_class_rows_backward(self.upstream, lse, *self.arguments(), True, True, True)
         for x, y, size in zip(backward, gradients, sizes, strict=True):
             assert_near(x, y, tolerance, size)
 
@@ -127,10 +128,10 @@ def test_labels_far_apart(generator):
     problem = Problem(generator, labels_of_sizes(generator, [12] * 40, values), 16, slots=60)
     problem.check()
     dense = {label.item(): i for i, label in enumerate(values)} | {10**6: 50}
-    far = native.intra_class_sum(*problem.arguments(), True, True, True)
+    far = operators.intra_class_sum(*problem.arguments(), True, True, True)
     problem.labels = torch.tensor([dense.get(label, -1) for label in problem.labels.tolist()])
     problem.memory_labels = torch.tensor([dense.get(label, -1) for label in problem.memory_labels.tolist()])
-    near = native.intra_class_sum(*problem.arguments(num_classes=51), True, True, True)
+    near = operators.intra_class_sum(*problem.arguments(num_classes=51), True, True, True)
     for x, y in zip(far[1:3], near[1:3], strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=0)
 
@@ -157,8 +158,8 @@ def test_rows_as_they_are(generator):
 def test_extreme_temperatures_stay_finite(generator, temperature, normalize):
     labels = labels_of_sizes(generator, [10, 30])
     problem = Problem(generator, labels, 20, slots=30, temperature=temperature, normalize=normalize)
-    rows, lse = native.intra_class_rows(*problem.arguments())
-    loss, d_anchor, d_positive, _ = native.intra_class_sum(*problem.arguments(), True, True, False)
+    rows, lse = operators.intra_class_rows(*problem.arguments())
+    loss, d_anchor, d_positive, _ = operators.intra_class_sum(*problem.arguments(), True, True, False)
     assert all(x.isfinite().all() for x in (rows, lse, loss, d_anchor, d_positive))
     assert (rows >= 0).all()
 
@@ -166,9 +167,9 @@ def test_extreme_temperatures_stay_finite(generator, temperature, normalize):
 @pytest.mark.parametrize("size", [1e-25, 1e25])
 def test_norms_whose_squares_are_no_floats(generator, size):
     problem = Problem(generator, labels_of_sizes(generator, [10, 30]), 20)
-    expected = native.intra_class_rows(*problem.arguments())[0]
+    expected = operators.intra_class_rows(*problem.arguments())[0]
     problem.anchor, problem.positive = problem.anchor * size, problem.positive * size
-    torch.testing.assert_close(native.intra_class_rows(*problem.arguments())[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(operators.intra_class_rows(*problem.arguments())[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_zero_rows(generator):
@@ -182,9 +183,9 @@ def test_zero_rows(generator):
 def test_nan_and_infinity_stay_in_their_class(generator, value, temperature):
     labels = labels_of_sizes(generator, [10, 200, 30])
     problem = Problem(generator, labels, 20, temperature=temperature)
-    expected = native.intra_class_sum(*problem.arguments(), True, True, False)[1]
+    expected = operators.intra_class_sum(*problem.arguments(), True, True, False)[1]
     problem.anchor[(labels == 1).nonzero()[3], 7] = value
-    loss, d_anchor, *_ = native.intra_class_sum(*problem.arguments(), True, True, False)
+    loss, d_anchor, *_ = operators.intra_class_sum(*problem.arguments(), True, True, False)
     assert loss.isnan()
     assert d_anchor[labels == 1].isnan().all()
     torch.testing.assert_close(d_anchor[labels != 1], expected[labels != 1], rtol=0, atol=0)
@@ -193,9 +194,9 @@ def test_nan_and_infinity_stay_in_their_class(generator, value, temperature):
 @pytest.mark.parametrize("temperature", [0.1, 0.01])
 def test_what_is_not_wanted_is_empty_and_changes_nothing(generator, temperature):
     problem = Problem(generator, labels_of_sizes(generator, [10, 200]), 20, slots=9, temperature=temperature)
-    everything = native.intra_class_sum(*problem.arguments(), True, True, True)
+    everything = operators.intra_class_sum(*problem.arguments(), True, True, True)
     for needs in [(True, False, False), (False, True, False), (False, False, True), (False, False, False)]:
-        some = native.intra_class_sum(*problem.arguments(), *needs)
+        some = operators.intra_class_sum(*problem.arguments(), *needs)
         for x, y, wanted in zip(some, everything, (True, *needs), strict=True):
             assert x.dtype == y.dtype
             torch.testing.assert_close(x, y if wanted else torch.empty(0), rtol=0, atol=0)
@@ -204,13 +205,13 @@ def test_what_is_not_wanted_is_empty_and_changes_nothing(generator, temperature)
 @pytest.mark.parametrize("temperature", [0.1, 0.01])
 def test_strides(generator, temperature):
     problem = Problem(generator, labels_of_sizes(generator, [10, 150]), 20, slots=9, temperature=temperature)
-    expected = native.intra_class_sum(*problem.arguments(), True, True, True)
+    expected = operators.intra_class_sum(*problem.arguments(), True, True, True)
     problem.anchor = problem.anchor.T.contiguous().T
     problem.positive = torch.cat([problem.positive, problem.positive], dim=1)[:, :20]
     problem.memory = problem.memory.repeat_interleave(2, dim=0)[::2]
     problem.labels = problem.labels.repeat_interleave(2)[::2]
     problem.weight = problem.weight.repeat_interleave(2)[::2]
-    for x, y in zip(native.intra_class_sum(*problem.arguments(), True, True, True), expected, strict=True):
+    for x, y in zip(operators.intra_class_sum(*problem.arguments(), True, True, True), expected, strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=0)
 
 
@@ -221,7 +222,7 @@ def test_uninitialised_memory_is_never_read(generator, temperature):
     problem.weight[0] = 0
     torch.use_deterministic_algorithms(True)  # also fills what torch.empty returns, scratch included, with NaN
     try:
-        poisoned = native.intra_class_sum(*problem.arguments(), True, True, True)
+        poisoned = operators.intra_class_sum(*problem.arguments(), True, True, True)
         assert torch.empty(3).isnan().all()
         problem.check()
     finally:
@@ -234,9 +235,9 @@ def test_uninitialised_memory_is_never_read(generator, temperature):
 def test_same_bits_on_every_run(generator, temperature):
     sizes = [500, *torch.randint(1, 60, (60,), generator=generator).tolist()]
     problem = Problem(generator, labels_of_sizes(generator, sizes), 32, slots=50, temperature=temperature)
-    first = native.intra_class_sum(*problem.arguments(), True, True, True)
+    first = operators.intra_class_sum(*problem.arguments(), True, True, True)
     for _ in range(10):
-        for x, y in zip(native.intra_class_sum(*problem.arguments(), True, True, True), first, strict=True):
+        for x, y in zip(operators.intra_class_sum(*problem.arguments(), True, True, True), first, strict=True):
             assert torch.equal(x, y)
 
 

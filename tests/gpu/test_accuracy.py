@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from icckd import reference
+from icckd import ClassMemory, reference
 from icckd.functional import cross_entropy_with_margin, intra_class_contrastive, kd_kl, rkd_angle, rkd_distance
+from icckd.ops.class_memory import class_memory_push
 from tests.problems import (
     SMALL,
     assert_as_accurate,
@@ -51,7 +52,7 @@ def test_intra_class(target, dtype, count, dim, classes, slots, counted):
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("temperature", [0.02, 0.5])
-def test_temperatures(target, normalize, temperature):
+def test_intra_class_at_temperatures(target, normalize, temperature):
     target.require("intra_class_sum")
     count = target.choose(900, 40)
     anchor, positive, labels, options = problem(count, 24, 7, target.choose(90, 9), device=target.device)
@@ -109,20 +110,43 @@ def test_relational(target, function, dtype, rows, student_width, teacher_width)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_nothing_but_the_rows_is_read(target, dtype):
-    """Padding that is NaN, on either side of rows and columns, changes no bit."""
+def test_intra_class_reads_nothing_but_the_rows(target, dtype):
+    """Padding on either side of rows and columns that is NaN gives the bits that finite padding gives."""
     target.require("intra_class_sum")
     count, dim = target.choose((500, 90), (40, 9))
     anchor, positive, labels, options = problem(count, dim, 5, target.choose(200, 20), dtype, device=target.device)
     options["backend"] = target.backend
 
-    def within_nan(x):
-        wide = torch.full((len(x) + 64, dim + 22), torch.nan, dtype=dtype, device=target.device)
+    def within(padding, x):
+        wide = torch.full((len(x) + 64, dim + 22), padding, dtype=dtype, device=target.device)
         wide[32:-32, 8 : 8 + dim] = x
         return wide[32:-32, 8 : 8 + dim]
 
-    expected = with_gradients(intra_class_contrastive, anchor, positive, labels, **options)
-    options["memory"] = within_nan(options["memory"])
-    padded = with_gradients(intra_class_contrastive, within_nan(anchor), within_nan(positive), labels, **options)
-    for x, y in zip(padded, expected, strict=True):
+    def results(padding):
+        rows = (within(padding, x) for x in (anchor, positive))
+        memory = within(padding, options["memory"])
+        return with_gradients(intra_class_contrastive, *rows, labels, **{**options, "memory": memory})
+
+    # Rows without padding are aligned otherwise, and may be summed in another order: they are near.
+    plain = with_gradients(intra_class_contrastive, anchor, positive, labels, **options)
+    for x, y, z in zip(results(torch.nan), results(1.0), plain, strict=True):
         assert torch.equal(x, y)
+        torch.testing.assert_close(x, z, rtol=2e-2, atol=1e-3 * z.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", SMALL, ids=str)
+@pytest.mark.parametrize(("rows", "classes", "capacity"), [(1, 1, 1), (1000, 61, 5), (4096, 1000, 64)])
+def test_class_memory(target, dtype, rows, classes, capacity):
+    """Two pushes leave what PyTorch leaves on the CPU, bit by bit."""
+    target.require("class_memory_push")
+    rows, classes = target.choose((rows, classes), (min(rows, 20), min(classes, 6)))
+    generator = torch.Generator().manual_seed(0)
+    memory = ClassMemory(classes, capacity, 33, dtype=dtype)
+    slots, pushed = (x.to(target.device, copy=True) for x in (memory.slots, memory.pushed))
+    for _ in range(2):
+        features = torch.randn(rows, 33, generator=generator).to(dtype)
+        labels = torch.randint(-1, classes + 1, (rows,), generator=generator)
+        class_memory_push(memory.slots, memory.pushed, features, labels, "reference")
+        class_memory_push(slots, pushed, features.to(target.device), labels.to(target.device), target.backend)
+    assert torch.equal(slots.cpu(), memory.slots)
+    assert torch.equal(pushed.cpu(), memory.pushed)

@@ -1,5 +1,10 @@
 """Sizes that only a GPU's memory holds: index spaces beyond 2³¹, and how much memory a step takes."""
 
+import fcntl
+import gc
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,12 +12,23 @@ from icckd.functional import cross_entropy_with_margin, intra_class_contrastive
 from tests.problems import with_gradients
 
 
+@pytest.fixture
+def most_of_the_memory(target):
+    """For one test at a time, of however many processes share the GPU."""
+    with (Path(tempfile.gettempdir()) / "icckd-gpu-memory.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+        gc.collect()
+        if not target.interpreted:
+            torch.cuda.empty_cache()
+
+
 def free_bytes():
     return torch.cuda.mem_get_info()[0]
 
 
 @pytest.mark.parametrize("counted", [False, True])
-def test_more_numbers_than_32_bits_count(target, counted):
+def test_intra_class_of_more_numbers_than_32_bits_count(target, most_of_the_memory, counted):
     """Classes from all over a batch of more than 2³¹ numbers have the loss and gradients they have alone."""
     target.require("intra_class_rows")
     rows, dim = target.choose((2**19 + 77, 4096 + 64), (90, 9))
@@ -47,7 +63,7 @@ def test_more_numbers_than_32_bits_count(target, counted):
         torch.testing.assert_close(x[looked_at], y, rtol=2e-2, atol=2e-2 * y.abs().max().item())
 
 
-def test_more_logits_than_32_bits_count(target):
+def test_cross_entropy_of_more_logits_than_32_bits_count(target, most_of_the_memory):
     target.require("cross_entropy_margin_rows")
     rows, classes = target.choose((2**14 + 3, 2**17 + 40), (9, 40))
     if not target.interpreted and free_bytes() < 4 * rows * classes * 2:
@@ -66,10 +82,9 @@ def test_more_logits_than_32_bits_count(target):
         torch.testing.assert_close(x[few], y)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("classes", [1, 500])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_memory_grows_with_the_rows_only(target, classes, reduction):
+def test_intra_class_takes_memory_for_its_rows_only(target, classes, reduction):
     """One class of 2¹⁶ rows is 2³² pairs: a matrix of them would be 8 GiB or more."""
     if target.interpreted:
         pytest.skip("an interpreter's memory is not a GPU's")

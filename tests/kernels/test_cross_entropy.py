@@ -48,15 +48,27 @@ def assert_as_accurate(actual, single, expected):
 
 
 def all_results(logits, labels, upstream, label_smoothing=0.0, space="probability"):
-    """Rows, margins, lse, loss and gradient of all three operators, which agree where they compute the same."""
+    """Rows, margins, lse, Σ rows and the gradient of Σ upstream · rows; all operators agree on what they compute."""
+
+    def backward(upstream):
+        return kernels.cross_entropy_margin_rows_backward(upstream, lse, logits, labels, label_smoothing, IGNORED)
+
+    def assert_same(x, y):
+        assert torch.equal(x.nan_to_num(7), y.nan_to_num(7))
+
     rows, margin, lse = kernels.cross_entropy_margin_rows(logits, labels, label_smoothing, space, IGNORED)
-    backward = kernels.cross_entropy_margin_rows_backward(upstream, lse, logits, labels, label_smoothing, IGNORED)
-    loss, same_margin, gradient = kernels.cross_entropy_margin_sum(
-        logits, labels, upstream, label_smoothing, space, IGNORED
-    )
-    assert torch.equal(margin.nan_to_num(7), same_margin.nan_to_num(7))
-    assert torch.equal(backward.nan_to_num(7), gradient.nan_to_num(7))
-    return rows, margin, lse, loss, gradient
+    count = (labels != IGNORED).sum()
+    losses = []
+    for mean, factor in ((False, torch.tensor(1.0)), (True, 1 / count)):
+        loss, same_margin, gradient = kernels.cross_entropy_margin_sum(
+            logits, labels, mean, label_smoothing, space, IGNORED
+        )
+        assert_same(same_margin, margin)
+        assert_same(gradient, backward(factor.expand(len(labels))))
+        losses.append(loss)
+    mean = (rows.double().sum() / count).float()  # the sum may be beyond float32
+    torch.testing.assert_close(losses[1], mean, rtol=1e-5, atol=1e-6, equal_nan=True)
+    return rows, margin, lse, losses[0], backward(upstream)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
@@ -75,7 +87,7 @@ def test_is_as_accurate_as_pytorch(guard, generator, rows, classes, dtype, label
     assert_as_accurate(losses, single_losses, exact_losses)
     assert_as_accurate(gradient, single_gradient, exact_gradient)
     torch.testing.assert_close(margin, exact_margin, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(loss.double(), (upstream.double() * exact_losses).sum(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loss.double(), exact_losses.sum(), rtol=1e-5, atol=1e-5)
     counted = labels != IGNORED
     x = logits.double()[counted]
     torch.testing.assert_close(lse[counted].double(), x.logsumexp(1) - x.amax(1), rtol=1e-6, atol=1e-6)

@@ -61,7 +61,7 @@ class Problem:
         weight, temperature = guard(self.weight * ~out), guard(torch.tensor(self.temperature))
         labels = guard(self.labels)
         batch = (guard(anchor), guard(positive), labels, weight)
-        return *batch, memory, memory_labels, temperature, self.normalize, num_classes
+        return *batch, memory, memory_labels, temperature, False, self.normalize, num_classes
 
     def defined(self, num_classes, reduction):
         """Loss and gradients by the definition, in float64 and in the inputs' precision."""
@@ -108,10 +108,12 @@ def test_sizes_of_classes(guard, sizes, counted):
 
 
 @pytest.mark.parametrize("programs", [1, 5])
-@pytest.mark.parametrize("sizes", [RAGGED, ALIKE], ids=["ragged", "alike"])
+@pytest.mark.parametrize("sizes", [RAGGED, ALIKE, BOTH_SIDES], ids=["ragged", "alike", "both sides"])
 def test_programs_share_the_tiles(guard, monkeypatch, programs, sizes):
     monkeypatch.setattr(tables, "multiprocessors", lambda _: programs)
     monkeypatch.setattr(one_tile, "_ROWS", 0)
+    monkeypatch.setattr(kernels, "_ROW_PROGRAMS", 1)
+    monkeypatch.setattr(kernels, "_TILE_PROGRAMS", 1)
     check(guard, Problem(sizes))
 
 
@@ -144,7 +146,7 @@ def test_lengths_of_rows(guard, dim, slots):
 def test_memory(guard, monkeypatch, sizes, slots, split, dtype):
     splits, made = kernels._splits, []
     monkeypatch.setattr(kernels, "_splits", lambda *a: made.append(splits(*a)) or made[-1])
-    monkeypatch.setattr(kernels, "_multiprocessors", lambda _: 6 if split else 0)
+    monkeypatch.setattr(tables, "multiprocessors", lambda _: 6 if split else 0)
     problem = Problem(sizes, dtype=dtype, slots=slots)
     check(guard, problem, problem.num_classes if split else None)
     assert (max(made) > 1) == split

@@ -21,7 +21,8 @@ def test_opcheck(backend, dtype):
     weight = torch.rand(13, generator=torch.Generator().manual_seed(1))
     for x in (logits, logits.T.contiguous().T, logits.clone().requires_grad_()):
         torch.library.opcheck(ops.cross_entropy_margin_rows, (x, labels, 0.1, "probability", -100, backend))
-        torch.library.opcheck(ops.cross_entropy_margin_sum, (x, labels, weight, 0.1, "logit", -100, backend))
+        for mean in (False, True):
+            torch.library.opcheck(ops.cross_entropy_margin_sum, (x, labels, mean, 0.1, "logit", -100, backend))
     _, _, lse = ops.cross_entropy_margin_rows(logits, labels, 0.1, "logit", -100, backend)
     torch.library.opcheck(ops.cross_entropy_margin_rows_backward, (weight, lse, logits, labels, 0.1, -100, backend))
 

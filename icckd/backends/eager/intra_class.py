@@ -31,16 +31,17 @@ def intra_class_rows(
     anchor: Tensor,
     positive: Tensor,
     labels: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     memory: Tensor | None,
     memory_labels: Tensor | None,
     temperature: Tensor,
+    mean: bool,
     normalize: bool,
     num_classes: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """The weighted loss of every row and its log-sum-exp, both (N,), 0 where the weight is 0."""
+    """The weighted loss of every row and its log-sum-exp, both (N,), 0 where a row is no anchor."""
     with torch.autocast(anchor.device.type, enabled=False):
-        layout = _sort(anchor, positive, labels, weight, memory, memory_labels, normalize, num_classes)
+        layout = _sort(anchor, positive, labels, weight, memory, memory_labels, mean, normalize, num_classes)
         kappa = 1 / temperature
         negatives = torch.full_like(layout.weight, -torch.inf)
         for block in layout.blocks:
@@ -57,10 +58,11 @@ def intra_class_rows_backward(
     anchor: Tensor,
     positive: Tensor,
     labels: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     memory: Tensor | None,
     memory_labels: Tensor | None,
     temperature: Tensor,
+    mean: bool,
     normalize: bool,
     num_classes: int | None,
     need_anchor: bool,
@@ -69,7 +71,7 @@ def intra_class_rows_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of Σ grad_rows · rows; an empty tensor for each that is not needed."""
     with torch.autocast(anchor.device.type, enabled=False):
-        layout = _sort(anchor, positive, labels, weight, memory, memory_labels, normalize, num_classes)
+        layout = _sort(anchor, positive, labels, weight, memory, memory_labels, mean, normalize, num_classes)
         gradient = _Gradient(layout, 1 / temperature, need_anchor, need_temperature)
         upstream = layout.weight * layout.sorted(grad_rows)
         # +inf makes the shares of a row that is no anchor vanish.
@@ -85,10 +87,11 @@ def intra_class_sum(
     anchor: Tensor,
     positive: Tensor,
     labels: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     memory: Tensor | None,
     memory_labels: Tensor | None,
     temperature: Tensor,
+    mean: bool,
     normalize: bool,
     num_classes: int | None,
     need_anchor: bool,
@@ -97,7 +100,7 @@ def intra_class_sum(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The weighted sum of the losses, and its gradients; an empty tensor for each that is not needed."""
     with torch.autocast(anchor.device.type, enabled=False):
-        layout = _sort(anchor, positive, labels, weight, memory, memory_labels, normalize, num_classes)
+        layout = _sort(anchor, positive, labels, weight, memory, memory_labels, mean, normalize, num_classes)
         gradient = _Gradient(layout, 1 / temperature, need_anchor, need_temperature)
         own = layout.spread(gradient.kappa * layout.agreement)
         negatives = torch.full_like(own, -torch.inf)
@@ -261,13 +264,15 @@ def _sort(
     anchor: Tensor,
     positive: Tensor,
     labels: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     memory: Tensor | None,
     memory_labels: Tensor | None,
+    mean: bool,
     normalize: bool,
     num_classes: int | None,
 ) -> _Layout:
-    batch_size, dtype = len(labels), weight.dtype
+    batch_size, dtype = len(labels), torch.promote_types(anchor.dtype, torch.float32)
+    weight = anchor_weights(labels, weight, num_classes, dtype, mean)
     is_anchor, candidates = weight > 0, anchor
     if memory is not None and memory_labels is not None:
         candidates = torch.cat([anchor.to(dtype), memory.to(dtype)])
@@ -300,6 +305,23 @@ def _sort(
     )
     layout.weight = layout.sorted(weight)
     return layout
+
+
+def anchor_weights(
+    labels: Tensor, weight: Tensor | None, num_classes: int | None, dtype: torch.dtype, mean: bool = False
+) -> Tensor:
+    """The weight of every row as an anchor (N,): 1 where there are none, 0 where the row's label takes it out.
+
+    mean: Divided by their sum, unless that is 0.
+    """
+    used = labels >= 0
+    if num_classes is not None:
+        used = used & (labels < num_classes)
+    weight = used.to(dtype) if weight is None else torch.where(used, weight, 0)
+    if not mean:
+        return weight
+    total = weight.sum()
+    return weight / torch.where(total > 0, total, 1)
 
 
 def _unit(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ void run(CrossEntropyParams p, int64_t classes, int shared_limit, Timing timing)
   plan_launch(p, classes, sizeof(E), shared_limit);
   const int blocks = static_cast<int>((p.count + p.plan.rows - 1) / p.plan.rows);
   launch({.blocks = blocks, .threads = p.plan.threads, .shared_bytes = p.plan.shared_bytes}, timing, [&] {
-    p.plan.team > 32 ? cross_entropy_margin<E, true>(p) : cross_entropy_margin<E, false>(p);
+    with_case(p.plan, [&](auto which) { cross_entropy_margin<E, decltype(which)>(p); });
   });
 }
 
@@ -46,7 +46,7 @@ void cross_entropy(
 
 // How rows are divided: classes, chunks, slots, team, threads, rows, shared_bytes.
 std::array<int, 7> plan(int classes, int width, int chunk_bytes, bool keep, int most_threads, int shared_limit) {
-  const RowPlan p = plan_rows(classes, width, chunk_bytes, keep, most_threads, shared_limit);
+  const RowPlan p = plan_rows(classes, width, chunk_bytes, !keep, keep, most_threads, shared_limit);
   return {p.classes, p.chunks, p.slots, p.team, p.threads, p.rows, p.shared_bytes};
 }
 

@@ -72,7 +72,7 @@ void mma_tf32(Buffer a, Buffer b, Buffer d, bool rounded, Timing timing) {
 void copy_async(Buffer x, Buffer out, int valid, bool waits, Timing timing) {
   launch({.shared_bytes = 512}, timing, [=, in = x.data<unsigned char>(), y = out.mutable_data<unsigned char>()] {
     unsigned char* mine = shared_memory() + 16 * lane();
-    copy_async16(mine, in + 16 * lane(), lane() < valid);
+    copy_async16_last(mine, in + 16 * lane(), lane() < valid);
     commit_copies();
     if (waits) wait_copies<0>();
     store16(y + 16 * lane(), load16(mine));
@@ -84,7 +84,7 @@ void copy_groups(Buffer x, Buffer out, Timing timing) {
   launch({.shared_bytes = 1024}, timing, [in = x.data<unsigned char>(), y = out.mutable_data<unsigned char>()] {
     unsigned char* mine = shared_memory() + 16 * lane();
     for (int group = 0; group < 2; ++group) {
-      copy_async16(mine + 512 * group, in + 512 * group + 16 * lane(), true);
+      copy_async16_last(mine + 512 * group, in + 512 * group + 16 * lane(), true);
       commit_copies();
     }
     wait_copies<1>();
@@ -147,33 +147,6 @@ void mistake(const std::string& name, Buffer x, Timing timing) {
 void write_read_only(Buffer x, Timing timing) {
   launch({}, timing, [p = const_cast<float*>(x.data<float>())] { p[lane()] = 1; });
 }
-
-#if ICCKD_HAS_BULK
-
-// Copies 1024 bytes three times, one phase after the other; `fault` leaves something out.
-void bulk(Buffer x, Buffer out, const std::string& fault, Timing timing) {
-  launch({.threads = 64, .shared_bytes = 2048}, timing, [=, in = x.data<unsigned char>(), y = out.mutable_data<unsigned char>()] {
-    auto* barrier = reinterpret_cast<Barrier*>(shared_memory());
-    unsigned char* data = shared_memory() + 1024;
-    if (thread() == 0 && fault != "no init") {
-      barrier_init(barrier, 1);
-      if (fault != "no fence") barrier_fence_init();
-    }
-    block_barrier();
-    for (int phase = 0; phase < (fault == "no wait" ? 1 : 3); ++phase) {
-      if (thread() == 0) {
-        if (fault != "no expect") barrier_expect(barrier, fault == "too many bytes" ? 1040 : 1024);
-        bulk_copy(data, in + 1024 * phase, fault == "odd bytes" ? 1023 : 1024, barrier);
-      }
-      if (fault != "no wait") barrier_wait(barrier, phase % 2);
-      if (fault == "no wait") block_barrier();
-      store16(y + 1024 * phase + 16 * thread(), load16(data + 16 * thread()));
-      block_barrier();
-    }
-  });
-}
-
-#endif
 
 #if ICCKD_HAS_WGMMA
 
@@ -286,9 +259,6 @@ ICCKD_MODULE(m) {
   m.def("round_bfloat16", &round_to<bfloat16>);
   m.def("round_float16", &round_to<float16>);
   m.def("swizzled", &swizzled);
-#if ICCKD_HAS_BULK
-  m.def("bulk", &bulk);
-#endif
 #if ICCKD_HAS_WGMMA
   define_wgmma<bfloat16, 16>(m, "wgmma_bfloat16_16");
   define_wgmma<bfloat16, 64>(m, "wgmma_bfloat16_64");

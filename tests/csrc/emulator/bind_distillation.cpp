@@ -12,7 +12,10 @@ void run(KdKlParams p, int64_t classes, int shared_limit, Timing timing) {
   plan_launch(p, classes, sizeof(S), sizeof(T), shared_limit);
   const int blocks = static_cast<int>((p.count + p.plan.rows - 1) / p.plan.rows);
   launch({.blocks = blocks, .threads = p.plan.threads, .shared_bytes = p.plan.shared_bytes}, timing, [&] {
-    p.plan.team > 32 ? KdKl<S, T, true>(p)() : KdKl<S, T, false>(p)();
+    with_case(p.plan, [&](auto which) {
+      using Case = decltype(which);
+      p.standardize ? KdKl<S, T, Case, true>(p)() : KdKl<S, T, Case, false>(p)();
+    });
   });
 }
 

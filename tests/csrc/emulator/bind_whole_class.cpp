@@ -16,7 +16,7 @@ using emulator::Timing;
 
 template <class E, int rows>
 void run(const WholeClassParams& params, int blocks, Timing timing) {
-  using Kernel = WholeClass<E, rows, ICCKD_HAS_BULK, by_warpgroups<E, rows>>;
+  using Kernel = WholeClass<E, rows, by_warpgroups<E, rows>>;
   emulator::launch({.blocks = blocks, .threads = Kernel::threads, .shared_bytes = params.plan.bytes}, timing,
                    [&] { Kernel(params).run(); });
 }
@@ -29,9 +29,9 @@ T* wanted(Buffer& x) {
 // anchor and positive: buffers whose rows begin at `offset` and are `stride` elements apart.
 template <class E>
 void whole_class(Buffer anchor, Buffer positive, int offset, int64_t anchor_stride, int64_t positive_stride, int dim, Buffer weight,
-                 Buffer upstream, Buffer temperature, Buffer order, Buffer rank, Buffer start, Buffer size, Buffer active, Buffer totals,
-                 int limit, int shared_limit, int blocks, bool normalize, bool exact, Buffer losses, Buffer lse, Buffer d_anchor,
-                 Buffer d_positive, Buffer d_kappa, Timing timing) {
+                 Buffer scale, Buffer upstream, Buffer temperature, Buffer order, Buffer rank, Buffer start, Buffer size, Buffer active,
+                 Buffer totals, int limit, int shared_limit, int blocks, bool normalize, bool exact, Buffer losses, Buffer lse,
+                 Buffer d_anchor, Buffer d_positive, Buffer d_kappa, Timing timing) {
   WholeClassParams params{
       .anchor = anchor.data<E>() + offset,
       .positive = positive.data<E>() + offset,
@@ -39,7 +39,8 @@ void whole_class(Buffer anchor, Buffer positive, int offset, int64_t anchor_stri
       .positive_stride = positive_stride,
       .dim = dim,
       .weight = weight.data<float>(),
-      .upstream = upstream ? upstream.data<float>() : nullptr,
+      .scale = scale.data<float>(),
+      .upstream = upstream.data<float>(),
       .temperature = temperature.data<float>(),
       .order = order.data<int32_t>(),
       .active = active.data<int32_t>(),
@@ -59,6 +60,7 @@ void whole_class(Buffer anchor, Buffer positive, int offset, int64_t anchor_stri
   if (params.plan.rows == 0) throw std::runtime_error("no tile of this size fits");
   if (limit == 32) run<E, 32>(params, blocks, timing);
   if (limit == 64) run<E, 64>(params, blocks, timing);
+  if (limit == 96) run<E, 96>(params, blocks, timing);
   if (limit == 128) run<E, 128>(params, blocks, timing);
 }
 
@@ -79,11 +81,11 @@ std::vector<std::tuple<int, int, int>> tiles(const std::vector<int>& rank, const
   return result;
 }
 
-// Where the parts of shared memory begin, and its size; empty where nothing fits.
+// Where the numbers end, the other parts of shared memory begin, and its size; empty where nothing fits.
 std::vector<int> plan(int rows, int dim, int element_bytes, int shared_limit) {
   const WholeClassPlan p = plan_whole_class(rows, dim, element_bytes, shared_limit);
   if (p.rows == 0) return {};
-  return {0, p.ring, p.bounce, p.numbers, p.barriers, p.bytes};
+  return {numbers_bytes(rows), bounce_at(rows), operand_at(rows), p.bytes};
 }
 
 }  // namespace

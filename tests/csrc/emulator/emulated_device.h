@@ -1,7 +1,7 @@
 // csrc/cuda/device.h for the emulator: the same names, on the CPU, with checks. Each function is that of the PTX ISA, written from its
 // documentation and not from the kernels' idea of it.
 //
-// ICCKD_EMULATED is the architecture: 80, 90 (with bulk copies and wgmma) or 100 (with bulk copies).
+// ICCKD_EMULATED is the architecture: 80, 90 (with wgmma) or 100.
 #pragma once
 
 #include <bit>
@@ -16,7 +16,6 @@
 #include "emulator.h"
 
 #define ICCKD_DEVICE inline
-#define ICCKD_HAS_BULK (ICCKD_EMULATED >= 90)
 #define ICCKD_HAS_WGMMA (ICCKD_EMULATED == 90)
 #define ICCKD_ASSERT(condition) \
   ((condition) ? static_cast<void>(0) : emulator::fail("ICCKD_ASSERT(" #condition ") failed", emulator::Place::current()))
@@ -123,6 +122,7 @@ inline float without_subnormals(float x) { return std::fpclassify(x) == FP_SUBNO
 inline float exp2_fast(float x) { return without_subnormals(std::exp2(without_subnormals(x))); }
 inline float log2_fast(float x) { return without_subnormals(std::log2(without_subnormals(x))); }
 inline float rsqrt_fast(float x) { return static_cast<float>(1 / std::sqrt(static_cast<double>(without_subnormals(x)))); }
+inline float reciprocal_fast(float x) { return without_subnormals(1 / without_subnormals(x)); }
 inline float max_or_nan(float x, float y) { return x != x || x > y ? x : y; }
 
 inline uint32_t float_bits(float x) { return std::bit_cast<uint32_t>(x); }
@@ -153,6 +153,13 @@ inline Vector16 load16_streaming(const void* global, Place place = Place::curren
   return load16(global, place);
 }
 
+inline Vector16 load16_last(const void* global, Place place = Place::current()) { return load16_streaming(global, place); }
+
+inline void prefetch_row(const void* global, int bytes, Place place = Place::current()) {
+  emulator::check_global(global, 16, place);
+  if (bytes <= 0 || bytes % 16) emulator::fail("prefetch of " + std::to_string(bytes) + " bytes", place);
+}
+
 inline void store16(void* p, Vector16 v, Place place = Place::current()) {
   emulator::check_either(p, 16, 16, place);
   std::memcpy(p, &v, 16);
@@ -163,7 +170,7 @@ inline void store16_streaming(void* global, Vector16 v, Place place = Place::cur
   store16(global, v, place);
 }
 
-inline void copy_async16(void* shared, const void* global, bool valid, Place place = Place::current()) {
+inline void copy_async16_last(void* shared, const void* global, bool valid, Place place = Place::current()) {
   emulator::check_shared(shared, 16, 16, place);
   emulator::check_global(global, 16, place);
   emulator::enqueue(emulator::Queue::copies, thread(), [=] { valid ? std::memcpy(shared, global, 16) : std::memset(shared, 0, 16); });
@@ -175,25 +182,6 @@ template <int N>
 void wait_copies() {
   emulator::wait(emulator::Queue::copies, thread(), N);
 }
-
-// ---- bulk copies ------------------------------------------------------------------------------------------------------
-
-#if ICCKD_HAS_BULK
-
-inline void barrier_init(Barrier* barrier, int count, Place place = Place::current()) { emulator::barrier_init(barrier, count, place); }
-inline void barrier_fence_init() { emulator::barrier_fence_init(); }
-inline void barrier_expect(Barrier* barrier, int bytes, Place place = Place::current()) { emulator::barrier_arrive(barrier, bytes, place); }
-inline void barrier_arrive(Barrier* barrier, Place place = Place::current()) { emulator::barrier_arrive(barrier, 0, place); }
-inline void barrier_wait(Barrier* barrier, int parity, Place place = Place::current()) { emulator::barrier_wait(barrier, parity, place); }
-
-inline void bulk_copy(void* shared, const void* global, int bytes, Barrier* barrier, Place place = Place::current()) {
-  emulator::bulk_copy(shared, global, bytes, barrier, place);
-}
-
-// Plain stores are not seen by the emulator: that this call is there cannot be checked.
-inline void fence_shared_async() {}
-
-#endif
 
 // ---- matrix unit ------------------------------------------------------------------------------------------------------
 
@@ -315,6 +303,9 @@ inline void mma_16x8x8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_
 // ---- wgmma ------------------------------------------------------------------------------------------------------------
 
 #if ICCKD_HAS_WGMMA
+
+// Plain stores are not seen by the emulator: that this call is there cannot be checked.
+inline void fence_shared_async() {}
 
 inline void wgmma_fence(Place place = Place::current()) {
   emulator::wgmma_fenced() = true;

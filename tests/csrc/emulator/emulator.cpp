@@ -11,7 +11,6 @@
 #include <exception>
 #include <map>
 #include <memory>
-#include <set>
 #include <utility>
 #include <vector>
 
@@ -108,7 +107,7 @@ unsigned char* fiber_stack(int thread) {
 
 // ---- one block --------------------------------------------------------------------------------------------------------
 
-enum class State { ready, in_warp, at_block_barrier, at_group_barrier, at_barrier, ended };
+enum class State { ready, in_warp, at_block_barrier, at_group_barrier, ended };
 
 using Groups = std::deque<std::vector<std::function<void()>>>;  // the last one is not committed yet
 
@@ -118,21 +117,13 @@ struct Thread {
   const char* what = "";  // it waits in
   Place place;
   void* argument = nullptr;
-  uint64_t* barrier = nullptr;  // at_barrier: that it waits for
-  int parity = 0, group = 0;
+  int group = 0;
   Groups groups[2] = {Groups(1), Groups(1)};
   bool wgmma_fenced = false;
 };
 
 struct GroupBarrier {
   int arrived = 0, count = 0;
-};
-
-struct BulkCopy {
-  void* shared;
-  const void* global;
-  int bytes;
-  uint64_t* barrier;
 };
 
 struct Product {
@@ -150,8 +141,6 @@ struct Block {
   std::vector<Warp> warps;
   int at_barrier = 0, ended = 0;
   std::map<int, GroupBarrier> groups;
-  std::set<uint64_t*> barriers, unfenced;
-  std::vector<BulkCopy> copies;                // under way
   std::vector<std::vector<Product>> products;  // of each warpgroup
 };
 
@@ -222,54 +211,6 @@ void release_block_barrier_if_full() {
   block.at_barrier = 0;
 }
 
-// A Barrier's 64 bits, as this emulator keeps them: the parity of the phase under way, arrivals to come in it and in a whole phase,
-// and bytes to come.
-struct Phase {
-  int64_t bytes : 40;
-  uint64_t pending : 11, count : 11, parity : 1, initialized : 1;
-};
-static_assert(sizeof(Phase) == sizeof(uint64_t));
-
-Phase phase_of(const uint64_t* barrier) {
-  Phase phase;
-  std::memcpy(&phase, barrier, sizeof phase);
-  return phase;
-}
-
-void set_phase(uint64_t* barrier, Phase phase) {
-  if (phase.pending == 0 && phase.bytes == 0) {
-    phase.parity ^= 1;
-    phase.pending = phase.count;
-  }
-  std::memcpy(barrier, &phase, sizeof phase);
-}
-
-void check_barrier(uint64_t* barrier, const Place& place) {
-  check_shared(barrier, 8, 8, place);
-  if (!run->block.barriers.count(barrier)) fail("a Barrier that barrier_init has not seen", place);
-}
-
-void finish_copy(const BulkCopy& copy) {
-  std::memcpy(copy.shared, copy.global, copy.bytes);
-  Phase phase = phase_of(copy.barrier);
-  phase.bytes -= copy.bytes;
-  set_phase(copy.barrier, phase);
-}
-
-// Ends the copies that count for `barrier`.
-void finish_copies(uint64_t* barrier) {
-  std::vector<BulkCopy> others;
-  for (const BulkCopy& copy : std::exchange(run->block.copies, {}))
-    copy.barrier == barrier ? finish_copy(copy) : others.push_back(copy);
-  run->block.copies = std::move(others);
-}
-
-// Whether the phase that the thread waits for has ended, now that somebody waits for its copies.
-bool barrier_passed(const Thread& t) {
-  finish_copies(t.barrier);
-  return static_cast<int>(phase_of(t.barrier).parity) != t.parity;
-}
-
 void fiber() {
   on_fiber = true;
   try {
@@ -287,7 +228,6 @@ void fiber() {
 
 void check_end_of_block() {
   const Block& block = run->block;
-  if (!block.copies.empty()) throw Error(in_block() + " ended with a bulk_copy under way");
   for (size_t w = 0; w < block.warps.size(); ++w)
     if (block.warps[w].products != block.products[w / 4].size())
       throw Error("warp " + std::to_string(w) + " in " + in_block() + " took part in fewer wgmma than its warpgroup");
@@ -305,7 +245,6 @@ void run_block() {
     for (int i = 0; i < count; ++i) {
       run->position.thread = run->timing == Timing::late ? i : count - 1 - i;
       Thread& t = self();
-      if (t.state == State::at_barrier && barrier_passed(t)) t.state = State::ready;
       if (t.state != State::ready) continue;
       progress = true;
       run->scheduler.switch_to(t.context);
@@ -516,51 +455,6 @@ void check_warpgroup(uint64_t a, uint64_t b, const Place& place) {
 
 bool& wgmma_fenced() {
   return self().wgmma_fenced;
-}
-
-void barrier_init(uint64_t* barrier, int count, const Place& place) {
-  check_shared(barrier, 8, 8, place);
-  if (count < 1 || count > 1024) fail("barrier_init of a wrong count", place);
-  Phase phase = {};
-  phase.pending = phase.count = count;
-  std::memcpy(barrier, &phase, sizeof phase);
-  run->block.barriers.insert(barrier);
-  run->block.unfenced.insert(barrier);
-}
-
-void barrier_fence_init() {
-  run->block.unfenced.clear();
-}
-
-void barrier_arrive(uint64_t* barrier, int bytes, const Place& place) {
-  check_barrier(barrier, place);
-  Phase phase = phase_of(barrier);
-  if (phase.pending == 0) fail("more arrivals than barrier_init said", place);
-  phase.bytes += bytes;
-  --phase.pending;
-  set_phase(barrier, phase);
-}
-
-void barrier_wait(uint64_t* barrier, int parity, const Place& place) {
-  check_barrier(barrier, place);
-  Thread& me = self();
-  me.what = "barrier_wait";
-  me.place = place;
-  me.barrier = barrier;
-  me.parity = parity;
-  if (barrier_passed(me)) return;
-  me.state = State::at_barrier;
-  yield();
-}
-
-void bulk_copy(void* shared, const void* global, int bytes, uint64_t* barrier, const Place& place) {
-  check_barrier(barrier, place);
-  if (run->block.unfenced.count(barrier)) fail("bulk_copy for a Barrier without barrier_fence_init", place);
-  if (bytes <= 0 || bytes % 16 != 0 || bytes >= 1 << 20) fail("bulk_copy of " + std::to_string(bytes) + " bytes", place);
-  check_shared(shared, bytes, 16, place);
-  check_global(global, 16, place);
-  const BulkCopy copy{shared, global, bytes, barrier};
-  run->timing == Timing::early ? finish_copy(copy) : run->block.copies.push_back(copy);
 }
 
 // ---- buffers ----------------------------------------------------------------------------------------------------------

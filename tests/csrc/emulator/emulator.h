@@ -69,12 +69,6 @@ void wait(Queue queue, int thread, int newest);
 void check_warpgroup(uint64_t a, uint64_t b, const Place& place);
 bool& wgmma_fenced();
 
-void barrier_init(uint64_t* barrier, int count, const Place& place);
-void barrier_fence_init();
-void barrier_arrive(uint64_t* barrier, int bytes, const Place& place);
-void barrier_wait(uint64_t* barrier, int parity, const Place& place);
-void bulk_copy(void* shared, const void* global, int bytes, uint64_t* barrier, const Place& place);
-
 // ---- for bind_*.cpp ---------------------------------------------------------------------------------------------------
 
 // A copy of `bytes` bytes of a test's memory as global memory; what the kernel wrote goes back when it ends. Memory of more than
