@@ -178,7 +178,6 @@ def test_is_the_definition(architecture, timing, dtype, limit):
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize(("limit", "dim"), [(96, 136), (128, 136), (96, 300)])
 def test_large_tiles(architecture, dtype, limit, dim):
-    # Of 80 rows, warps take different numbers, so that some are ahead.
     p = problem([limit, 80, 50, 3], dim, dtype, limit=limit)
     assert_exact(p, run(p, architecture))
 
