@@ -92,7 +92,7 @@ struct Sums {
   }
 };
 
-// Of standardised rows: Σ (p − q), which is 0 but for roundings that a small deviation magnifies, and Σ (p − q) x.
+// Of standardised rows: Σ (p − q), which is 0 but for roundings that a small deviation magnifies, and Σ (p − q) (u − mean u).
 struct Slope {
   float sum = 0, along = 0;
 
@@ -110,7 +110,6 @@ struct Softening {
 
   ICCKD_DEVICE float exponent(float u) const { return (u - top) * sharpness; }
   ICCKD_DEVICE float centred(float u) const { return (u - top) - mean; }
-  ICCKD_DEVICE float standardized(float u) const { return centred(u) * inverse; }
 };
 
 template <class S, class T, class Case, bool standardize>
@@ -267,17 +266,18 @@ class KdKl {
         for (int k = 0; k < V; ++k) {
           const float d = difference(x[k], y[k]);
           slope.sum += d;
-          slope.along += is_class(j, k) ? d * of_student.standardized(x[k]) : 0;
+          slope.along += is_class(j, k) ? d * of_student.centred(x[k]) : 0;
         }
       });
       slope = team.merge(slope);
       mean = slope.sum / p.plan.classes;
-      back = of_student.std == 0 ? 0 : g * slope.along / (divisor() * of_student.std);
+      // x is the centred logit times the inverse, in the sum as well as below.
+      back = of_student.std == 0 ? 0 : forward * of_student.inverse * slope.along / (divisor() * of_student.std);
     }
     again([&](int j, float (&x)[V], const float (&y)[V]) {
       for (int k = 0; k < V; ++k) {
         const float d = difference(x[k], y[k]);
-        x[k] = standardize ? (d - mean) * forward - of_student.standardized(x[k]) * back : d * forward;
+        x[k] = standardize ? (d - mean) * forward - of_student.centred(x[k]) * back : d * forward;
       }
       if (j < chunks) student.write(gradient, j, x);
     });
