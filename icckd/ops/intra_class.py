@@ -201,7 +201,10 @@ def _save_sum(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor, Ten
 
 def _sum_backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     loss, *gradients = ctx.saved_tensors
-    return _to_inputs(ctx, scaled_once(gradients, grad_loss, loss, ctx.backend))
+    # One that nobody needs may not even be on the loss's device: the temperature can be the host's.
+    needed = [gradient for gradient, need in zip(gradients, _needs(ctx), strict=True) if need]
+    scaled = iter(scaled_once(needed, grad_loss, loss, ctx.backend))
+    return _to_inputs(ctx, [next(scaled) if need else None for need in _needs(ctx)])
 
 
 def _needs(ctx: Any) -> tuple[bool, bool, bool]:

@@ -6,6 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 from icckd import backends
 from icckd.functional import cross_entropy_with_margin, intra_class_contrastive, kd_kl, rkd_angle, rkd_distance
+from icckd.ops.intra_class import intra_class_sum
 from icckd.ops.saved_gradient import scaled_once
 from tests.launches import launches
 
@@ -139,3 +140,14 @@ def test_any_factor_multiplies(backend, factor):
 
 def test_a_loss_that_takes_no_part_has_no_gradient():
     assert scaled_once([torch.ones(2)] * 2, None, torch.ones(()), "reference") == [None, None]
+
+
+@pytest.mark.parametrize("options", [{}, {"retain_graph": True}, {"create_graph": True}], ids=str)
+def test_a_temperature_of_the_host_meets_rows_of_a_device(options):
+    """Devices are told apart without one: tensors on "meta" have a device of their own, and no numbers."""
+    rows = [torch.empty(6, 3, device="meta", requires_grad=True) for _ in range(2)]
+    labels = torch.empty(6, dtype=torch.int64, device="meta")
+    arguments = [*rows, labels, None, None, None, torch.tensor(0.1), True, True, 3, True, True, False, "reference"]
+    loss = intra_class_sum(*arguments)[0]
+    gradients = torch.autograd.grad(loss, rows, **options)
+    assert [(x.device.type, x.shape) for x in gradients] == [("meta", (6, 3))] * 2
