@@ -23,8 +23,7 @@ one; many of them against few anchors are split over programs.
 How many rows there are to do is known on the device only: there are as many programs as run at once, each takes every
 so many'th tile, and without large classes all end at once.
 
-Meant for compute-bound shapes: 6 · pairs · D FLOP against 7 · N · D elements. Measured times are owed: no GPU has run
-this yet.
+Meant for compute-bound shapes: 6 · pairs · D FLOP against 7 · N · D elements. Measured times: docs/gpu.md.
 """
 
 from collections.abc import Iterator

@@ -19,7 +19,7 @@ and their positives P, where C' holds the norms, too: four multiplications for e
 Bytes: 4 · N · D · element size to and from memory. FLOP: 4 · BLOCK² · D a tile, of which classes of n rows use about
 n / BLOCK; hence the smaller tiles where classes are promised to be small (`_likely_size`). Registers limit the tiles:
 128 rows are one program a multiprocessor, 255 registers a thread. Meant for many small classes, where bytes are the
-floor; a class of more than BLOCK rows is left to `large_classes`. Measured times are owed: no GPU has run this yet.
+floor; a class of more than BLOCK rows is left to `large_classes`. Measured times: docs/gpu.md.
 """
 
 import math

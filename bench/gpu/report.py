@@ -6,6 +6,7 @@ Each table is made from recorded rows alone; where there are none it says that t
 from collections.abc import Callable
 from functools import partial
 
+from bench.gpu import predictions
 from bench.gpu.ceilings import Ceilings
 from bench.gpu.targets import best, targets
 from bench.measure import Row
@@ -184,7 +185,8 @@ def _line(cells: list[str]) -> str:
 
 def _conditions(rows: list[Row]) -> str:
     row = rows[0]
-    software = f"torch {row['torch']}, Triton {row['triton']}, icckd at commit {row['commit']}"
+    commits = " and ".join(_distinct(rows, "commit"))
+    software = f"torch {row['torch']}, Triton {row['triton']}, icckd at commit {commits}"
     return f"{row['processor']}, {software}, {row['date'][:10]}."
 
 
@@ -193,13 +195,26 @@ def _on_gpus(table: Callable[[list[Row]], str]) -> Callable[[list[Row]], str]:
     return lambda rows: table([row for row in rows if row["device"] == "cuda"])
 
 
+def _of_newest(table: Callable[[list[Row]], str]) -> Callable[[list[Row]], str]:
+    """The table of each case's newest run on a GPU, where rows of several runs are given."""
+
+    def chosen(rows: list[Row]) -> str:
+        newest: dict[tuple[str, str | None], Row] = {}
+        for row in sorted(rows, key=lambda row: row["date"]):
+            newest[row["stage"], row.get("case")] = row
+        return table([row for row in rows if newest[row["stage"], row.get("case")]["commit"] == row["commit"]])
+
+    return _on_gpus(chosen)
+
+
 # What `bench.table` fills in, by name.
 TABLES: dict[str, Callable[[list[Row]], str]] = {
-    "gpu_ceilings": _on_gpus(ceilings),
-    "gpu_targets": _on_gpus(target_table),
-    "gpu_accuracy": _on_gpus(accuracy),
+    "gpu_predictions": _on_gpus(predictions.table),
+    "gpu_ceilings": _of_newest(ceilings),
+    "gpu_targets": _of_newest(target_table),
+    "gpu_accuracy": _of_newest(accuracy),
     **{
-        f"gpu_{name}": _on_gpus(partial(speed, family=name))
+        f"gpu_{name}": _of_newest(partial(speed, family=name))
         for name in ("intra_class", "cross_entropy", "kd_kl", "relational", "class_memory", "layout")
     },
 }

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench import table
-from bench.gpu import accuracy, cases, figure, record, report, results, speed, stages, targets, worker
+from bench.gpu import accuracy, cases, figure, predictions, record, report, results, speed, stages, targets, worker
 from bench.gpu.case import Contender, too_large, widened
 from bench.gpu.ceilings import Ceilings
 from icckd.backends import FAMILIES
@@ -434,11 +434,35 @@ def test_documents_say_owed_until_a_gpu_has_given_rows():
     dry = [{**timing("icckd triton", 1.0), "device": "cpu"}]
     owed = table.fill(text, dry)
     assert owed == table.fill(text, [])
-    assert owed.count(report.OWED) == len(report.TABLES) - 1
+    # Targets and predictions are there without a measurement.
+    assert owed.count(report.OWED) == len(report.TABLES) - 2
     assert "met" not in owed.replace("measured", "")
     filled = table.fill(text, [*CEILINGS, check(), timing("icckd triton", 1.0)])
-    assert filled.count(report.OWED) == len(report.TABLES) - 4
+    assert filled.count(report.OWED) == len(report.TABLES) - 5
     assert "NVIDIA Made-Up, torch 2.11, Triton 3.6, icckd at commit abc, 2026-01-01." in filled
+
+
+def test_of_several_runs_each_case_shows_its_newest():
+    first = {**timing("icckd triton", 1.0), "commit": "aaa", "date": "2026-01-01T00:00:00+00:00"}
+    second = {**timing("icckd triton", 2.0), "commit": "bbb", "date": "2026-01-02T00:00:00+00:00"}
+    other = {**timing("icckd triton", 3.0, "intra_class float32"), "commit": "aaa", "date": "2026-01-01T00:00:01+00:00"}
+    text = report.TABLES[f"gpu_{first['family']}"]([first, second, other])
+    assert "2.000" in text
+    assert "3.000" in text
+    assert "1.000" not in text
+    assert "bbb and aaa" in text
+
+
+def test_predictions_stand_beside_what_each_run_measured():
+    case = predictions.PREDICTIONS[0].case.name
+    rows = [
+        {**timing("icckd triton", 0.5, case), "commit": "bbbbbbb", "date": "2026-01-02"},
+        {**timing("icckd triton", 0.25, case), "commit": "aaaaaaa", "date": "2026-01-01"},
+    ]
+    lines = predictions.table(rows).splitlines()
+    assert lines[0].endswith("| measured at aaaaaaa | measured at bbbbbbb |")
+    assert lines[2].endswith(" | 89 | 435 | 165 | 250 | 500 |")
+    assert lines[3].endswith(" | 280 | 135 |  |  |")
 
 
 def test_a_dry_run_meets_and_misses_nothing():
