@@ -112,7 +112,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if os.environ.get("PYTEST_XDIST_WORKER"):
+    # A worker of this run's; the environment would also tell of a run around it.
+    if hasattr(config, "workerinput"):
         config.pluginmanager.register(Guard())
     elif config.option.outcomes:
         config.pluginmanager.register(Recorder(Path(config.option.outcomes), Path(config.option.planned)))

@@ -159,4 +159,4 @@ print(ops.class_layout_most_classes())
     returns, arguments, most = output.stdout.splitlines()
     assert tuple(returns.split()) == Layout._fields
     assert arguments == "slots:True pushed:True features:False labels:False"
-    assert int(most) == 8192
+    assert int(most) == 12288
