@@ -145,7 +145,7 @@ def counted_layout(
 
 
 # Keys and blocks that one program of `_sum_blocks` holds at a time.
-_KEYS, _BLOCKS = 16, 128
+_KEYS, _BLOCKS = 8, 128
 
 
 @triton.jit

@@ -42,7 +42,7 @@ TABLE = {
         "half": {
             64: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_V": 64, "num_warps": 8, "num_stages": 2},
             128: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "BLOCK_V": 128, "num_warps": 8, "num_stages": 2},
-            4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_V": 256, "num_warps": 8, "num_stages": 2},
+            4096: {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 64, "BLOCK_V": 256, "num_warps": 8, "num_stages": 2},
         },
         "float": {
             4096: {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32, "BLOCK_V": 64, "num_warps": 8, "num_stages": 2},
