@@ -46,7 +46,8 @@ class ClassMemory(nn.Module):
         """Store rows, in order, as the newest of their classes.
 
         Args:
-            features: (N, D) float.
+            features: (N, D) float. A row with a number that is not finite, or would not be in the memory's dtype, is
+                skipped: one batch that overflowed must not spoil the losses of all that come after it.
             labels: (N,) integers; rows with a negative label are skipped.
 
         Raises:

@@ -16,10 +16,12 @@ from icckd.kernels.precision import INTERPRETED, rounded
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-# Stands for −∞ where 0 times it should be 0.
-LOWEST = tl.constexpr(-1e30)
+# Stands for −∞ where 0 times it should be 0, also once it is divided by κ: temperatures are below 1e17.
+LOWEST = tl.constexpr(-1e20)
 # float16 holds coefficients in this unit, if the largest is 1: with a mantissa and rounding they stay below 65504.
 HALF_UNIT = tl.constexpr(2.0**-13)
+# The largest coefficient that nothing is gained from: it would be 0 in float16, and its unit's inverse infinite.
+_NEGLIGIBLE = tl.constexpr(1e-30)
 # Numbers that `store_gradients` writes at a time.
 _STORED = tl.constexpr(2048)
 
@@ -74,6 +76,12 @@ def row_factor(weight, scale, row, is_anchor):
     """weight · scale of these rows, 1 for what is None; 0 where `is_anchor` is false."""
     factor = is_anchor.to(tl.float32) if weight is None else tl.load(weight + row, mask=is_anchor, other=0.0)
     return factor if scale is None else factor * tl.load(scale)
+
+
+@triton.jit
+def half_unit(largest):
+    """What coefficients of these largest magnitudes are divided by, so that float16 holds small ones beside them."""
+    return tl.where(largest > _NEGLIGIBLE, largest * HALF_UNIT, 1.0)
 
 
 @triton.jit

@@ -34,10 +34,10 @@ import triton.language as tl
 from icckd.kernels import tables
 from icckd.kernels.contrast import (
     ALIGNED,
-    HALF_UNIT,
     LOG2_E,
     add_exponents,
     argument_types,
+    half_unit,
     inverse_norm,
     load_chunk,
     mantissa,
@@ -329,8 +329,7 @@ def gradient(
     unit = 1.0
     if d_anchor.dtype.element_ty == tl.float16:
         # It has no room for small numbers: bring the largest near its own largest.
-        largest = tl.load(largest_factor) * HALF_UNIT
-        unit = tl.where(largest > 0, largest, 1.0)
+        unit = half_unit(tl.load(largest_factor))
     busy, idle, tiles = _tiles(large, labelled, rows, BLOCK_M)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True):
         first = tl.where(tile < busy, tile, tile + idle) * BLOCK_M

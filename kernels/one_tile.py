@@ -34,10 +34,10 @@ from torch import Tensor
 from icckd.kernels import tables
 from icckd.kernels.contrast import (
     ALIGNED,
-    HALF_UNIT,
     LOG2_E,
     LOWEST,
     argument_types,
+    half_unit,
     inverse_norm,
     load_chunk,
     number,
@@ -161,9 +161,8 @@ def _tile(
         coefficient *= (kappa * inverse)[None, :] * inverse[:, None]
         if HALF:
             # It has no room for small numbers: bring the largest of each row near its own largest.
-            largest = tl.max(tl.abs(coefficient), 1) * HALF_UNIT
-            largest = tl.where(largest > 0, largest, 1.0)
-            coefficient *= (1.0 / largest)[:, None]
+            unit = half_unit(tl.max(tl.abs(coefficient), 1))
+            coefficient *= (1.0 / unit)[:, None]
         coefficient = rounded(coefficient, anchor.dtype.element_ty)
         beta = -kappa * pairs * inverse * positive_inverse
         gamma = kappa * (pairs * agreement - along) * inverse * inverse
@@ -178,7 +177,7 @@ def _tile(
             if NEED_ANCHOR:
                 d_a = matmul(coefficient, a, tl.zeros((BLOCK, BLOCK_K), tl.float32), PRECISION)
                 if HALF:
-                    d_a *= largest[:, None]
+                    d_a *= unit[:, None]
                 d_a += beta[:, None] * p
                 if NORMALIZE:
                     d_a += gamma[:, None] * wide

@@ -5,7 +5,7 @@ from collections import deque
 import pytest
 import torch
 
-from icckd import ClassMemory
+from icckd import ClassMemory, TeacherLoss
 
 
 def contents(memory):
@@ -75,6 +75,32 @@ def test_nothing_unkept_stays(generator):
     memory = ClassMemory(2, 2, 3)
     memory.push(torch.full((4, 3), torch.nan), torch.tensor([-1, -100, -1, -1]))
     assert all(not buffer.any() for buffer in memory.state_dict().values())
+
+
+@pytest.mark.parametrize("kept", [torch.float32, torch.float16])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 1e5])
+def test_rows_that_would_not_be_finite_are_skipped(kept, bad):
+    """1e5 is infinite in float16, and in the float16 features of a batch that overflowed."""
+    memory = ClassMemory(2, 3, 4, dtype=kept)
+    features = torch.arange(5.0)[:, None].repeat(1, 4)
+    features[1, 3] = features[4, 0] = bad
+    memory.push(features, torch.tensor([0, 0, 0, 1, 1]))
+    skipped = kept == torch.float16 or bad != 1e5
+    assert contents(memory) == ([[0, 2], [3]] if skipped else [[0, 1, 2], [3, bad]])
+    memory.push(features.half(), torch.tensor([0, 1, 0, 1, 1]))
+    assert memory.slots.isfinite().all()
+    assert len(memory) == (5 if skipped else 6)
+
+
+def test_one_overflowed_batch_spoils_one_loss(generator):
+    memory, criterion, finite = ClassMemory(5, 4, 8), TeacherLoss(margin=-1.0), []
+    for step in range(12):
+        features = torch.randn(20, 8, generator=generator).half() * (1e5 if step == 3 else 1)
+        labels = torch.randint(0, 5, (20,), generator=generator)
+        logits = torch.randn(20, 5, generator=generator)
+        finite.append(criterion(logits, labels, features, features + 0.1, memory).total.isfinite().item())
+        memory.push(features, labels)
+    assert finite == [step != 3 for step in range(12)]
 
 
 def test_compiles_whole(generator):

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -176,6 +177,12 @@ Rows rows_of(const Tensor& x, const char* name) {
   return {x.const_data_ptr(), element_of(x, name), x.stride(0)};
 }
 
+float largest_magnitude(const float* x, int64_t count) {
+  float result = 0;
+  for (int64_t i = 0; i < count; ++i) result = std::max(result, std::fabs(x[i]));
+  return result;
+}
+
 // The operators' arguments, checked and made contiguous where the kernels need it.
 class Arguments {
  public:
@@ -199,6 +206,7 @@ class Arguments {
     problem.positive = rows_of(positive_, "positive");
     problem.dim = dim;
     problem.weight = weight_.const_data_ptr<float>();
+    problem.largest_weight = largest_magnitude(problem.weight, rows);
     problem.scale = 1 / *temperature.const_data_ptr<float>();
     problem.normalize = normalize;
 

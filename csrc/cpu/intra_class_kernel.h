@@ -1,6 +1,7 @@
 // The intra-class loss of one class (whole_class_kernel.cpp) or of one block of a class (class_blocks_kernel.cpp).
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "cpu/class_layout.h"
@@ -20,12 +21,14 @@ struct IntraClassProblem {
   Rows anchor, positive, memory;
   int64_t dim;
   const float* weight;  // of every row's loss
+  float largest_weight;
   float scale;          // κ = 1 / temperature
   bool normalize;
   const ClassLayout* layout;
 
-  // Whether 1 can be every anchor's shift: similarities are at most 1, and exp(−2κ) does not underflow.
-  bool constant_shift() const { return normalize && scale <= 40; }
+  // Whether 1 can be every anchor's shift: similarities are at most 1, exp(−2κ), which an anchor's sum of exponentials may be, does
+  // not underflow, and two weights over it, which may carry the scale of a loss, do not overflow: log of the largest float is 88.7.
+  bool constant_shift() const { return normalize && scale <= 40 && std::log(largest_weight) + 2 * scale <= 87; }
 };
 
 // What is wanted; null where something is not. In rows and lse, only anchors' elements are written.

@@ -1,7 +1,7 @@
 // The push into a class memory as an operator.
 //
 //   class_memory_push(slots (C · capacity + 1, D), pushed (C,) int64, features (N, D), labels (N,) int64): writes slots and pushed.
-//   Labels that are negative, or C or more, are skipped. slots and features: float32, bfloat16 or float16, each its own.
+//   Rows whose label is negative, or C or more, and rows that are not finite in the dtype of slots, are skipped. slots and features: float32, bfloat16 or float16, each its own.
 #include <torch/csrc/stable/library.h>
 
 #include "cuda/class_memory.h"
@@ -16,6 +16,11 @@ constexpr int blocks_at_least = 8;
 template <class From, class To>
 __global__ void __launch_bounds__(push_threads, blocks_at_least) class_memory_push_kernel(const __grid_constant__ ClassMemoryParams p) {
   class_memory_push<From, To>(p);
+}
+
+template <class From, class To>
+__global__ void __launch_bounds__(push_threads) label_kept_rows_kernel(const __grid_constant__ ClassMemoryParams p) {
+  label_kept_rows<From, To>(p);
 }
 
 void push(Tensor slots, Tensor pushed, Tensor features, Tensor labels) {
@@ -33,9 +38,12 @@ void push(Tensor slots, Tensor pushed, Tensor features, Tensor labels) {
   check_tensor(features, {rows, dim}, "features");
   check_tensor(labels, {rows}, "labels");
   check_dtype(labels, ScalarType::Long, "labels");
+  if (rows == 0) return;
+  const Tensor kept_labels = empty({rows}, ScalarType::Long, labels);
   ClassMemoryParams p{};
   p.features = features.const_data_ptr();
   p.labels = labels.const_data_ptr<int64_t>();
+  p.kept_labels = kept_labels.mutable_data_ptr<int64_t>();
   p.slots = slots.mutable_data_ptr();
   p.pushed = pushed.mutable_data_ptr<int64_t>();
   p.rows = static_cast<int32_t>(rows);
@@ -46,6 +54,7 @@ void push(Tensor slots, Tensor pushed, Tensor features, Tensor labels) {
   const OnDevice device(features);
   with_type(element_of(features, "features"), [&](auto from) {
     with_type(element_of(slots, "slots"), [&](auto to) {
+      device.launch(label_kept_rows_kernel<decltype(from), decltype(to)>, label_blocks(p.rows), push_threads, 0, p);
       device.launch(class_memory_push_kernel<decltype(from), decltype(to)>, push_blocks(num_classes), push_threads, 0, p);
     });
   });

@@ -1,4 +1,7 @@
-// Pushes rows into the rings of their classes, in one launch: icckd/memory.py says what a push does.
+// Pushes rows into the rings of their classes, in two launches: icckd/memory.py says what a push does.
+//
+//   label_kept_rows     a warp for each row: is it finite as the memory keeps it? Its label, or −1
+//   class_memory_push   as follows
 //
 //   slots    | class 0: K slots | class 1 | … | one more, which stays 0 |     class c's n-th row ever goes to slot c K + n mod K
 //   pushed   rows ever pushed of each class
@@ -7,8 +10,8 @@
 // labels twice: forward to count its classes' rows, and backward to copy their newest K, until it has them. No two warps touch one
 // class, so that nothing is ordered by chance and nothing must be zeroed before.
 //
-// Bytes: 8 N label reads for each warp, twice, from the caches; the D elements of each kept row are read and written once. Meant for
-// batches of up to some 10⁵ rows. Measured times: docs/gpu.md.
+// Bytes: the D elements of each row are read, and those of each kept row once more and written; 8 N label reads for each warp, twice, from
+// the caches. Meant for batches of up to some 10⁵ rows. Measured times: docs/gpu.md.
 #pragma once
 
 #include <cstdint>
@@ -21,13 +24,14 @@ namespace icckd::cuda {
 struct ClassMemoryParams {
   const void* features;   // (rows, dim) of the one dtype
   const int64_t* labels;  // (rows)
+  int64_t* kept_labels;   // (rows), −1 of rows that are skipped: from the first launch to the second
   void* slots;            // (num_classes · capacity + 1, dim) of the other
   int64_t* pushed;        // (num_classes)
   int64_t dim, num_classes;
   int32_t rows, capacity, classes_per_warp;
 };
 
-constexpr int push_threads = 128;
+constexpr int push_threads = 128, rows_per_block = push_threads / warp_size;
 // Of a push, and of a ring: so that the last chunk's row numbers are below 2³¹.
 constexpr int64_t most_rows = 0x7fffff00;
 constexpr int64_t wanted_warps = 4096;
@@ -59,6 +63,30 @@ ICCKD_HOST_DEVICE constexpr int remainder_of(int64_t x, int divisor) {
 ICCKD_HOST_DEVICE constexpr int ring_slot(int newest, int newer, int capacity) {
   return newest >= newer ? newest - newer : newest - newer + capacity;
 }
+
+// ---- the first launch ---------------------------------------------------------------------------------------------------
+
+constexpr int label_blocks(int rows) { return rows / rows_per_block + (rows % rows_per_block != 0); }
+
+ICCKD_DEVICE bool is_finite(float x) { return (float_bits(x) & 0x7f800000u) != 0x7f800000u; }
+
+// By one warp: whether a row is finite once it is converted.
+template <class From, class To>
+ICCKD_DEVICE bool is_finite_row(const From* row, int64_t dim) {
+  bool finite = true;
+  for (int64_t i = lane(); i < dim; i += warp_size) finite &= is_finite(to_float(from_float<To>(to_float(row[i]))));
+  return ballot(!finite) == 0;
+}
+
+template <class From, class To>
+ICCKD_DEVICE void label_kept_rows(const ClassMemoryParams& p) {
+  const int64_t row = static_cast<int64_t>(block()) * rows_per_block + warp();
+  if (row >= p.rows) return;
+  const bool finite = is_finite_row<From, To>(static_cast<const From*>(p.features) + row * p.dim, p.dim);
+  if (lane() == 0) p.kept_labels[row] = finite ? p.labels[row] : -1;
+}
+
+// ---- the second launch --------------------------------------------------------------------------------------------------
 
 // Elements that fill whole vectors of both dtypes.
 template <class From, class To>
@@ -114,7 +142,7 @@ ICCKD_DEVICE void for_own_rows(const ClassMemoryParams& p, int begin, const OwnC
 #pragma unroll
   for (int i = 0; i < labels_at_once; ++i) {
     const int row = begin + i * warp_size + lane();
-    is_own[i] = row < p.rows && p.labels[row] >= own.first && p.labels[row] < own.first + own.count;
+    is_own[i] = row < p.rows && p.kept_labels[row] >= own.first && p.kept_labels[row] < own.first + own.count;
   }
   unsigned rows = 0;  // lane i's, of 32 rows
 #pragma unroll
@@ -126,7 +154,7 @@ ICCKD_DEVICE void for_own_rows(const ClassMemoryParams& p, int begin, const OwnC
     const int i = highest_bit(lanes), newest = highest_bit(shuffle(rows, i));
     if (lane() == i) rows ^= 1u << newest;
     const int row = begin + i * warp_size + newest;
-    use(row, static_cast<int>(p.labels[row] - own.first));
+    use(row, static_cast<int>(p.kept_labels[row] - own.first));
   }
 }
 

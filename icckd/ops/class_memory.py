@@ -17,7 +17,8 @@ def class_memory_push(slots: Tensor, pushed: Tensor, features: Tensor, labels: T
         slots: (C · K + 1, D) float; the last row is 0 and stays so.
         pushed: (C,) int64, the rows of each class ever pushed.
         features: (N, D) float, converted to the dtype of `slots`.
-        labels: (N,) int64; rows with a label outside of [0, C) are skipped.
+        labels: (N,) int64; rows with a label outside of [0, C) are skipped, and rows that are not finite in the dtype
+            of `slots`.
     """
     backends.module(backend).class_memory_push(slots, pushed, features, labels)
 

@@ -36,9 +36,9 @@ class Rings:
     def push(self, module, features, labels, classes_per_warp, timing):
         run = getattr(module, f"push_{name(features.dtype)}_{name(self.slots.dtype)}")
         sizes = (*features.shape, len(self.pushed), self.capacity)
-        run(self.slots, self.pushed, features, labels, *sizes, classes_per_warp, timing)
+        run(self.slots, self.pushed, features, labels, torch.empty_like(labels), *sizes, classes_per_warp, timing)
         for row, label in zip(features.to(self.slots.dtype), labels.tolist(), strict=True):
-            if 0 <= label < len(self.rows):
+            if 0 <= label < len(self.rows) and row.isfinite().all():
                 self.rows[label][self.count[label] % self.capacity] = row
                 self.count[label] += 1
 
@@ -78,9 +78,22 @@ def test_any_labels(module, labels, capacity, warp):
 def test_dtypes_are_converted(module, given_, kept, dim, generator):
     rings = Rings(3, 4, dim, kept)
     features = (torch.randn(30, dim, generator=generator) * 1000).to(given_)
-    features[3] = torch.inf
     rings.push(module, features, torch.randint(0, 3, (30,), generator=generator), 1, "early")
     rings.check()
+
+
+@pytest.mark.parametrize("kept", FLOATS)
+@pytest.mark.parametrize("given_", FLOATS)
+def test_rows_that_are_not_finite_are_skipped(module, given_, kept, generator):
+    rings = Rings(3, 20, 40, kept)
+    features = torch.randn(30, 40, generator=generator).to(given_)
+    features[3] = torch.inf
+    features[8, 39], features[11, 0], features[12, 7] = torch.nan, -torch.inf, 6e4
+    # Too large for float16.
+    features[17, 33] = min(1e5, torch.finfo(given_).max)
+    rings.push(module, features, torch.arange(30) % 3, 1, "late")
+    rings.check()
+    assert sum(rings.count) == (26 if kept == torch.float16 and given_ != torch.float16 else 27)
 
 
 def test_labels_beyond_32_bits_are_skipped(module):

@@ -265,6 +265,16 @@ def test_extreme_temperatures_stay_finite(architecture, temperature, normalize):
 
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize(("temperature", "weight"), [(0.0116, 1e-3), (0.025, 1e4), (1e9, 1.0)])
+def test_opposite_rows_stay_finite(architecture, dtype, temperature, weight):
+    p = problem([32, 20, 8, 1], 24, dtype, temperature=temperature, upstream=torch.full((64,), 300.0))
+    p.anchor = p.anchor[:1] * torch.where(torch.arange(64) % 2 == 0, 1, -1)[:, None]
+    p.positive, p.gate = p.anchor.clone(), p.gate * weight
+    for x in run(p, architecture).present().values():
+        assert x[p.served()].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("gate", [0.0, 1.0])
 def test_gates(architecture, dtype, gate):
     p = problem([32, 20, 8, 1], 40, dtype)

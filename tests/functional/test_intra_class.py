@@ -56,7 +56,7 @@ def test_temperatures(backend, temperature, reduction):
     assert_as_exact_as_pytorch(backend, anchor, positive, labels, **options)
 
 
-@pytest.mark.parametrize("temperature", [1e-6, 1e6])
+@pytest.mark.parametrize("temperature", [1e-6, 1e6, 1e9])
 def test_extreme_temperatures_stay_finite(backend, temperature):
     anchor, positive, labels, options = problem(slots=20)
     for normalize in (True, False):
@@ -72,6 +72,44 @@ def test_extreme_temperatures_stay_finite(backend, temperature):
         )
         assert loss.isfinite()
         assert all(x.isfinite().all() for x in gradients)
+
+
+@pytest.mark.parametrize("count", [2, 150])
+@pytest.mark.parametrize("temperature", [0.011, 0.025, 0.1])
+@pytest.mark.parametrize(
+    ("dtype", "weight", "upstream"),
+    [
+        (torch.float32, 1e4, 1.0),
+        (torch.float32, 1e30, 1e-3),
+        (torch.float32, 1e-30, 1e3),
+        (torch.bfloat16, 1e4, 1e20),
+        (torch.float16, 1.0, 65536 / 150),
+        (torch.float16, 1e-2, 1.0),
+    ],
+    ids=str,
+)
+def test_opposite_rows_under_any_weight_and_loss_scale(backend, dtype, temperature, weight, upstream, count):
+    """exp(κ z·z') spans e^(2κ): what is divided by it overflows, unless that is chosen by weights and scale, too."""
+    anchor = torch.tensor([[1.0, 0.01], [-1.0, 0.01]]).repeat(count // 2, 1).to(dtype)
+    labels = torch.arange(count) // 100
+    options = {"gate": torch.full((count,), weight), "reduction": "none", "temperature": temperature}
+    options["upstream"] = torch.full((count,), upstream)
+    for positive in (anchor, -anchor, anchor[1:2].expand(count, 2)):
+        computed = with_gradients(intra_class_contrastive, anchor, positive, labels, backend=backend, **options)
+        # Similarities are rounded before they are multiplied by κ, and their errors by weight and upstream after it.
+        sizes = [weight, *[weight * upstream / temperature] * 2, count * weight * upstream / temperature**2]
+        for x, y, size in zip(computed, exact(anchor, positive, labels, **options), sizes, strict=True):
+            rounding = (2 * torch.finfo(x.dtype).eps + 1e-6 / temperature) * size
+            torch.testing.assert_close(x.double(), y, rtol=0, atol=rounding)
+
+
+@pytest.mark.parametrize("scale", [1.0, 65536.0])
+def test_a_float16_mean_under_a_loss_scale(backend, scale):
+    anchor = torch.tensor([[1.0, 0.01], [-1.0, 0.01]], dtype=torch.float16)
+    positive, labels, upstream = anchor[1:].expand(2, 2), torch.zeros(2, dtype=torch.int64), torch.tensor(scale)
+    computed = with_gradients(intra_class_contrastive, anchor, positive, labels, 0.025, upstream, backend=backend)
+    for x, y in zip(computed, exact(anchor, positive, labels, upstream, temperature=0.025), strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=1e-3, atol=1e-5 * scale * 40)
 
 
 def test_dissimilar_magnitudes_without_normalisation(backend):

@@ -170,6 +170,21 @@ def test_temperatures(guard, temperature, slots):
     check(guard, Problem([3, 34, 8], slots=slots, temperature=temperature))
 
 
+@pytest.mark.parametrize("dtype", SMALL, ids=str)
+@pytest.mark.parametrize("size", [12, 40])
+@pytest.mark.parametrize(("temperature", "weight"), [(0.0116, 1e-3), (0.025, 1e4), (1e9, 1.0)])
+def test_opposite_rows_stay_finite(guard, dtype, size, temperature, weight):
+    """Where exponentials are all but 0, and where κ is."""
+    problem = Problem([size], dtype=dtype, temperature=temperature)
+    problem.anchor = problem.anchor[:1] * torch.where(torch.arange(len(problem.anchor)) % 2 == 0, 1, -1)[:, None]
+    problem.positive, problem.weight = problem.anchor.clone(), problem.weight * weight
+    arguments = problem.arguments(guard, None)
+    rows, lse = kernels.intra_class_rows(*arguments)
+    gradients = kernels.intra_class_rows_backward(problem.grad_rows.abs(), lse, *arguments, True, True, True)
+    for x in (rows, *gradients, *kernels.intra_class_sum(*arguments, True, True, True)):
+        assert x.isfinite().all()
+
+
 @pytest.mark.parametrize("slots", [0, 50])
 def test_zero_rows(guard, slots):
     problem = Problem([3, 40, 8], slots=slots)

@@ -8,7 +8,8 @@ def class_memory_push(slots: Tensor, pushed: Tensor, features: Tensor, labels: T
     """Write the rows into the rings of their classes, and count them; see `icckd.ops.class_memory`."""
     num_classes = len(pushed)
     capacity = (len(slots) - 1) // num_classes
-    labels, order = labels.sort(stable=True)
+    features = features.to(slots.dtype)
+    labels, order = torch.where(features.isfinite().all(1), labels, -1).sort(stable=True)
     valid = (labels >= 0) & (labels < num_classes)
     classes = torch.where(valid, labels, 0)
     first = torch.searchsorted(labels, labels)
@@ -18,6 +19,6 @@ def class_memory_push(slots: Tensor, pushed: Tensor, features: Tensor, labels: T
     slot = classes * capacity + (pushed[classes] + place - first) % capacity
     # What is not kept meets in the last slot.
     slot = torch.where(kept, slot, len(slots) - 1)
-    slots.index_copy_(0, slot, features[order].to(slots.dtype))
+    slots.index_copy_(0, slot, features[order])
     slots[-1].zero_()
     pushed.index_add_(0, classes, valid.long())

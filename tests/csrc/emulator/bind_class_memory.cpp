@@ -7,12 +7,14 @@ namespace {
 using namespace emulator;
 
 template <class From, class To>
-void push(Buffer slots, Buffer pushed, Buffer features, Buffer labels, int rows, int64_t dim, int64_t num_classes, int capacity,
+void push(Buffer slots, Buffer pushed, Buffer features, Buffer labels, Buffer kept_labels, int rows, int64_t dim, int64_t num_classes, int capacity,
           int classes_per_warp, Timing timing) {
-  const ClassMemoryParams p{features.data<unsigned char>(), labels.data<int64_t>(), slots.mutable_data<unsigned char>(),
-                            pushed.mutable_data<int64_t>(), dim, num_classes, rows, capacity, classes_per_warp};
+  const ClassMemoryParams p{features.data<unsigned char>(), labels.data<int64_t>(), kept_labels.mutable_data<int64_t>(),
+                            slots.mutable_data<unsigned char>(), pushed.mutable_data<int64_t>(), dim, num_classes, rows, capacity,
+                            classes_per_warp};
   const int64_t per_block = int64_t{classes_per_warp} * (push_threads / warp_size);
   const int blocks = static_cast<int>((num_classes + per_block - 1) / per_block);
+  launch({.blocks = label_blocks(rows), .threads = push_threads}, timing, [&] { label_kept_rows<From, To>(p); });
   launch({.blocks = blocks, .threads = push_threads}, timing, [&] { class_memory_push<From, To>(p); });
 }
 
