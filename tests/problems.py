@@ -52,6 +52,7 @@ def assert_as_exact_as_pytorch(backend, anchor, positive, labels, temperature=0.
     """The largest error is at most twice that of the definition in the inputs' own precision, or rounding.
 
     Rounding of the result, and of the logits: the similarities' error over the temperature, which exp passes on.
+    Similarities are up to 1, or of rows taken as they are what those give.
     """
     options["temperature"] = temperature
     truth = exact(anchor, positive, labels, **options)
@@ -59,7 +60,14 @@ def assert_as_exact_as_pytorch(backend, anchor, positive, labels, temperature=0.
     computed = with_gradients(
         intra_class_contrastive, anchor, positive, labels, num_classes=num_classes, backend=backend, **options
     )
-    assert_as_exact(computed, plain, truth, temperature)
+    largest = 1.0 if options.get("normalize", True) else _largest_similarity(anchor, positive)
+    assert_as_exact(computed, plain, truth, temperature / max(1.0, largest))
+
+
+def _largest_similarity(anchor, positive):
+    """No product of two rows is larger."""
+    anchor_norm, positive_norm = (x.double().norm(dim=1).amax().item() if len(x) else 0.0 for x in (anchor, positive))
+    return anchor_norm * max(anchor_norm, positive_norm)
 
 
 def assert_as_exact(computed, plain, truth, temperature, absolute=(1e-7, 1e-7, 1e-7, 1e-7)):

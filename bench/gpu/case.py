@@ -76,7 +76,7 @@ class Case(ABC):
 
     @property
     def amplification(self) -> float:
-        """By how much the function amplifies errors of its inputs' products: 1/temperature."""
+        """By how much the function amplifies roundings of its intermediate results."""
         return 1.0
 
     @property

@@ -132,6 +132,7 @@ class IntraClass(Case):
 
     @property
     def amplification(self) -> float:
+        """Similarities are divided by the temperature."""
         return 1 / self.temperature
 
     @property
