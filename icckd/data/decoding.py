@@ -127,8 +127,12 @@ def _extent(path: Path, values: np.ndarray) -> _Extent:
     least, largest = values.min().item(), values.max().item()
     if least < 0 or (floats and largest > 255):
         right = "floats from 0 to 1, or from 0 to 255" if floats else "no integers below 0"
-        raise UserError(f"{path} holds the value {least if least < 0 else largest:.7g}; it should hold {right}")
+        raise UserError(f"{path} holds the value {_exactly(least if least < 0 else largest)}; it should hold {right}")
     return _Extent(floats, largest)
+
+
+def _exactly(value: float) -> str:
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
 def _scale(title: str, parts: Sequence[_Part]) -> dict[bool, int]:
@@ -141,7 +145,7 @@ def _scale(title: str, parts: Sequence[_Part]) -> dict[bool, int]:
         scale[floats] = (1 if largest <= 1 else 255) if floats else max(255, (1 << int(largest).bit_length()) - 1)
         if values:
             kind = "float images" if floats else "images of more than 8 bits"
-            words.append(f"{len(values)} {kind} hold values up to {largest:.7g}, scaled from 0…{scale[floats]}")
+            words.append(f"{len(values)} {kind} hold values up to {_exactly(largest)}, scaled from 0…{scale[floats]}")
     if others := sum(len(part.paths) for part in parts) - len(extents):
         words.append(f"{others} of 8 bits stay as they are")
     say(f"{title}: {'; '.join(words)}")

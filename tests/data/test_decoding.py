@@ -77,7 +77,7 @@ def test_floats_are_scaled_by_1_or_by_255_whichever_holds_them_all(tmp_path, ran
     shares, bytes_ = random.random((8, 8), dtype=np.float32), values(random, 255).astype(np.float32)
     (train, val), _ = decoded(tmp_path, {"train": [shares], "val": [shares]})
     assert np.array_equal(train[0], rgb(np.rint(shares * 255).astype(np.uint8)))
-    assert f"2 float images hold values up to {shares.max():.7g}, scaled from 0…1\n" in capsys.readouterr().err
+    assert f"2 float images hold values up to {shares.max():.9g}, scaled from 0…1\n" in capsys.readouterr().err
     (train, val), _ = decoded(tmp_path, {"train": [shares], "val": [bytes_]})
     assert np.array_equal(train[0], rgb(np.rint(shares).astype(np.uint8)))
     assert np.array_equal(val[0], rgb(bytes_.astype(np.uint8)))
@@ -124,8 +124,9 @@ def test_negative_pictures_become_positive_ones(tmp_path, random):
     [
         ("i1", -1, "holds the value -1; it should hold no integers below 0"),
         ("i2", -300, "holds the value -300; it"),
-        ("i4", -1, "holds the value -1; it"),
+        ("i4", -(2**31), "holds the value -2147483648; it"),
         ("f4", -0.25, r"holds the value -0\.25; it should hold floats from 0 to 1, or from 0 to 255"),
+        ("f4", np.nextafter(np.float32(255), np.float32(256)), r"holds the value 255\.000015; it"),
         ("f4", 255.5, r"holds the value 255\.5; it should hold floats"),
         ("f4", np.nan, "holds values that are not finite"),
         ("f4", np.inf, "holds values that are not finite"),
