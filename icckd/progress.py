@@ -16,6 +16,11 @@ from rich.progress import (
 console = Console(stderr=True, highlight=False)
 
 
+def say(line: str) -> None:
+    """`line` on standard error, as it is: unwrapped, and without markup."""
+    console.print(line, soft_wrap=True, markup=False)
+
+
 class TrainingProgress:
     """Shows one training on standard error: a bar over the epoch's steps, and a line for each finished epoch."""
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from icckd.files import json_line, write_json, write_text, write_whole
+from icckd.files import is_utf8, json_line, write_json, write_text, write_whole
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
@@ -35,3 +35,8 @@ def test_json_has_null_for_numbers_that_json_lacks(tmp_path):
     assert json.loads((tmp_path / "x.json").read_text()) == expected
     assert json.loads(json_line(value)) == expected
     assert "\n" not in json_line(value)
+
+
+@pytest.mark.parametrize(("name", "utf8"), [("café 写", True), ("caf\udce9", False), ("", True)])
+def test_names_that_utf8_cannot_hold_are_told(name, utf8):
+    assert is_utf8(name) is utf8

@@ -129,7 +129,7 @@ def _class_names(name: str, distribution: _Distribution, files: _Files) -> list[
         return [str(i) for i in range(count)]
     source, content = files[distribution.names]
     if distribution.binary:
-        names = content.decode("utf-8", errors="replace").split()
+        names = content.decode("utf-8-sig", errors="replace").split()
     else:
         listed = _unpickle(source, content).get("label_names" if name == "cifar10" else "fine_label_names")
         names = [_text(n) for n in listed if isinstance(n, str | bytes)] if isinstance(listed, list) else []
@@ -139,7 +139,9 @@ def _class_names(name: str, distribution: _Distribution, files: _Files) -> list[
 
 
 def _text(name: str | bytes) -> str:
-    return name.decode("utf-8", errors="replace") if isinstance(name, bytes) else name
+    # A pickled str may hold what UTF-8 cannot.
+    encoded = name if isinstance(name, bytes) else name.encode("utf-8", errors="replace")
+    return encoded.decode("utf-8", errors="replace")
 
 
 def _split(name: str, distribution: _Distribution, files: _Files, wanted: Sequence[str]) -> Split:

@@ -1,16 +1,21 @@
 """Data sets that are folders of image files: `tiny-imagenet` and `image-folder`."""
 
+import unicodedata
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from icckd.data.batches import Augmentation
-from icckd.data.decoding import SUFFIXES, decode_images, image_size
+from icckd.data.decoding import decode_images, image_size
 from icckd.data.image_data import ImageData, Split, image_data
+from icckd.data.image_file import SUFFIXES
+from icckd.data.walk import files_beneath, report_left_out
 from icckd.errors import UserError
+from icckd.files import is_utf8
 
 
 class _Files(NamedTuple):
@@ -22,66 +27,86 @@ class _Files(NamedTuple):
 
 
 def load_image_folder(root: Path, size: int | None, validation: float) -> ImageData:
-    """`root`/train/CLASS/… and `root`/val/CLASS/…, classes in alphabetical order.
+    """`root`/train/CLASS/… and `root`/val/CLASS/…, at any depth, classes in alphabetical order.
 
-    Images are resized to `size` pixels a side, or to the first one's shorter side where that is None.
+    Images are resized to `size` pixels a side, or to the first one's shorter side where that is None. Names of classes
+    are given, and compared, in Unicode's form NFC. Says how many files are left out.
     """
-    classes = _folder_names(root / "train")
-    others = _folder_names(root / "val")
-    if classes != others:
-        name = sorted(set(classes) ^ set(others))[0]
-        missing, present = ("val", "train") if name in classes else ("train", "val")
-        raise UserError(f"{root / missing / name} does not exist, but {root / present / name} does")
+    train_folders, test_folders = (_class_folders(root / part) for part in ("train", "val"))
+    classes = sorted(train_folders)
+    if train_folders.keys() != test_folders.keys():
+        name = min(train_folders.keys() ^ test_folders.keys())
+        missing, present = ("val", train_folders) if name in train_folders else ("train", test_folders)
+        raise UserError(f"{root / missing / name} does not exist, but {present[name]} does")
     train, test = (
-        _labelled(root / part, [_images_in(root / part / name) for name in classes]) for part in ("train", "val")
+        _labelled(root / part, [_images_in(folders[name]) for name in classes])
+        for part, folders in (("train", train_folders), ("val", test_folders))
     )
+    for part in (train, test):
+        report_left_out(f"image-folder {part.folder.name}", part.folder, part.paths)
     return _load("image-folder", train, test, classes, size, validation)
 
 
 def load_tiny_imagenet(root: Path, size: int | None, validation: float) -> ImageData:
     """Tiny ImageNet in its official layout, at any image size, from `root` or the only folder in it.
 
-    `root`/train/WNID/images/*, `root`/val/images/* with `root`/val/val_annotations.txt, and, if they are there,
-    `root`/wnids.txt (the order of the classes; else alphabetical) and `root`/words.txt (their names).
+    `root`/train/WNID/images/…, `root`/val/images/* with `root`/val/val_annotations.txt, and, if they are there,
+    `root`/wnids.txt (the order of the classes; else alphabetical) and `root`/words.txt (their names). Says how many
+    files are left out, but for the annotations.
     """
-    inner = [p for p in root.iterdir() if p.is_dir()]
+    inner = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
     if not (root / "train").exists() and len(inner) == 1:
         root = inner[0]
-    wnids = _wnids(root)
-    train = _labelled(root / "train", [_images_in(root / "train" / wnid / "images") for wnid in wnids])
+    folders = _class_folders(root / "train")
+    wnids = _wnids(root / "wnids.txt", folders)
+    train = _labelled(root / "train", [_images_in(folders[wnid] / "images") for wnid in wnids])
     test = _annotated(root / "val", wnids)
-    return _load("tiny-imagenet", train, test, _words(root, wnids), size, validation)
+    boxes = [folder / f"{folder.name}_boxes.txt" for folder in folders.values()]
+    report_left_out("tiny-imagenet train", train.folder, [*train.paths, *boxes])
+    report_left_out("tiny-imagenet val", test.folder, [*test.paths, _annotations(test.folder)])
+    return _load("tiny-imagenet", train, test, _words(root / "words.txt", wnids), size, validation)
 
 
 def _load(
     name: str, train: _Files, test: _Files, classes: Sequence[str], size: int | None, validation: float
 ) -> ImageData:
-    size = size or image_size(train.paths[0])
-    (train_images, train_grey), (test_images, test_grey) = (
-        decode_images(files.paths, size, f"{name} {files.folder.name}") for files in (train, test)
-    )
-    channels = 1 if train_grey and test_grey else 3
+    with warnings.catch_warnings():
+        # Pillow's, of metadata that are damaged, or that nothing here reads.
+        warnings.simplefilter("ignore")
+        size = size or image_size(train.paths[0])
+        images, grey = decode_images({files.folder.name: files.paths for files in (train, test)}, size, name)
     train_split, test_split = (
-        Split(images[:, :channels].contiguous(), torch.tensor(files.labels), str(files.folder))
-        for images, files in ((train_images, train), (test_images, test))
+        Split(pixels[:, : 1 if grey else 3].contiguous(), torch.tensor(files.labels), str(files.folder))
+        for pixels, files in zip(images, (train, test), strict=True)
     )
     augmentation = Augmentation(crop_padding=size // 8, flip=True)
     return image_data(name, train_split, test_split, classes, augmentation, validation)
 
 
-def _folder_names(folder: Path) -> list[str]:
+def _class_folders(folder: Path) -> dict[str, Path]:
+    """The folders in `folder`, one per class, under their names in Unicode's form NFC."""
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; it should hold one folder of images per class")
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if len(names) < 2:
-        raise UserError(f"{folder} holds {len(names)} folders; it should hold one per class, at least 2")
-    return names
+    folders: dict[str, Path] = {}
+    for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        if not is_utf8(path.name):
+            raise UserError(f"{path} is the folder of a class, but its name is not UTF-8; rename it")
+        if (name := _nfc(path.name)) in folders:
+            raise UserError(f"{folder} holds two folders named {name}, in different forms of Unicode; merge them")
+        folders[name] = path
+    if len(folders) < 2:
+        raise UserError(f"{folder} holds {len(folders)} folders; it should hold one per class, at least 2")
+    return folders
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _images_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; it should hold images of one class")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    paths = [path for path in files_beneath(folder) if path.suffix.lower() in SUFFIXES]
     if not paths:
         raise UserError(f"{folder} holds no images; it should hold at least one ({', '.join(SUFFIXES)})")
     return paths
@@ -92,41 +117,45 @@ def _labelled(folder: Path, classes: Sequence[list[Path]]) -> _Files:
     return _Files(paths, [label for label, images in enumerate(classes) for _ in images], folder)
 
 
-def _wnids(root: Path) -> list[str]:
-    folders = _folder_names(root / "train")
-    listing = root / "wnids.txt"
+def _wnids(listing: Path, folders: Mapping[str, Path]) -> list[str]:
     if not listing.is_file():
-        return folders
-    wnids = _lines(listing)
-    if sorted(wnids) != folders:
-        counts = Counter(wnids)
-        wrong = next(w for w in [*folders, *wnids] if counts[w] != 1 or w not in folders)
-        raise UserError(f"{listing} names {wrong!r} {counts[wrong]} times; it should name each folder in train/ once")
+        return sorted(folders)
+    wnids = [_nfc(line) for line in _lines(listing)]
+    counts = Counter(wnids)
+    for wnid in [*folders, *wnids]:
+        if counts[wnid] != 1 or wnid not in folders:
+            raise UserError(f"{listing} names {wnid!r} {counts[wnid]} times; it should name each folder in train/ once")
     return wnids
 
 
-def _words(root: Path, wnids: Sequence[str]) -> list[str]:
-    listing = root / "words.txt"
+def _words(listing: Path, wnids: Sequence[str]) -> list[str]:
     lines = _lines(listing) if listing.is_file() else []
-    words = {wnid: names.split(",")[0] for wnid, _, names in (line.partition("\t") for line in lines)}
+    words = {_nfc(wnid): _nfc(names.split(",")[0]) for wnid, _, names in (line.partition("\t") for line in lines)}
     return [words.get(wnid, wnid) for wnid in wnids]
+
+
+def _annotations(folder: Path) -> Path:
+    return folder / "val_annotations.txt"
 
 
 def _annotated(folder: Path, wnids: Sequence[str]) -> _Files:
     """The images that `folder`/val_annotations.txt lists, one a line: file name, tab, wnid, and more tabs."""
-    listing = folder / "val_annotations.txt"
+    listing, images = _annotations(folder), folder / "images"
     if not listing.is_file():
-        raise UserError(f"{listing} does not exist; it should give the class of each image in {folder / 'images'}")
+        raise UserError(f"{listing} does not exist; it should give the class of each image in {images}")
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
+    named = {_nfc(path.name): path for path in images.iterdir()}
     paths, labels = [], []
-    for line in _lines(listing):
+    # Names of files need not be UTF-8; so decoded, they are what Python calls these files.
+    for line in _lines(listing, errors="surrogateescape"):
         name, wnid, *_ = [*line.split("\t"), ""]
-        if wnid not in label_of or Path(name).name != name:
+        if _nfc(wnid) not in label_of or Path(name).name != name:
             raise UserError(f"{listing} has the line {line[:80]!r}; it should have a file's name, a tab and its class")
-        paths.append(folder / "images" / name)
-        labels.append(label_of[wnid])
+        paths.append(named.get(_nfc(name), images / name))
+        labels.append(label_of[_nfc(wnid)])
     return _Files(paths, labels, folder)
 
 
-def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+def _lines(path: Path, errors: str = "replace") -> list[str]:
+    text = path.read_text(encoding="utf-8-sig", errors=errors)
+    return [line for line in text.split("\n") if line.strip()]

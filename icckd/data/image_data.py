@@ -57,7 +57,8 @@ def image_data(
 ) -> ImageData:
     """The data set of two splits; with `validation` above 0, that fraction of `train` takes the place of `test`.
 
-    Raises UserError where images and labels do not fit together or a fraction leaves a side empty.
+    Raises UserError where images and labels do not fit together, a fraction leaves a side empty, or all training
+    images are of one and the same colour.
     """
     for split in (train, test):
         _check_split(split, len(classes))
@@ -70,6 +71,7 @@ def image_data(
         raise UserError(f"{train.source} holds images of one class only; there should be at least 2 classes")
     if validation > 0:
         train, test = hold_out(train, validation)
+    _check_variety(train)
     mean, std = channel_statistics(train.images)
     return ImageData(name, *train[:2], *test[:2], tuple(classes), mean, std, augmentation)
 
@@ -125,6 +127,16 @@ def _check_split(split: Split, classes: int) -> None:
     if labels.min() < 0 or labels.max() >= classes:
         wrong = labels[(labels < 0) | (labels >= classes)][0].item()
         raise UserError(f"{source} has the label {wrong}; labels should be from 0 to {classes - 1}")
+
+
+def _check_variety(split: Split) -> None:
+    least, largest = split.images.amin((0, 2, 3)), split.images.amax((0, 2, 3))
+    if torch.equal(least, largest):
+        values = ", ".join(map(str, least.tolist()))
+        raise UserError(
+            f"{split.source} holds {len(split.images)} training images with the value {values} in every pixel; they "
+            "should differ"
+        )
 
 
 def _size(images: Tensor) -> str:

@@ -126,6 +126,35 @@ def test_classes_are_numbered_where_their_names_are_missing(tmp_path):
     assert load("cifar10", tmp_path).classes == tuple("0123456789")
 
 
+def test_names_of_classes_can_be_written_as_utf8_whatever_a_pickle_holds(tmp_path):
+    names = ["caf\udce9", *NAMES["cifar10"][1:]]
+    files = python_files("cifar10")
+    # As Python 3 writes it, and as Python 2 does: bytes, read as Latin-1.
+    as_str = pickle.dumps({"label_names": names}, 2)
+    as_bytes = python2_pickle({"label_names": ["café", *names[1:]]})
+    for content, expected in ((as_str, "caf?"), (as_bytes, "café")):
+        write_folder(tmp_path, files | {"batches.meta": content})
+        assert load("cifar10", tmp_path).classes == (expected, *names[1:])
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    write_folder(tmp_path, binary_files("cifar10"))
+    listing = tmp_path / "batches.meta.txt"
+    listing.write_bytes(b"\xef\xbb\xbf" + listing.read_bytes().replace(b"\n", b"\r\n"))
+    assert load("cifar10", tmp_path).classes == tuple(NAMES["cifar10"])
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_training_images_of_one_constant_value_are_refused(tmp_path, name):
+    files = binary_files(name)
+    for file, (_, labels) in batches(name).items():
+        coarse = b"" if name == "cifar10" else b"\0"
+        files[f"{file}.bin"] = b"".join(coarse + bytes([label]) + b"\x09" * 3072 for label in labels)
+    write_folder(tmp_path, files)
+    with pytest.raises(UserError, match="with the value 9, 9, 9 in every pixel"):
+        load(name, tmp_path)
+
+
 class Hostile:
     def __init__(self, flag):
         self.flag = flag

@@ -66,6 +66,7 @@ HUGE = bytes([0, 0, 8, 3]) + struct.pack(">III", 2**31, 2**10, 2**9)
         ({"train_images": HUGE}, r"claims 1125899906842624 bytes"),
         ({"t10k_images": idx(np.zeros((20, 27, 27)))}, "t10k-images.* 1×27×27 images; they should be 1×28×28"),
         ({"train_labels": b"\x00\x00\x0d\x01" + GOOD_LABELS[4:]}, "train-labels.* begins with 00 00 0d 01"),
+        ({"train_images": idx(np.full((40, 28, 28), 9))}, "40 training images with the value 9 in every pixel"),
         ({"train_labels": idx(np.full(40, 3))}, "one class only"),
         ({"train_labels": idx(np.full(40, 10))}, "the label 10; labels should be from 0 to 9"),
     ],

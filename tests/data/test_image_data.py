@@ -64,6 +64,25 @@ def test_a_constant_channel_has_a_deviation_to_divide_by():
     assert channel_statistics(torch.full((4, 1, 8, 8), 255, dtype=torch.uint8)) == ((1.0,), (1 / 255,))
 
 
+@pytest.mark.parametrize("colour", [(0,), (255,), (0, 0, 0), (255, 3, 0)])
+@pytest.mark.parametrize("validation", [0, 0.25])
+def test_training_images_of_one_constant_value_are_refused(colour, validation):
+    train, test = (split([0, 1] * 4, channels=len(colour)) for _ in range(2))
+    train.images[:] = torch.tensor(colour, dtype=torch.uint8).view(-1, 1, 1)
+    with pytest.raises(
+        UserError, match=f"some file holds .* training images with the value {str(colour)[1:-1].rstrip(',')} in"
+    ):
+        build(train, test, validation=validation)
+
+
+def test_images_that_are_each_constant_but_differ_are_fine():
+    train, test = split([0, 1]), split([0, 1])
+    train.images[:] = torch.tensor([7, 8], dtype=torch.uint8).view(-1, 1, 1, 1)
+    assert build(train, test).mean == (7.5 / 255,)
+    test.images[:] = 9
+    assert len(build(train, test).test_images) == 2
+
+
 @pytest.mark.parametrize(
     ("train", "test", "validation", "words"),
     [

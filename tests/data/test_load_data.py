@@ -58,3 +58,17 @@ def test_root_that_is_a_file(tmp_path, name):
 def test_only_decoded_images_can_be_resized():
     with pytest.raises(UserError, match=r"data\.image_size is 16, but digits cannot be resized"):
         load_data(DataSettings(image_size=16))
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion-mnist", "cifar10", "tiny-imagenet", "image-folder"])
+def test_root_that_is_not_utf8(tmp_path, name):
+    root = tmp_path / "caf\udce9"
+    root.mkdir()
+    with pytest.raises(UserError, match=r"data\.root .*/caf\\udce9 is not UTF-8"):
+        load_data(DataSettings(name=name, root=str(root)))
+
+
+def test_damaged_names_in_the_file_system_are_printable_in_errors(tmp_path):
+    (tmp_path / "a\nb").mkdir()
+    with pytest.raises(UserError, match=r"/a\\nb/train does not exist"):
+        load_data(DataSettings(name="image-folder", root=str(tmp_path / "a\nb")))
