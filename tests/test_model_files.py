@@ -51,7 +51,7 @@ def test_truncated_weights(saved, keep):
         ({"classes": "abc"}, "classes is not a list"),
         ({"channels": 0}, "channels is not a whole number"),
         ({"image_size": 10**9}, "image_size is not a whole number"),
-        ({"mean": [0.1, 0.2]}, "mean is not one number per channel"),
+        ({"mean": [0.1, 0.2]}, "mean is not one finite number per channel"),
         ({"std": [0.0]}, "std has a value"),
     ],
 )
