@@ -186,7 +186,7 @@ def _experiment(command: str, options: Namespace) -> int:
     folder = RunFolder(Path(output)) if output else None
     experiment = Experiment(settings, _TRAINED[command])
     if folder is None or command == "evaluate":
-        summary = experiment.evaluate(folder, overwrite=options.overwrite)
+        summary = experiment.evaluate(folder, resume=options.resume, overwrite=options.overwrite)
     else:
         summary = experiment.run(folder, resume=options.resume, overwrite=options.overwrite)
     _print_summary(summary)

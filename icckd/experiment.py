@@ -73,13 +73,14 @@ class Experiment:
         write_report(folder.path)
         return self.summary
 
-    def evaluate(self, folder: RunFolder | None, *, overwrite: bool = False) -> Results:
+    def evaluate(self, folder: RunFolder | None, *, resume: bool = False, overwrite: bool = False) -> Results:
         """The summary of the network that `teacher.weights` names, on the test images; kept in `folder` if given."""
         if self.given_teacher is None:
             raise UserError("teacher.weights is not set; name the network to evaluate with --teacher.weights PATH")
         if folder is not None:
-            self._open(folder, resume=False, overwrite=overwrite)
-        self._conclude(folder, "teacher", self.given_teacher, self._given_predictions, {})
+            self._open(folder, resume=resume, overwrite=overwrite)
+        if folder is None or not self._is_finished(folder, "teacher"):
+            self._conclude(folder, "teacher", self.given_teacher, self._given_predictions, {})
         if folder is not None:
             write_report(folder.path)
         return self.summary

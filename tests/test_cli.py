@@ -446,6 +446,16 @@ def test_resume_refuses_another_teacher_of_the_same_name(small, tmp_path, capsys
     assert remember(output) == before
 
 
+def test_an_evaluation_is_kept_and_not_made_again(small, tmp_path):
+    arguments = ("evaluate", "--output", tmp_path, "--teacher.weights", small[0] / "teacher", *small[1])
+    assert run(*arguments) == 0
+    before = remember(tmp_path)
+    assert run(*arguments) == 2
+    assert run(*arguments, "--resume") == 0
+    after = remember(tmp_path)
+    assert {name for name in after if after[name] != before[name]} == {"report.html", "report.md"}
+
+
 def test_a_run_of_an_older_version_is_resumed_and_then_knows_its_data(small, tmp_path):
     output = tmp_path / "run"
     shutil.copytree(small[0], output)
