@@ -250,7 +250,9 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--arch", nargs="+", choices=TARGETS, default=list(TARGETS), help="default: all of them")
     parser.add_argument("--package", default="icckd.kernels", help="where to look for kernels (default: %(default)s)")
     parser.add_argument("--processes", type=int, help="how many compile at a time (default: one per processor)")

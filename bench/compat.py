@@ -204,7 +204,9 @@ def write_names() -> None:
 
 def main() -> int:
     """Compile, print what became of it, and write down the oldest names."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    ).parse_args()
     if setup.find_nvcc() is None:
         sys.exit("bench.compat needs nvcc (it looked in $CUDA_HOME/bin and $PATH)")
     failed = compile_all()

@@ -104,7 +104,9 @@ def _check(chosen: dict[str, Function], logits: Tensor, labels: Tensor) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     add_arguments(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

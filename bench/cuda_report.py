@@ -112,7 +112,9 @@ def faults(kernels: Sequence[Kernel], expectations: Expectations) -> Iterator[st
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.cuda_report", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.cuda_report", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("objects", nargs="*", type=Path, help="object files (default: those of build/cuda)")
     parser.add_argument("--expectations", type=Path, default=ROOT / "csrc" / "cuda" / "instructions.yaml")
     parser.add_argument("--json", type=Path, help="write the rows there too")

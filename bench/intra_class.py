@@ -278,7 +278,9 @@ def save(rows: list[Row], options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     add_arguments(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the sweeps into FILE (.png or .svg)")
     options = parser.parse_args()

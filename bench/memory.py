@@ -28,7 +28,9 @@ def peak(contender: str, n: int, d: int, c: int, device: str, threads: int) -> i
 def main() -> None:
     from bench.intra_class import Case, contenders, evaluate, make_inputs
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("contender")
     for name in "ndc":
         parser.add_argument(name, type=int)

@@ -269,7 +269,9 @@ def comment(row: Row) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", help=f"of: {', '.join(SPACE)} (default: all)")
     parser.add_argument(
         "--dry-run", action="store_true", help="in Triton's interpreter, without a GPU; writes no table"

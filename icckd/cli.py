@@ -13,6 +13,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from icckd.errors import Interrupted, TrainingDiverged, UserError
 from icckd.settings import Settings
+from icckd.streams import make_forgiving
 from icckd.version import __version__
 
 _COMMANDS = {
@@ -23,6 +24,8 @@ _COMMANDS = {
     "report": "write report.html and report.md again from the files of the run in --output",
     "doctor": "say which versions, devices, backends and networks there are here, and why a backend is missing",
 }
+# What each command trains.
+_TRAINED = {"run": ("teacher", "student"), "teacher": ("teacher",), "distill": ("student",), "evaluate": ()}
 _DESCRIPTION = """Teachers with richer soft labels: intra-class contrastive training and knowledge distillation
 (arXiv 2509.22053). Without settings, `icckd run` trains on the built-in digits in under two minutes."""
 _EPILOG = """exit codes: 0 done; 2 the input or a setting is wrong, one line on standard error says what;
@@ -32,13 +35,16 @@ _EPILOG = """exit codes: 0 done; 2 the input or a setting is wrong, one line on 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code (SPEC: 0, 2, 3, 130, 143)."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    make_forgiving()
     sys.exit(_guarded(arguments))
 
 
 def _guarded(arguments: list[str]) -> int:
     try:
         command, options = _parse(arguments)
-        return _dispatch(command, options)
+        code = _dispatch(command, options)
+        sys.stdout.flush()  # A disk that is full says so here, not in Python's last breath.
+        return code
     except (UserError, argparse.ArgumentError, OSError) as error:
         return _failed(error, 2, arguments)
     except TrainingDiverged as error:
@@ -80,10 +86,30 @@ def _parse(arguments: list[str]) -> tuple[str, Namespace]:
     return parsed.command, parser.instantiate(parsed)[parsed.command]
 
 
+class _Parser(ArgumentParser):
+    """jsonargparse's, with options in full only, and with files of settings in UTF-8 whatever the locale."""
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments, exit_on_error=False, allow_abbrev=False)
+
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        # Asked about every option that is not one, to find what it abbreviates; the parser of `icckd` itself is asked
+        # about those of the commands too.
+        given = option_string.partition("=")[0]
+        meant = [name for name in self._option_string_actions if name.startswith(given)]
+        if meant and self._subparsers is None:
+            names = ", ".join(meant[:5]) + (", …" if len(meant) > 5 else "")
+            raise UserError(f"{given} is no option; write in full which is meant: {names}")
+        return super()._get_option_tuples(option_string)
+
+    def parse_path(self, path: Any, **options: Any) -> Namespace:
+        if str(path) == "-":
+            return super().parse_path(path, **options)
+        return self.parse_string(Path(path).read_text(encoding="utf-8"), path=str(path), **options)
+
+
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="icckd", description=_DESCRIPTION, epilog=_EPILOG, exit_on_error=False, version=__version__
-    )
+    parser = _Parser(prog="icckd", description=_DESCRIPTION, epilog=_EPILOG, version=__version__)
     commands = parser.add_subcommands(dest="command", required=True)
     for name, meaning in _COMMANDS.items():
         commands.add_subcommand(name, _command_parser(name, meaning), help=meaning)
@@ -91,17 +117,20 @@ def _parser() -> ArgumentParser:
 
 
 def _command_parser(name: str, meaning: str) -> ArgumentParser:
-    parser = ArgumentParser(
+    parser = _Parser(
         usage=f"icckd {name} [--config FILE] [--output DIR] [--SETTING VALUE ...]",
         description=f"icckd {name}: {meaning}.",
         epilog=_EPILOG,
-        exit_on_error=False,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; later arguments override it.")
     parser.add_argument(
         "--output", metavar="DIR", type=str | None, help="Folder for results (runs/DATE-TIME unless given)."
     )
-    parser.add_argument("--resume", action="store_true", help="Continue the run in --output where it stopped.")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="Continue the run in --output where it stopped, on the data it was started with; what is finished stays.",
+    )
     parser.add_argument("--overwrite", action="store_true", help="Replace the results of the run in --output.")
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     parser.add_class_arguments(Settings)
@@ -112,7 +141,7 @@ def _with_saved_config(arguments: list[str]) -> list[str]:
     """With --resume, the run's own config.yaml comes first, so that its settings need not be repeated."""
     if "--resume" not in arguments:
         return arguments
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--output")
     output = finder.parse_known_args(arguments)[0].output
     if output is None:
@@ -153,15 +182,13 @@ def _experiment(command: str, options: Namespace) -> int:
         raise UserError(
             f"icckd {command} needs --teacher.weights PATH, a run's teacher/ folder or its model.safetensors"
         )
-    experiment = Experiment(settings)
-    if command == "evaluate":
-        folder = RunFolder(Path(options.output)) if options.output else None
-        summary = experiment.evaluate(folder, overwrite=options.overwrite)
+    output = options.output or (None if command == "evaluate" else datetime.now().strftime("runs/%Y%m%d-%H%M%S"))
+    folder = RunFolder(Path(output)) if output else None
+    experiment = Experiment(settings, _TRAINED[command])
+    if folder is None or command == "evaluate":
+        summary = experiment.evaluate(folder, resume=options.resume, overwrite=options.overwrite)
     else:
-        folder = RunFolder(Path(options.output or datetime.now().strftime("runs/%Y%m%d-%H%M%S")))
-        summary = experiment.run(
-            folder, with_student=command != "teacher", resume=options.resume, overwrite=options.overwrite
-        )
+        summary = experiment.run(folder, resume=options.resume, overwrite=options.overwrite)
     _print_summary(summary)
     if folder is not None:
         print(f"report: {folder.path / 'report.html'}")
@@ -173,11 +200,16 @@ def _settings(options: Namespace) -> Settings:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
+    from icckd.report.results import number
+    from icckd.report.wording import decimal, formatted
+
     for stage in ("teacher", "student"):
         if stage in summary:
-            numbers = summary[stage]
+            accuracy, intra, inter, ratio = (
+                formatted(number(summary[stage].get(name)), decimal)
+                for name in ("test_accuracy", "intra_class_distance", "inter_class_distance", "distance_ratio")
+            )
             print(
-                f"{stage}: accuracy {numbers['test_accuracy']:.4f}, intra-class distance "
-                f"{numbers['intra_class_distance']:.4f}, inter-class distance {numbers['inter_class_distance']:.4f}, "
-                f"ratio {numbers['distance_ratio']:.4f}"
+                f"{stage}: accuracy {accuracy}, intra-class distance {intra}, inter-class distance {inter}, "
+                f"ratio {ratio}"
             )

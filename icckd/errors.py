@@ -18,7 +18,7 @@ class UserError(ValueError):
 
 
 class TrainingDiverged(RuntimeError):
-    """Too many steps in a row had a non-finite loss. The command line exits with 3."""
+    """The loss, the network or its answers are not finite and will not be again. The command line exits with 3."""
 
 
 class Interrupted(RuntimeError):

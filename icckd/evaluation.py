@@ -42,6 +42,11 @@ def predict(model: nn.Module, batches: Iterable[Batch]) -> Predictions:
     return Predictions(features, logits, labels)
 
 
+def finite(predictions: Predictions) -> bool:
+    """Are all features and logits finite? Measures may be nan of predictions that are; what they measure says when."""
+    return bool(predictions.features.isfinite().all() and predictions.logits.isfinite().all())
+
+
 def measure(predictions: Predictions) -> dict[str, float | list[float]]:
     """The measures of a network on N test images, computed in float64 in O(N·(F + C)).
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,18 @@ from safetensors.torch import save_file
 
 from icckd import backends
 from icckd.data import Batches, load_data
+from icckd.data.digest import digests
 from icckd.environment import describe
-from icckd.errors import UserError
-from icckd.evaluation import measure, predict
+from icckd.errors import TrainingDiverged, UserError
+from icckd.evaluation import Predictions, finite, measure, predict
 from icckd.files import write_whole
-from icckd.model_files import ModelDescription, load_model, save_model
+from icckd.model_files import ModelDescription, file_digest, load_model, save_model
 from icckd.models import ARCHITECTURES, Model, build_model
 from icckd.progress import TrainingProgress
 from icckd.report import write_report
 from icckd.report.examples import choose_examples
 from icckd.run_folder import RunFolder
-from icckd.settings import Settings, TrainingSettings, check
+from icckd.settings import STAGES, Settings, TrainingSettings, check
 from icckd.training import DistillationTask, FrozenTeacher, StopSignal, Task, TeacherTask, Training
 
 _EVALUATION_BATCH = 500
@@ -38,97 +40,160 @@ class Trained:
 class Experiment:
     """A run with `settings`. Made only if everything it needs is there, so that a wrong setting costs nothing.
 
-    Raises UserError for settings and files that are wrong.
+    `stages` are those to be trained; a teacher that is given (teacher.weights) is not. What only other stages would
+    need is not asked for. Raises UserError for settings and files that are wrong.
     """
 
-    def __init__(self, settings: Settings):
-        check(settings)
+    def __init__(self, settings: Settings, stages: Sequence[str] = STAGES):
+        given = settings.teacher.weights is not None
+        self.stages = [stage for stage in stages if stage != "teacher" or not given]
+        check(settings, self.stages)
         self.settings = settings
         self.device = _device(settings.device)
-        for name, backend in (
-            ("teacher", settings.teacher.loss.backend),
-            ("student", settings.student.loss.backend),
-        ):
-            _check_backend(f"{name}.loss.backend", backend, self.device)
+        for stage in self.stages:
+            self._check_stage(stage)
         self.data = load_data(settings.data)
-        for name, stage in (("teacher", settings.teacher), ("student", settings.student)):
-            self._check_stage(name, stage)
+        for stage in self.stages:
+            self._check_batch_size(stage)
         self.given_teacher = self._load_teacher(settings.teacher.weights)
         self.summary: Results = {}
 
-    def run(self, folder: RunFolder, *, with_student: bool, resume: bool = False, overwrite: bool = False) -> Results:
-        """Train (or take) the teacher, distil the student if wanted, write everything to `folder`; the summary."""
-        folder.open(self.settings, resume=resume, overwrite=overwrite)
+    def run(self, folder: RunFolder, *, resume: bool = False, overwrite: bool = False) -> Results:
+        """Train (or take) the teacher, distil the student if wanted, write everything to `folder`; the summary.
+
+        With `resume`, a stage that is finished in `folder` is left as it is. Raises TrainingDiverged where a stage's
+        training, or what it ends in, is not finite: that network is not saved, and nothing is distilled from it.
+        """
         if self.device.type == "cuda":
             torch.use_deterministic_algorithms(True, warn_only=True)
+        self._open(folder, resume=resume, overwrite=overwrite)
         teacher = self._teacher(folder)
-        if with_student:
+        if "student" in self.stages:
             self._student(folder, teacher)
         write_report(folder.path)
         return self.summary
 
-    def evaluate(self, folder: RunFolder | None, *, overwrite: bool = False) -> Results:
+    def evaluate(self, folder: RunFolder | None, *, resume: bool = False, overwrite: bool = False) -> Results:
         """The summary of the network that `teacher.weights` names, on the test images; kept in `folder` if given."""
         if self.given_teacher is None:
             raise UserError("teacher.weights is not set; name the network to evaluate with --teacher.weights PATH")
         if folder is not None:
-            folder.open(self.settings, overwrite=overwrite)
-        self._conclude(folder, "teacher", self.given_teacher, {})
+            self._open(folder, resume=resume, overwrite=overwrite)
+        if folder is None or not self._is_finished(folder, "teacher"):
+            self._conclude(folder, "teacher", self.given_teacher, self._given_predictions, {})
         if folder is not None:
             write_report(folder.path)
         return self.summary
 
-    def _teacher(self, folder: RunFolder) -> Trained:
+    def _open(self, folder: RunFolder, *, resume: bool, overwrite: bool) -> None:
+        inputs = digests(self.data)
         if self.given_teacher is not None:
-            self._conclude(folder, "teacher", self.given_teacher, {})
+            inputs["teacher.weights"] = file_digest(Path(str(self.settings.teacher.weights)))
+            _ = self._given_predictions  # A teacher that is refused costs no results that --overwrite removes.
+        folder.open(self.settings, inputs, resume=resume, overwrite=overwrite)
+        self.summary = folder.read_summary()
+
+    @cached_property
+    def _given_predictions(self) -> Predictions:
+        """What the given teacher says about the test images. Raises UserError where that is not finite."""
+        assert self.given_teacher is not None
+        model, description = self.given_teacher.model, self.given_teacher.description
+        predictions = predict(model.to(self.device), self._test_batches(description.mean, description.std))
+        if not finite(predictions):
+            raise UserError(
+                f"teacher.weights {self.settings.teacher.weights} is a network whose answers on the test images are "
+                "not finite; give one whose training did not diverge"
+            )
+        return predictions
+
+    def _teacher(self, folder: RunFolder) -> Trained:
+        finished = self._is_finished(folder, "teacher")
+        if self.given_teacher is not None:
+            if not finished:
+                self._conclude(folder, "teacher", self.given_teacher, self._given_predictions, {})
             return self.given_teacher
+        if finished:
+            return Trained(*load_model(folder.stage("teacher")))
         settings = self.settings.teacher
         teacher = self._untrained(settings)
         task = TeacherTask(teacher.model, settings, len(self.data.classes), teacher.model.feature_dim)
-        seconds = self._train(folder, "teacher", task, settings)
-        self._conclude(folder, "teacher", teacher, {"seconds": seconds})
+        seconds, predictions = self._train(folder, "teacher", task, settings)
+        self._conclude(folder, "teacher", teacher, predictions, {"seconds": seconds})
         return teacher
 
     def _student(self, folder: RunFolder, teacher: Trained) -> None:
+        if self._is_finished(folder, "student"):
+            return
         settings = self.settings.student
         student = self._untrained(settings)
         own = (teacher.description.mean, teacher.description.std)
-        frozen = FrozenTeacher(teacher.model, own, (self.data.mean, self.data.std))
+        frozen = FrozenTeacher(teacher.model.to(self.device), own, (self.data.mean, self.data.std))
         task = DistillationTask(student.model, frozen, settings.loss)
-        seconds = self._train(folder, "student", task, settings)
-        self._conclude(folder, "student", student, {"seconds": seconds, "method": settings.loss.method})
+        seconds, predictions = self._train(folder, "student", task, settings)
+        results = {"seconds": seconds, "method": settings.loss.method}
+        self._conclude(folder, "student", student, predictions, results)
 
-    def _train(self, folder: RunFolder, stage: str, task: Task, settings: TrainingSettings) -> float:
-        """Train `task` to the end, from its checkpoint if there is one; the seconds that took in all."""
+    def _is_finished(self, folder: RunFolder, stage: str) -> bool:
+        """Is `stage` told of in the summary, which is written last, and is its network still there?
+
+        Raises UserError where its checkpoint is not one: nobody needs it any more, but it is none of this tool's.
+        """
+        finished = stage in self.summary and folder.holds_model(stage)
+        if finished and folder.checkpoint(stage).exists():
+            folder.checkpoint(stage).load()
+        return finished
+
+    def _train(
+        self, folder: RunFolder, stage: str, task: Task, settings: TrainingSettings
+    ) -> tuple[float, Predictions]:
+        """Train `task` to the end, from its checkpoint if there is one.
+
+        Returns the seconds that took in all, and what the network then says about the test images. Raises
+        TrainingDiverged where training or those answers are not finite.
+        """
         training = Training(task.to(self.device), self._training_batches(task.views, settings), settings)
         checkpoint = folder.checkpoint(stage)
         if checkpoint.exists():
             training.restore(checkpoint.load())
             folder.write_metrics(stage, training.history)
         test = self._test_batches(self.data.mean, self.data.std)
-        with (
-            StopSignal() as stop,
-            TrainingProgress(stage, settings.epochs, len(training.batches)) as progress,
-        ):
 
-            def on_epoch(history: list[Results]) -> None:
-                folder.write_metrics(stage, history)
-                progress.epoch(history[-1])
+        def evaluate() -> Results:
+            predictions = predict(task.model, test)
+            if training.epoch + 1 == settings.epochs:  # An epoch before may still come right.
+                _check_answers(predictions)
+            return {name: value for name, value in measure(predictions).items() if name != "per_class_accuracy"}
 
-            training.fit(
-                checkpoint,
-                self.settings.checkpoint_every,
-                evaluate=lambda: _epoch_measures(task.model, test),
-                on_step=progress.step,
-                on_epoch=on_epoch,
-                stop=stop,
-            )
-        return training.seconds
+        def on_epoch(history: list[Results]) -> None:
+            folder.write_metrics(stage, history)
+            progress.epoch(history[-1])
 
-    def _conclude(self, folder: RunFolder | None, stage: str, trained: Trained, results: Results) -> None:
-        """Evaluate a stage's network; save it, some of its predictions, and the summary so far."""
-        test = self._test_batches(trained.description.mean, trained.description.std)
-        predictions = predict(trained.model.to(self.device), test)
+        try:
+            with (
+                StopSignal() as stop,
+                TrainingProgress(stage, settings.epochs, len(training.batches)) as progress,
+            ):
+                training.fit(
+                    checkpoint,
+                    self.settings.checkpoint_every,
+                    evaluate=evaluate,
+                    on_step=progress.step,
+                    on_epoch=on_epoch,
+                    stop=stop,
+                )
+            predictions = predict(task.model, test)
+            _check_answers(predictions)
+        except TrainingDiverged as error:
+            raise TrainingDiverged(
+                f"the {stage}'s training diverged: {error}; start again, with a lower {stage}.learning_rate or a "
+                f"longer {stage}.warmup_epochs"
+            ) from error
+        return training.seconds, predictions
+
+    def _conclude(
+        self, folder: RunFolder | None, stage: str, trained: Trained, predictions: Predictions, results: Results
+    ) -> None:
+        """Save a stage's network, some of its predictions on the test images, and the summary so far."""
         self.summary[stage] = {**measure(predictions), "seconds": None, **results}
         self.summary["environment"] = describe(self.device)
         if folder is not None:
@@ -147,13 +212,17 @@ class Experiment:
         )
         return Trained(model, description)
 
-    def _check_stage(self, name: str, settings: TrainingSettings) -> None:
+    def _check_stage(self, stage: str) -> None:
         """Find out now, not after the teacher's training, that a stage cannot be built."""
+        settings = getattr(self.settings, stage)
         if settings.arch not in ARCHITECTURES:
-            raise UserError(f"{name}.arch is {settings.arch!r}; it should be one of {', '.join(ARCHITECTURES)}")
-        images = len(self.data.train_images)
-        if settings.batch_size > images:
-            raise UserError(f"{name}.batch_size is {settings.batch_size}, more than the {images} training images")
+            raise UserError(f"{stage}.arch is {settings.arch!r}; it should be one of {', '.join(ARCHITECTURES)}")
+        _check_backend(f"{stage}.loss.backend", settings.loss.backend, self.device)
+
+    def _check_batch_size(self, stage: str) -> None:
+        size, images = getattr(self.settings, stage).batch_size, len(self.data.train_images)
+        if size > images:
+            raise UserError(f"{stage}.batch_size is {size}, more than the {images} training images")
 
     def _load_teacher(self, weights: str | None) -> Trained | None:
         if weights is None:
@@ -200,9 +269,9 @@ class Experiment:
         )
 
 
-def _epoch_measures(model: torch.nn.Module, test: Batches) -> Results:
-    measures = measure(predict(model, test))
-    return {name: value for name, value in measures.items() if name != "per_class_accuracy"}
+def _check_answers(predictions: Predictions) -> None:
+    if not finite(predictions):
+        raise TrainingDiverged("the trained network's answers on the test images are not finite")
 
 
 def _device(name: str) -> torch.device:

@@ -1,6 +1,8 @@
 """Trained networks on disk: model.safetensors (the weights) and model.json (what they are weights of)."""
 
+import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from icckd.environment import versions
 from icckd.errors import UserError
 from icckd.files import write_json, write_whole
-from icckd.models import Model, build_model
+from icckd.models import Model, build_model, not_finite
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
@@ -45,7 +47,7 @@ def save_model(folder: Path, model: Model, description: ModelDescription) -> Non
 def load_model(path: Path) -> tuple[Model, ModelDescription]:
     """The network saved at `path`, a folder that `save_model` wrote or the model.safetensors in it, on the CPU.
 
-    Raises UserError where a file is missing, broken, or does not fit the other.
+    Raises UserError where a file is missing or broken, does not fit the other, or holds a number that is not finite.
     """
     weights = path / WEIGHTS if path.is_dir() else path
     if not weights.is_file():
@@ -58,11 +60,24 @@ def load_model(path: Path) -> tuple[Model, ModelDescription]:
         image_size=description.image_size,
     )
     try:
-        model.load_state_dict(load_file(weights))
+        tensors = load_file(weights)
+        model.load_state_dict(tensors)
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{weights} does not hold the weights that {DESCRIPTION} describes: {reason}") from error
+    spoilt = not_finite(tensors)
+    if spoilt:
+        raise UserError(f"{weights} holds numbers that are not finite, in {spoilt}; its training diverged")
     return model, description
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of the files that `load_model` reads at `path`."""
+    weights = path / WEIGHTS if path.is_dir() else path
+    content = hashlib.sha256()
+    for file in (weights, weights.with_name(DESCRIPTION)):
+        content.update(hashlib.sha256(file.read_bytes()).digest())
+    return f"sha256 {content.hexdigest()}"
 
 
 def read_description(path: Path) -> ModelDescription:
@@ -96,6 +111,6 @@ def _problem(values: Any) -> str | None:
     for name in ("mean", "std"):
         value = values[name]
         numbers = isinstance(value, list) and all(isinstance(v, (int, float)) for v in value)
-        if not numbers or len(value) != channels:
-            return f"{name} is not one number per channel"
+        if not numbers or len(value) != channels or not all(map(math.isfinite, value)):
+            return f"{name} is not one finite number per channel"
     return "std has a value that is not above 0" if min(values["std"]) <= 0 else None

@@ -8,7 +8,7 @@ Two families, for images of any size and number of channels:
 - `convnet-large` and `convnet-small`, this project's own teacher and student for training on a CPU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -60,6 +60,16 @@ def build_model(arch: str, *, channels: int, classes: int, image_size: int) -> M
             # With weights in this order, and so outputs too, a CPU's convolutions are up to twice as fast.
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
     return model
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """The first of a network's tensors that holds a number that is not finite, and how many more do; "" for none."""
+    if not tensors:
+        return ""
+    # Stacked, so that a GPU is waited for once.
+    finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+    names = [name for name, right in zip(tensors, finite, strict=True) if not right]
+    return "".join(names[:1]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 class BasicBlock(nn.Module):

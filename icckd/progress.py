@@ -66,4 +66,4 @@ class TrainingProgress:
         if record["skipped_steps"]:
             numbers.append(f"skipped steps {record['skipped_steps']}")
         epoch = f"{record['epoch']:>{len(str(self.epochs))}}/{self.epochs}"
-        console.print(f"{self.stage} epoch {epoch}  {'  '.join(numbers)}  {record['seconds']:.0f} s")
+        console.print(f"{self.stage} epoch {epoch}  {'  '.join(numbers)}  {record['seconds']:.0f} s", soft_wrap=True)

@@ -1,7 +1,9 @@
 """The folder that a run writes to: which file means what, and whose results may be replaced."""
 
 import json
+import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,16 +12,24 @@ import yaml
 
 from icckd.errors import UserError
 from icckd.files import json_line, write_json, write_text
-from icckd.settings import Settings
+from icckd.model_files import DESCRIPTION, WEIGHTS
+from icckd.settings import STAGES, Settings, check_text, flat
 from icckd.training import Checkpoint
 
-_RESULTS = ("config.yaml", "metrics.jsonl", "summary.json", "report.html", "report.md", "teacher", "student")
+_RESULTS = (
+    *("config.yaml", "inputs.json", "metrics.jsonl", "summary.json", "report.html", "report.md"),
+    *("teacher", "student"),
+)
 
 
 class RunFolder:
-    """`path` and the files of a run in it. Nothing is read or written before `open`."""
+    """`path` and the files of a run in it. Nothing is read or written before `open`.
+
+    Raises UserError where `path` is not UTF-8, in which its files are written.
+    """
 
     def __init__(self, path: Path):
+        check_text("--output", str(path))
         self.path = path
 
     @property
@@ -27,8 +37,17 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def inputs(self) -> Path:
+        """What the run was started with, a digest of each input by name: JSON, str → str."""
+        return self.path / "inputs.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
 
     def stage(self, name: str) -> Path:
         """The folder of the stage "teacher" or "student"."""
@@ -37,11 +56,20 @@ class RunFolder:
     def checkpoint(self, stage: str) -> Checkpoint:
         return Checkpoint(self.stage(stage) / "checkpoint")
 
-    def open(self, settings: Settings, *, resume: bool = False, overwrite: bool = False) -> None:
-        """Make the folder ready for a run with `settings`, whose config.yaml it then holds.
+    def open(
+        self,
+        settings: Settings,
+        inputs: Mapping[str, str] | None = None,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        """Make the folder ready for a run with `settings` on `inputs`, whose config.yaml and inputs.json it then holds.
 
-        Raises UserError, having changed nothing, where the folder holds results and neither flag is given, or where
-        `resume` would continue a run that had other settings. A folder without results starts anew in either case.
+        `inputs` are digests by name (None: not known). Raises UserError, having changed nothing, where the folder holds
+        results and neither flag is given, or where `resume` would continue a run that had other settings or inputs. The
+        settings of a stage that has not begun may be others; a run of an older version has no inputs.json and takes the
+        present ones. A folder without results starts anew in either case.
         """
         if resume and overwrite:
             raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
@@ -50,6 +78,7 @@ class RunFolder:
         if self._holds_results():
             if resume:
                 self._check_same(settings)
+                self._check_inputs(inputs or {})
             elif overwrite:
                 self._remove_results(settings)
             else:
@@ -58,7 +87,17 @@ class RunFolder:
                     "--overwrite to replace it, or give another folder"
                 )
         self._remove_temporaries()
-        write_text(self.config, yaml.safe_dump(asdict(settings), sort_keys=False))
+        _keep(self.config, yaml.safe_dump(asdict(settings), sort_keys=False))
+        if inputs is not None:
+            _keep(self.inputs, json.dumps(dict(inputs), indent=2, ensure_ascii=False) + "\n")
+
+    def read_summary(self) -> dict[str, Any]:
+        """What summary.json holds by stage; nothing where there is none yet. Raises UserError where it is broken."""
+        return _read_objects(self.summary, dict) if self.summary.exists() else {}
+
+    def holds_model(self, stage: str) -> bool:
+        """Has `stage` left a trained network?"""
+        return all((self.stage(stage) / name).is_file() for name in (WEIGHTS, DESCRIPTION))
 
     def write_metrics(self, stage: str, history: list[dict[str, Any]]) -> None:
         """Replace the lines of `stage` in metrics.jsonl by `history`, a record per epoch; the teacher's come first."""
@@ -68,7 +107,7 @@ class RunFolder:
         write_text(self.metrics, "".join(line + "\n" for line in lines))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        write_json(self.path / "summary.json", summary)
+        write_json(self.summary, summary)
 
     def _metric_lines(self) -> list[str]:
         return self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
@@ -79,12 +118,24 @@ class RunFolder:
     def _check_same(self, settings: Settings) -> None:
         if not self.config.exists():
             raise UserError(f"{self.config} is missing, so the run in that folder cannot be continued")
-        saved = _flat(read_config(self.config))
-        for name, value in _flat(asdict(settings)).items():
-            if saved.get(name) != value:
+        saved = flat(read_config(self.config))
+        begun = {stage for stage in STAGES if self.stage(stage).exists()}
+        for name, value in flat(asdict(settings)).items():
+            owner = name.split(".")[0]
+            if saved.get(name) != value and (owner in begun or owner not in STAGES):
                 raise UserError(
                     f"--resume: {name} is {value}, but the run in {self.path} has {saved.get(name)}; "
                     "leave the setting out, or start another run in another folder"
+                )
+
+    def _check_inputs(self, inputs: Mapping[str, str]) -> None:
+        recorded = _read_objects(self.inputs, str) if self.inputs.exists() else {}
+        for name, digest in inputs.items():
+            then = recorded.get(name, digest)
+            if then != digest:
+                raise UserError(
+                    f"--resume: {name} differs from what the run in {self.path} was started with "
+                    f"({_short(digest)} now, {_short(then)} then); give that, or start another run in another folder"
                 )
 
     def _remove_results(self, settings: Settings) -> None:
@@ -123,8 +174,22 @@ def read_config(path: Path) -> dict[str, Any]:
     return values
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+def _read_objects(path: Path, kind: type) -> dict[str, Any]:
+    """The values of type `kind` by name that `path` holds as JSON. Raises UserError where it does not."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable JSON: {' '.join(str(error).split())[:160]}") from error
+    if not (isinstance(values, dict) and all(isinstance(value, kind) for value in values.values())):
+        raise UserError(f"{path} should hold a {kind.__name__} by each name")
+    return values
+
+
+def _short(digest: str) -> str:
+    return re.sub(r"(sha256 .{8}).*", r"\1…", digest)
+
+
+def _keep(path: Path, text: str) -> None:
+    """Write `text` to `path`, unless it is there."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)

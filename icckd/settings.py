@@ -3,10 +3,16 @@
 The command line (`icckd.cli`) turns these classes into `--help`, YAML files and dotted overrides.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from icckd.errors import UserError
+
+STAGES = ("teacher", "student")
+# A setting's name and value, whether it is right, and what would be.
+_Rule = tuple[str, float, bool, str]
 
 
 @dataclass
@@ -148,40 +154,76 @@ class Settings:
     checkpoint_every: int = 200
 
 
-def check(settings: Settings) -> None:
-    """Raise UserError, naming the setting, where a value is of the right type but out of range."""
-    rules: list[tuple[str, float, bool, str]] = [
+def check(settings: Settings, stages: Sequence[str] = STAGES) -> None:
+    """Raise UserError, naming the setting, where a value is of the right type but out of range.
+
+    `stages` are those that will be trained: the settings of others are not looked at. Every text must be one that
+    config.yaml and the file system can hold.
+    """
+    for name, value in flat(asdict(settings)).items():
+        if isinstance(value, str):
+            check_text(name, value)
+    rules: list[_Rule] = [
         ("data.validation", settings.data.validation, 0 <= settings.data.validation < 1, "in [0, 1)"),
         ("checkpoint_every", settings.checkpoint_every, settings.checkpoint_every >= 0, "0 or more"),
         ("seed", settings.seed, 0 <= settings.seed < 2**63, "in [0, 2^63)"),
-        ("teacher.memory", settings.teacher.memory, settings.teacher.memory >= 0, "0 or more"),
     ]
     if settings.data.image_size is not None:
         size = settings.data.image_size
         rules.append(("data.image_size", size, 8 <= size <= 1024, "in [8, 1024]"))
-    for name, stage in (("teacher", settings.teacher), ("student", settings.student)):
-        rules += _training_rules(name, stage)
-    loss = settings.teacher.loss
-    rules += [
+    if "teacher" in stages:
+        rules += _teacher_rules(settings.teacher)
+    if "student" in stages:
+        rules += _student_rules(settings.student)
+    for name, number, holds, wanted in rules:
+        if not holds:
+            raise UserError(f"{name} is {number}; it should be {wanted}")
+
+
+def check_text(name: str, value: str) -> None:
+    """Raise UserError, naming the setting, where `value` cannot be a file's name or be written to a file in UTF-8."""
+    try:
+        value.encode("utf-8")
+        os.fsencode(value)
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} is {value!r}, which is not UTF-8 (or the locale is not); give one that is") from error
+    if "\0" in value:
+        raise UserError(f"{name} is {value!r}; it should hold no zero byte")
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def _teacher_rules(teacher: TeacherSettings) -> list[_Rule]:
+    loss = teacher.loss
+    return [
+        *_training_rules("teacher", teacher),
+        ("teacher.memory", teacher.memory, teacher.memory >= 0, "0 or more"),
         ("teacher.loss.weight", loss.weight, 0 <= loss.weight < float("inf"), "a finite number, 0 or more"),
         ("teacher.loss.margin", loss.margin, loss.margin == loss.margin, "a number"),
         ("teacher.loss.temperature", loss.temperature, 0 < loss.temperature < float("inf"), "above 0"),
         ("teacher.loss.label_smoothing", loss.label_smoothing, 0 <= loss.label_smoothing <= 1, "in [0, 1]"),
     ]
-    kd = settings.student.loss
-    rules += [
+
+
+def _student_rules(student: StudentSettings) -> list[_Rule]:
+    kd = student.loss
+    return [
+        *_training_rules("student", student),
         ("student.loss.weight", kd.weight, 0 <= kd.weight < float("inf"), "a finite number, 0 or more"),
         ("student.loss.cross_entropy_weight", kd.cross_entropy_weight,
          0 <= kd.cross_entropy_weight < float("inf"), "a finite number, 0 or more"),
         ("student.loss.temperature", kd.temperature, 0 < kd.temperature < float("inf"), "above 0"),
     ]  # fmt: skip
-    for name, value, holds, wanted in rules:
-        if not holds:
-            raise UserError(f"{name} is {value}; it should be {wanted}")
 
 
-def _training_rules(name: str, stage: TrainingSettings) -> list[tuple[str, float, bool, str]]:
-    rules: list[tuple[str, float, bool, str]] = [
+def _training_rules(name: str, stage: TrainingSettings) -> list[_Rule]:
+    rules: list[_Rule] = [
         (f"{name}.epochs", stage.epochs, stage.epochs >= 1, "1 or more"),
         (f"{name}.batch_size", stage.batch_size, stage.batch_size >= 2, "2 or more"),
         (f"{name}.learning_rate", stage.learning_rate, 0 < stage.learning_rate < float("inf"), "above 0"),

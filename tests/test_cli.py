@@ -1,10 +1,12 @@
 """The command line as a user meets it: files, exit codes, one clear line for what is wrong."""
 
 import gzip
+import io
 import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import struct
 import subprocess
@@ -12,10 +14,12 @@ import sys
 import time
 from dataclasses import fields, is_dataclass
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from icckd.cli import main
 from icckd.settings import Settings
@@ -33,12 +37,10 @@ def run(*arguments):
     return stopped.value.code
 
 
-def process(*arguments):
+def process(*arguments, **options):
     return subprocess.Popen(
         [sys.executable, "-m", "icckd", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
     )
 
 
@@ -52,6 +54,24 @@ def error_line(capsys):
 
 def contents(path):
     return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+SMALL = [
+    *("--teacher.arch", "convnet-small", "--teacher.epochs", "1", "--teacher.batch_size", "8"),
+    *("--student.epochs", "1", "--student.batch_size", "8"),
+]
+
+
+def image_folder(root, images=range(8), classes=("dark", "light"), splits=("train", "val")):
+    """Grey pictures, 8×8; and the settings that read them."""
+    for split in splits:
+        for level, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in images:
+                pixels = np.random.default_rng(number).integers(100 * level, 100 * level + 80, (8, 8))
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:03}.png")
+    return ["--data.name", "image-folder", "--data.root", str(root)]
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +186,27 @@ def test_help_explains_every_setting(capsys):
         (["distill", "--teacher.weights", "/no/such/folder"], "/no/such/folder"),
         (["report"], "--output"),
         (["run", "--resume"], "--output"),
+        (["run", "--resume", "--output"], "--output"),
+        (["run", "--teacher.epoch", "3"], "--teacher.epochs"),
+        (["run", "--teacher.epoch=3"], "--teacher.epochs"),
+        (["teacher", "--teacher.loss.weigh", "1"], "--teacher.loss.weight"),
+        (["run", "--data.valid", "0.5"], "--data.validation"),
+        (["run", "--out", "x"], "--output"),
+        (["run", "--over"], "--overwrite"),
+        (["run", "--o", "x"], "--output, --overwrite"),
+        (["run", "--output", "x", "--res"], "--resume"),
+        (["distill", "--teacher.weig", "x"], "--teacher.weights"),
+        (["doctor", "--deb"], "--debug"),
+        (["report", "--he"], "--help"),
+        (["--vers"], "--vers"),
+        (["run", "--teacher", "{epoch: 3}"], "teacher.epoch"),
+        (["run", "--output", "out\udce9"], "--output is 'out\\udce9', which is not UTF-8"),
+        (["evaluate", "--output", "out\udce9", "--teacher.weights", "x"], "--output is 'out\\udce9'"),
+        (["run", "--data.root", "data\udce9"], "data.root is 'data\\udce9'"),
+        (["run", "--teacher.weights", "t\udce9"], "teacher.weights is 't\\udce9'"),
+        (["run", "--student.arch", "s\udce9"], "student.arch is 's\\udce9'"),
+        (["run", "--config", "c\udce9.yaml"], "config"),
+        (["run", "--output", "a\0b"], "--output is 'a\\x00b'; it should hold no zero byte"),
     ],
 )
 def test_wrong_settings_are_one_line_and_exit_2(tmp_path, monkeypatch, capsys, arguments, named):
@@ -188,6 +229,9 @@ def test_a_device_that_is_not_there(capsys):
         b"teacher: [",
         b"nonsense: 1",
         b"data: {nam: digits}",
+        b"teacher: {epoch: 3}",
+        b'teacher: {weights: "a\\0b"}',
+        b'student: {arch: "\\ud800"}',
         b"\x00",
         b"\xff\xfe\x80",
         b"[" * 5000,
@@ -243,6 +287,273 @@ def test_divergence_is_exit_3_and_keeps_a_checkpoint_that_loads(tmp_path, capsys
     assert run("teacher", "--output", tmp_path, "--teacher.learning_rate", "1e30", *SHORT) == 3
     assert "not finite" in capsys.readouterr().err
     assert torch.load(tmp_path / "teacher" / "checkpoint" / "state.pt", weights_only=True)["epoch"] == 0
+
+
+@pytest.mark.parametrize(("epochs", "batch_size"), [(1, 1437), (1, 700), (3, 700)])
+def test_divergence_within_few_steps_is_exit_3_too(tmp_path, capsys, epochs, batch_size):
+    settings = [
+        *("--teacher.arch", "convnet-small", "--teacher.warmup_epochs", "0", "--teacher.learning_rate", "1e30"),
+        *("--teacher.epochs", epochs, "--teacher.batch_size", batch_size),
+    ]
+    assert run("run", "--output", tmp_path, *settings, *SHORT[6:]) == 3
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("icckd: error: the teacher's training diverged: ")
+    assert "teacher.learning_rate" in message
+    names = set(contents(tmp_path))
+    assert not [name for name in names if name.startswith("student/") or "model" in name]
+    state = torch.load(tmp_path / "teacher" / "checkpoint" / "state.pt", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in state["task"].values())
+    assert run("run", "--output", tmp_path, "--resume") == 3
+    assert capsys.readouterr().err.splitlines()[-1] == message
+    assert run("report", "--output", tmp_path) == 0
+
+
+def test_a_students_divergence_leaves_its_teacher(tmp_path, capsys):
+    data = image_folder(tmp_path / "data")
+    settings = [*data, *SMALL, "--student.warmup_epochs", "0"]
+    assert run("run", "--output", tmp_path / "run", *settings, "--student.learning_rate", "1e30") == 3
+    assert "the student's training diverged" in capsys.readouterr().err
+    assert (tmp_path / "run" / "teacher" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / "student" / "model.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A run on a folder of images, made once: its output and its settings."""
+    folder = tmp_path_factory.mktemp("small")
+    settings = [*image_folder(folder / "data"), *SMALL]
+    assert run("run", "--output", folder / "run", *settings) == 0
+    return folder / "run", settings
+
+
+def test_a_given_teacher_that_is_not_finite_is_refused_by_name(small, tmp_path, capsys):
+    output, settings = small
+    shutil.copytree(output / "teacher", tmp_path / "teacher")
+    good = load_file(output / "teacher" / "model.safetensors")
+    name = "classifier.weight"
+    for value, message in (
+        (float("nan"), f"not finite, in {name}"),
+        (3e38, "answers on the test images are not finite"),
+    ):
+        spoilt = good | {name: torch.full_like(good[name], value)}
+        save_file(spoilt, tmp_path / "teacher" / "model.safetensors")
+        for command in ("run", "distill", "evaluate"):
+            before = contents(output)
+            arguments = ("--teacher.weights", tmp_path / "teacher", "--output", output, "--overwrite")
+            capsys.readouterr()
+            assert run(command, *settings, *arguments) == 2
+            error = capsys.readouterr().err.splitlines()[-1]
+            assert message in error
+            assert str(tmp_path / "teacher") in error
+            assert contents(output) == before
+
+
+def remember(path):
+    """Every file's content and when it was written."""
+    return {str(p.relative_to(path)): (p.read_bytes(), p.stat().st_mtime_ns) for p in path.rglob("*") if p.is_file()}
+
+
+def test_a_finished_run_is_not_written_again(small):
+    output, _ = small
+    before = remember(output)
+    assert run("run", "--output", output, "--resume") == 0
+    after = remember(output)
+    assert {name: after[name] for name in after if "report" not in name} == {
+        name: before[name] for name in before if "report" not in name
+    }
+    assert {name: content for name, (content, _) in after.items()} == {
+        name: content for name, (content, _) in before.items()
+    }
+
+
+def test_a_finished_teacher_is_not_written_again(small, tmp_path):
+    whole, settings = small
+    output = tmp_path / "run"
+    assert run("teacher", "--output", output, *settings, "--student.batch_size", "64") == 0
+    summary = json.loads((output / "summary.json").read_text())
+    metrics = (output / "metrics.jsonl").read_text()
+    before = remember(output / "teacher")
+    # The student's settings were not in force: they need not be those of a run that had no student.
+    assert run("run", "--output", output, "--resume", "--student.batch_size", "8") == 0
+    assert remember(output / "teacher") == before
+    assert json.loads((output / "summary.json").read_text())["teacher"] == summary["teacher"]
+    assert (output / "metrics.jsonl").read_text().startswith(metrics)
+    assert_same_models(output, whole)
+    assert run("run", "--output", output, "--resume", "--student.batch_size", "16") == 2
+
+
+def test_a_stage_without_its_summary_is_concluded_to_the_same_bits(small, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(small[0], output)
+    summary = json.loads((output / "summary.json").read_text())
+    del summary["student"]
+    (output / "summary.json").write_text(json.dumps(summary))
+    assert run("run", "--output", output, "--resume") == 0
+    assert_same_models(output, small[0])
+    assert "student" in json.loads((output / "summary.json").read_text())
+
+
+def grown(root):
+    image_folder(root, range(8, 12), splits=["train"])
+
+
+def other_test_images(root):
+    (root / "val" / "dark" / "000.png").unlink()
+
+
+def a_class_renamed(root):
+    for split in ("train", "val"):
+        (root / split / "dark").rename(root / split / "black")
+
+
+def labels_changed(root):
+    dark, light = (root / "train" / name / "000.png" for name in ("dark", "light"))
+    kept = dark.read_bytes()
+    dark.write_bytes(light.read_bytes())
+    light.write_bytes(kept)
+
+
+def order_changed(root):
+    (root / "train" / "dark" / "000.png").rename(root / "train" / "dark" / "999.png")
+
+
+@pytest.mark.parametrize("change", [grown, other_test_images, a_class_renamed, labels_changed, order_changed])
+def test_resume_refuses_other_data(small, tmp_path, capsys, change):
+    output, root = tmp_path / "run", tmp_path / "data"
+    data = image_folder(root)
+    assert run("teacher", "--output", output, *data, *SMALL) == 0
+    before = remember(output)
+    change(root)
+    capsys.readouterr()
+    assert run("run", "--output", output, "--resume") == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("icckd: error: --resume: data.")
+    assert "differs from what the run in" in message
+    assert remember(output) == before
+
+
+def test_resume_refuses_another_teacher_of_the_same_name(small, tmp_path, capsys):
+    output, weights = tmp_path / "run", tmp_path / "teacher"
+    shutil.copytree(small[0] / "teacher", weights)
+    assert run("distill", "--output", output, "--teacher.weights", weights, *small[1]) == 0
+    (output / "student" / "model.json").unlink()  # so that there is something left to do
+    tensors = load_file(weights / "model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, weights / "model.safetensors")
+    capsys.readouterr()
+    before = remember(output)
+    assert run("distill", "--output", output, "--resume") == 2
+    assert "--resume: teacher.weights differs" in capsys.readouterr().err
+    assert remember(output) == before
+
+
+def test_an_evaluation_is_kept_and_not_made_again(small, tmp_path):
+    arguments = ("evaluate", "--output", tmp_path, "--teacher.weights", small[0] / "teacher", *small[1])
+    assert run(*arguments) == 0
+    before = remember(tmp_path)
+    assert run(*arguments) == 2
+    assert run(*arguments, "--resume") == 0
+    after = remember(tmp_path)
+    assert {name for name in after if after[name] != before[name]} == {"report.html", "report.md"}
+
+
+def test_a_run_of_an_older_version_is_resumed_and_then_knows_its_data(small, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(small[0], output)
+    recorded = (output / "inputs.json").read_bytes()
+    (output / "inputs.json").unlink()
+    assert run("run", "--output", output, "--resume") == 0
+    assert (output / "inputs.json").read_bytes() == recorded
+
+
+def test_only_the_settings_of_stages_that_run_are_checked(small, tmp_path, capsys):
+    output, settings = small
+    weights = ("--teacher.weights", output / "teacher")
+    wrong = {
+        stage: [
+            *(f"--{stage}.batch_size", "500", f"--{stage}.arch", "none", f"--{stage}.epochs", "0"),
+            *(f"--{stage}.loss.backend", "cuda", f"--{stage}.loss.temperature", "-1"),
+        ]
+        for stage in ("teacher", "student")
+    }
+    assert run("teacher", *settings, *wrong["student"], "--output", tmp_path / "teacher") == 0
+    assert run("distill", *settings, *weights, *wrong["teacher"], "--output", tmp_path / "distilled") == 0
+    assert run("run", *settings, *weights, *wrong["teacher"], "--output", tmp_path / "given") == 0
+    assert run("evaluate", *settings, *weights, *wrong["teacher"], *wrong["student"]) == 0
+    capsys.readouterr()
+    for setting in ("batch_size", "arch", "epochs", "loss.temperature"):
+        value = wrong["student"][wrong["student"].index(f"--student.{setting}") + 1]
+        for command in ("run", "distill"):
+            assert run(command, *settings, *weights, f"--student.{setting}", value, "--output", tmp_path / "no") == 2
+            assert f"student.{setting}" in capsys.readouterr().err
+    assert run("evaluate", *settings, *weights, "--seed", "-1") == 2
+    assert run("teacher", *settings, "--checkpoint_every", "-1") == 2
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_any_output_encoding(small, monkeypatch, encoding):
+    def streams():
+        pair = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+        monkeypatch.setattr(sys, "stdout", pair[0])
+        monkeypatch.setattr(sys, "stderr", pair[1])
+        return pair
+
+    def printed(stream):
+        stream.flush()
+        return stream.buffer.getvalue()
+
+    for arguments, expected in (
+        (["run", "--help"], b"exit codes"),
+        (["report", "--output", small[0]], b"convnet-small distilled from"),
+        (["doctor"], b"torch"),
+    ):
+        out, err = streams()
+        assert run(*arguments) == 0
+        assert expected in printed(out)
+        assert printed(err) == b""
+    for name, shown in (("λ/é", ("λ/é").encode(encoding, "backslashreplace")), ("\udce9", b"\\udce9")):
+        out, err = streams()
+        assert run("report", "--output", name) == 2
+        assert printed(err).startswith(b"icckd: error: " + shown)
+
+
+def test_settings_are_read_as_utf_8_whatever_the_locale(tmp_path):
+    (tmp_path / "c.yaml").write_text("# λ\nseed: -1\n", encoding="utf-8")
+    locale = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    _, err = process("run", "--config", tmp_path / "c.yaml", env=locale).communicate()
+    assert err == "icckd: error: seed is -1; it should be in [0, 2^63)\n"
+
+
+def test_a_reader_who_leaves_stops_nothing(small, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    settings = [*small[1], "--output", tmp_path / "run"]
+    assert process("run", *settings, stdout=writing, stderr=writing).wait() == 0
+    assert_same_models(tmp_path / "run", small[0])
+    assert {"summary.json", "report.html"} <= set(contents(tmp_path / "run"))
+    for command in (["doctor"], ["report", "--output", small[0]], ["run", "--help"]):
+        started = process(*command, stdout=writing)
+        _, err = started.communicate()
+        assert (started.returncode, err) == (0, "")
+    assert process("run", "--seed", "-1", stdout=writing, stderr=writing).wait() == 2
+    os.close(writing)
+
+
+def test_no_standard_output_at_all(small):
+    def close():
+        os.close(1)
+
+    started = process("report", "--output", small[0], stdout=None, preexec_fn=close)
+    _, err = started.communicate()
+    assert (started.returncode, err) == (0, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_told_once():
+    with open("/dev/full", "w") as full:
+        started = process("doctor", stdout=full)
+        _, err = started.communicate()
+    assert (started.returncode, err) == (2, "icckd: error: [Errno 28] No space left on device\n")
 
 
 class Hostile:

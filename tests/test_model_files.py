@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from icckd.errors import UserError
-from icckd.model_files import ModelDescription, load_model, save_model
+from icckd.model_files import ModelDescription, file_digest, load_model, read_description, save_model
 from icckd.models import build_model
 
 
@@ -41,6 +42,28 @@ def test_truncated_weights(saved, keep):
         load_model(folder)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["classifier.bias", "trunk.0.convolution.1.running_var"])
+def test_weights_that_are_not_finite(saved, name, value):
+    folder, model = saved
+    model.state_dict()[name][0] = value
+    save_model(folder, model, read_description(folder / "model.json"))
+    with pytest.raises(UserError, match=rf"model\.safetensors holds numbers that are not finite, in {name}"):
+        load_model(folder)
+
+
+def test_the_digest_is_of_weights_and_description(saved):
+    folder, model = saved
+    first = file_digest(folder)
+    assert file_digest(folder / "model.safetensors") == first
+    save_model(folder, model, replace(read_description(folder / "model.json"), mean=[0.25]))
+    second = file_digest(folder)
+    with torch.no_grad():
+        model.classifier.bias[0] += 1
+    save_model(folder, model, read_description(folder / "model.json"))
+    assert len({first, second, file_digest(folder)}) == 3
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -51,7 +74,9 @@ def test_truncated_weights(saved, keep):
         ({"classes": "abc"}, "classes is not a list"),
         ({"channels": 0}, "channels is not a whole number"),
         ({"image_size": 10**9}, "image_size is not a whole number"),
-        ({"mean": [0.1, 0.2]}, "mean is not one number per channel"),
+        ({"mean": [0.1, 0.2]}, "mean is not one finite number per channel"),
+        ({"mean": [float("nan")]}, "mean is not one finite number per channel"),
+        ({"std": [float("inf")]}, "std is not one finite number per channel"),
         ({"std": [0.0]}, "std has a value"),
     ],
 )

@@ -1,11 +1,13 @@
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 
 from icckd.errors import UserError
 from icckd.run_folder import RunFolder, read_config
-from icckd.settings import Settings, TeacherSettings
+from icckd.settings import Settings, StudentSettings, TeacherSettings
 
 
 def files(path):
@@ -71,6 +73,47 @@ def test_resume_with_other_settings_names_the_difference(used):
     settings = replace(Settings(seed=5), teacher=TeacherSettings(epochs=3))
     with pytest.raises(UserError, match=r"teacher\.epochs is 3, but the run in .* has 20"):
         used.open(settings, resume=True)
+
+
+def test_resume_with_other_settings_of_a_stage_that_has_not_begun(used):
+    settings = replace(Settings(seed=5), student=StudentSettings(epochs=3))
+    used.open(settings, resume=True)
+    assert read_config(used.config)["student"]["epochs"] == 3
+    used.stage("student").mkdir()
+    with pytest.raises(UserError, match=r"student\.epochs is 20, but the run in .* has 3"):
+        used.open(Settings(seed=5), resume=True)
+
+
+def test_resume_with_other_inputs_names_the_difference_and_changes_nothing(used):
+    then, now = "3×1×8×8, sha256 0123456789abcdef", "4×1×8×8, sha256 fedcba9876543210"
+    used.open(Settings(seed=5), {"data.train_images": then}, resume=True)  # the run of an older version takes them
+    before = files(used.path)
+    assert json.loads(before["inputs.json"]) == {"data.train_images": then}
+    with pytest.raises(UserError, match=r"data\.train_images differs .*4×1×8×8, sha256 fedcba98… now, 3×1×8×8, sha"):
+        used.open(Settings(seed=5), {"data.train_images": now}, resume=True)
+    assert files(used.path) == before
+    used.open(Settings(seed=5), {"data.train_images": now}, overwrite=True)
+    assert json.loads(used.inputs.read_text()) == {"data.train_images": now}
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"a": 1}', "\x00", "[" * 100_000])
+def test_inputs_that_are_none(used, text):
+    used.inputs.write_text(text)
+    with pytest.raises(UserError, match=r"inputs\.json"):
+        used.open(Settings(seed=5), {"data.classes": "2"}, resume=True)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"teacher": 1}'])
+def test_a_summary_that_is_none(used, text):
+    (used.path / "summary.json").write_text(text)
+    with pytest.raises(UserError, match=r"summary\.json"):
+        used.read_summary()
+
+
+@pytest.mark.parametrize("name", ["out\udce9", "a\0b"])
+def test_a_name_that_no_file_can_have(name):
+    with pytest.raises(UserError, match="--output is '"):
+        RunFolder(Path(name))
 
 
 def test_resume_of_nothing_starts_anew(tmp_path):

@@ -34,5 +34,22 @@ def test_a_value_out_of_range_is_named(settings, name):
         check(settings)
 
 
+def test_stages_that_do_not_run_are_not_looked_at():
+    wrong = Settings(teacher=TeacherSettings(epochs=0), student=StudentSettings(momentum=1.0))
+    check(wrong, stages=())
+    with pytest.raises(UserError, match=r"^teacher\.epochs"):
+        check(wrong, stages=("teacher",))
+    with pytest.raises(UserError, match=r"^student\.momentum"):
+        check(wrong, stages=("student",))
+    with pytest.raises(UserError, match=r"^seed"):
+        check(replace(wrong, seed=-1), stages=())
+
+
+@pytest.mark.parametrize("text", ["caf\udce9", "a\0b"])
+def test_a_text_that_no_file_can_hold_is_named(text):
+    with pytest.raises(UserError, match=r"^data\.root is "):
+        check(Settings(data=DataSettings(root=text)))
+
+
 def test_a_short_training_needs_a_shorter_warmup():
     check(replace(Settings(), teacher=TeacherSettings(epochs=1, warmup_epochs=0.5)))

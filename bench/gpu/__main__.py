@@ -64,7 +64,9 @@ def _do(doing: Visit, part: str, seconds: float) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where everything is written")
     parser.add_argument("--part", choices=plan.PARTS, help="this part alone")
     parser.add_argument("--seconds", type=float, default=310, help="time for each part (default: %(default)s)")

@@ -87,7 +87,9 @@ def compile_case(case: Case, contenders: list[Contender], device: torch.device, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--dry-run", action="store_true")

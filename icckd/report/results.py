@@ -17,9 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from icckd.errors import UserError
-from icckd.settings import Settings
+from icckd.settings import STAGES, Settings
 
-STAGES = ("teacher", "student")
 _LONGEST_TEXT = 100
 _LARGEST_NUMBER = 1e100  # What is larger is an accident, and overflows in the figures.
 

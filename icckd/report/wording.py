@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from icckd.report.results import STAGES, Results
+from icckd.report.results import Results
+from icckd.settings import STAGES
 
 UNKNOWN = "–"
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from icckd.data import Batch, Batches
 from icckd.errors import Interrupted, TrainingDiverged, UserError
+from icckd.models import not_finite
 from icckd.settings import TrainingSettings
 from icckd.training.checkpoint import Checkpoint
 from icckd.training.schedule import learning_rate
@@ -62,10 +63,12 @@ class Training:
 
         `on_step(epoch, step, loss)` and `on_epoch(history)` tell how far it is (epoch 0-based, step 1-based within it).
         Saves to `checkpoint` at the start, every `checkpoint_every` steps (0: never) and after each epoch. Raises
-        Interrupted, having saved, once `stop` has received a signal; TrainingDiverged, keeping the last checkpoint,
-        after MAX_SKIPS_IN_A_ROW steps in a row whose loss or gradient was not finite.
+        Interrupted, having saved, once `stop` has received a signal; TrainingDiverged, keeping the last good
+        checkpoint, after more than MAX_SKIPS_IN_A_ROW steps in a row whose loss or gradient was not finite, after any
+        such step at the very end, and at the end of an epoch whose network is not finite: no later step mends that.
         """
         self._clock = time.monotonic()
+        self._check_network()
         if not checkpoint.exists():
             checkpoint.save(self.state())
         while self.epoch < self.settings.epochs:
@@ -79,13 +82,20 @@ class Training:
                     self._save(checkpoint)
                 if stop.received:
                     raise Interrupted(stop.received)
+            self._check_network()
+            if self.skipped_in_a_row and self.epoch + 1 == self.settings.epochs:
+                raise TrainingDiverged(
+                    f"steps at the very end whose loss or gradient was not finite: {self.skipped_in_a_row}"
+                )
             self._finish_epoch(evaluate())
             self._save(checkpoint)
             on_epoch(self.history)
+            if stop.received:  # During the evaluation.
+                raise Interrupted(stop.received)
 
     def _save(self, checkpoint: Checkpoint) -> None:
         # What made the last step not finite may be the weights themselves: the last good state stays.
-        if not self.skipped_in_a_row:
+        if not self.skipped_in_a_row and not not_finite(self.task.model.state_dict()):
             checkpoint.save(self.state())
 
     def _train_step(self, batch: Batch) -> float:
@@ -131,7 +141,14 @@ class Training:
         if self.skipped_in_a_row > MAX_SKIPS_IN_A_ROW:
             raise TrainingDiverged(
                 f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps in a row "
-                f"(epoch {self.epoch + 1}, step {self.step + 1}); try a lower learning rate"
+                f"(epoch {self.epoch + 1}, step {self.step + 1})"
+            )
+
+    def _check_network(self) -> None:
+        spoilt = not_finite(self.task.model.state_dict())
+        if spoilt:
+            raise TrainingDiverged(
+                f"after {self.epoch * len(self.batches) + self.step} steps the network is not finite, in {spoilt}"
             )
 
     def _finish_epoch(self, evaluation: Record) -> None:

@@ -143,6 +143,71 @@ def test_as_many_as_allowed_do_not(tmp_path):
     assert trained.skipped == MAX_SKIPS_IN_A_ROW
 
 
+@pytest.mark.parametrize("count", [1, MAX_SKIPS_IN_A_ROW])
+def test_steps_at_the_very_end_that_are_not_finite_are_divergence(tmp_path, count):
+    last = 3 * STEPS
+    with pytest.raises(TrainingDiverged, match=rf"steps at the very end .* not finite: {count}$"):
+        fit(training(broken=range(last - count, last)), tmp_path, every=1)
+    state = Checkpoint(tmp_path).load()
+    assert (state["epoch"], state["step"], state["skipped"]) == (2, STEPS - count, 0)
+    resumed = training(broken=range(last - count, last))
+    resumed.restore(state)
+    with pytest.raises(TrainingDiverged, match=f"not finite: {count}$"):
+        fit(resumed, tmp_path)
+
+
+def test_steps_at_the_end_of_an_earlier_epoch_may_come_right(tmp_path):
+    trained = fit(training(broken=range(STEPS - 2, STEPS)), tmp_path)
+    assert [record["skipped_steps"] for record in trained.history] == [2, 2, 2]
+
+
+def test_an_epoch_of_skipped_steps_has_no_training_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr(NumberedBatches, "__len__", lambda self: MAX_SKIPS_IN_A_ROW)
+    monkeypatch.setattr("tests.training.test_loop.STEPS", MAX_SKIPS_IN_A_ROW)
+    trained = fit(training(broken=range(MAX_SKIPS_IN_A_ROW, 2 * MAX_SKIPS_IN_A_ROW)), tmp_path)
+    assert ["train_loss" in record for record in trained.history] == [True, False, True]
+
+
+@pytest.mark.parametrize("every", [0, 1])
+@pytest.mark.parametrize("name", ["0.weight", "1.running_var"])
+def test_a_network_that_is_not_finite_is_divergence_and_never_saved(tmp_path, name, every):
+    trained = training(epochs=2)
+
+    def spoil():  # After the update of the first epoch's last step: no loss of that epoch shows it.
+        if trained.step == STEPS - 1:
+            trained.task.model.state_dict()[name].fill_(float("inf"))
+
+    trained.task.after_step = spoil
+    with pytest.raises(TrainingDiverged, match=rf"after {STEPS} steps the network is not finite, in {name}$"):
+        fit(trained, tmp_path, every=every)
+    state = Checkpoint(tmp_path).load()
+    assert all(tensor.isfinite().all() for tensor in state["task"].values())
+    assert (state["epoch"], state["step"]) == (0, STEPS - 1 if every else 0)
+
+
+def test_a_checkpoint_that_is_not_finite_cannot_be_continued(tmp_path):
+    fit(training(), tmp_path)
+    state = Checkpoint(tmp_path).load()
+    state["task"]["model.0.bias"][1] = float("nan")
+    resumed = training()
+    resumed.restore(state)
+    with pytest.raises(TrainingDiverged, match=rf"after {3 * STEPS} steps the network is not finite, in 0\.bias"):
+        fit(resumed, tmp_path)
+
+
+def test_a_signal_during_an_evaluation_is_obeyed(tmp_path):
+    stop = StopSignal()
+
+    def evaluate():
+        stop.received = signal.SIGTERM
+        return {}
+
+    trained = training(epochs=1)
+    with pytest.raises(Interrupted):
+        trained.fit(Checkpoint(tmp_path), 0, evaluate, lambda *step: None, lambda history: None, stop)
+    assert Checkpoint(tmp_path).load()["epoch"] == 1
+
+
 def test_another_networks_checkpoint_is_refused(tmp_path):
     fit(training(epochs=1), tmp_path)
     other = training()
