@@ -9,8 +9,7 @@ from icckd.data.fashion_mnist import load_fashion_mnist
 from icckd.data.folders import load_image_folder, load_tiny_imagenet
 from icckd.data.image_data import ImageData
 from icckd.errors import UserError
-from icckd.files import is_utf8
-from icckd.settings import DataSettings
+from icckd.settings import DataSettings, check_text
 
 __all__ = ["Augmentation", "Batch", "Batches", "ImageData", "load_data"]
 
@@ -35,8 +34,8 @@ def _load(settings: DataSettings) -> ImageData:
             f"data.image_size is {settings.image_size}, but {name} cannot be resized; leave it null, or use one of "
             f"{', '.join(_RESIZABLE)}"
         )
-    if settings.root is not None and not is_utf8(settings.root):
-        raise UserError(f"data.root {settings.root} is not UTF-8, as config.yaml is; rename the folder")
+    if settings.root is not None:
+        check_text("data.root", settings.root)
     if name == "digits":
         return load_digits(validation)
     root = _root(settings)

@@ -64,7 +64,7 @@ def test_only_decoded_images_can_be_resized():
 def test_root_that_is_not_utf8(tmp_path, name):
     root = tmp_path / "caf\udce9"
     root.mkdir()
-    with pytest.raises(UserError, match=r"data\.root .*/caf\\udce9 is not UTF-8"):
+    with pytest.raises(UserError, match=r"data\.root is .*/caf\\udce9', which is not UTF-8"):
         load_data(DataSettings(name=name, root=str(root)))
 
 
