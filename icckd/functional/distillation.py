@@ -1,13 +1,13 @@
 """What a student is taught by: softened predictions, and relations between the rows of a batch."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef
 
 from icckd import backends
 from icckd.functional import checks
 from icckd.ops import distillation as ops
+from icckd.ops.transforms import call, differentiable, wants_gradient
 
 _REDUCTIONS = ("batchmean", "sum", "none")
 
@@ -27,6 +27,8 @@ def kd_kl(
 
         ℓ_i = T² KL(q_i ‖ p_i) = T² Σ_c q_i[c] (log q_i[c] − log p_i[c]), where a class with q_i[c] = 0 adds 0
         "none": ℓ_i (N,)    "sum": Σ ℓ_i    "batchmean": Σ ℓ_i / N (0 for N = 0)
+
+    The loss can be differentiated in reverse and in forward mode, once: a second derivative raises RuntimeError.
 
     Args:
         student_logits: (N, C) float, C ≥ 1.
@@ -52,15 +54,14 @@ def kd_kl(
     checks.same_device("teacher_logits", teacher_logits, "student_logits", student_logits)
     checks.positive_number("temperature", temperature)
     checks.one_of("reduction", reduction, _REDUCTIONS)
-    student, teacher = student_logits, teacher_logits.detach()
+    (student,), teacher = differentiable(student_logits), teacher_logits.detach()
     backend = _select(backend, student, teacher, "kd_kl")
-    # A float16 gradient of a mean could underflow before the loss scale is applied: it is computed in backward, scaled.
-    wants_gradient = student.requires_grad and torch.is_grad_enabled()
     scale = 1 / max(rows, 1) if reduction == "batchmean" else 1.0
-    if reduction == "none" or not wants_gradient or student.dtype == torch.float16:
-        losses = ops.kd_kl_rows(student, teacher, temperature, standardize, backend)
+    # A float16 gradient of a mean could underflow before the loss scale is applied: it is computed in backward, scaled.
+    if reduction == "none" or not wants_gradient(student) or student.dtype == torch.float16:
+        losses = call(ops.kd_kl_rows, student, teacher, temperature, standardize, backend)
         return losses if reduction == "none" else scale * losses.sum()
-    loss, _ = ops.kd_kl_sum(student, teacher, temperature, standardize, scale, backend)
+    loss, _ = call(ops.kd_kl_sum, student, teacher, temperature, standardize, scale, backend)
     return loss
 
 
@@ -71,7 +72,8 @@ def rkd_distance(student: Tensor, teacher: Tensor, *, backend: str = "auto") -> 
 
         loss = 1/N² Σ_ij smooth-L1(d_ij/μ of the student − d_ij/μ of the teacher), β = 1
 
-    The gradient flows through μ too; a zero distance has none. Memory: O(N·D + N²).
+    The gradient flows through μ too; a zero distance has none. The loss can be differentiated in reverse and in forward
+    mode, once: a second derivative raises RuntimeError. Memory: O(N·D + N²).
 
     Args:
         student: (N, Ds) float features.
@@ -102,13 +104,13 @@ def rkd_angle(student: Tensor, teacher: Tensor, *, backend: str = "auto") -> Ten
     return _relational(ops.rkd_angle, student, teacher, backend)
 
 
-def _relational(operator: Callable, student: Tensor, teacher: Tensor, backend: str) -> Tensor:
+def _relational(operator: CustomOpDef, student: Tensor, teacher: Tensor, backend: str) -> Tensor:
     checks.float_matrix("student", student)
     checks.float_matrix("teacher", teacher, rows=student.shape[0])
     checks.same_device("teacher", teacher, "student", student)
     backend = _select(backend, student, teacher, "relational")
-    need_grad = student.requires_grad and torch.is_grad_enabled()
-    loss, _ = operator(student, teacher.detach(), need_grad, backend)
+    need_grad = wants_gradient(student) or torch.jit.is_tracing()
+    loss, _ = call(operator, student, teacher.detach(), need_grad, backend)
     return loss
 
 
