@@ -132,7 +132,7 @@ class TeacherLoss(nn.Module):
             ignore_index=_IGNORED_LABEL,
             backend=self.backend,
         )
-        gate = margin > self.margin
+        gate, labels = margin > self.margin, labels.long()
         if self.weight > 0:
             memory_rows, memory_labels = _tensors(memory)
             intra_class = intra_class_contrastive(
@@ -146,7 +146,7 @@ class TeacherLoss(nn.Module):
                 num_classes=logits.shape[1],
                 backend=self.backend,
             )
-            total = cross_entropy + self.weight * intra_class
+            total = torch.add(cross_entropy, intra_class, alpha=self.weight)
         else:
             intra_class, total = torch.zeros_like(cross_entropy.detach()), cross_entropy
         labelled = labels != _IGNORED_LABEL

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from icckd import backends
 from icckd.functional import checks
 from icckd.ops.class_memory import class_memory_push
+from icckd.ops.transforms import mapped
 
 
 class ClassMemory(nn.Module):
@@ -53,12 +54,13 @@ class ClassMemory(nn.Module):
         Raises:
             TypeError, ValueError: A wrong type, shape, device or label. A label of C or more is noticed on the CPU
                 only; a GPU skips the row.
+            RuntimeError: Within torch.vmap; or the memory was made under torch.inference_mode(), and this is outside.
         """
+        self._check_changeable()
         checks.float_matrix("features", features, columns=self.dim)
         checks.integer_vector("labels", labels, features.shape[0])
         checks.same_device("features", features, "the memory", self.slots)
         checks.same_device("labels", labels, "the memory", self.slots)
-        checks.labels_below("labels", labels, self.num_classes)
         dtype = torch.promote_types(features.dtype, self.slots.dtype)
         backend = backends.select("auto", features.device, dtype, "class_memory")
         class_memory_push(self.slots, self.pushed, features.detach(), labels.long(), backend)
@@ -69,11 +71,12 @@ class ClassMemory(nn.Module):
         The embeddings are no copy: a later push changes them.
         """
         classes = torch.arange(self.num_classes, device=self.pushed.device)
-        labels = torch.where(self._filled(), classes[:, None], -1)
-        return self.slots[:-1], labels.flatten()
+        labels = torch.where(self._filled(), classes.unsqueeze(1), -1)
+        return self.slots.narrow(0, 0, labels.numel()), labels.flatten()
 
     def reset(self) -> None:
         """Forget everything."""
+        self._check_changeable()
         self.slots.zero_()
         self.pushed.zero_()
 
@@ -86,7 +89,15 @@ class ClassMemory(nn.Module):
         return True
 
     def _filled(self) -> Tensor:
-        return torch.arange(self.capacity, device=self.pushed.device) < self.pushed[:, None]
+        return torch.arange(self.capacity, device=self.pushed.device) < self.pushed.unsqueeze(1)
+
+    def _check_changeable(self) -> None:
+        if not torch.compiler.is_compiling() and self.slots.is_inference() and not torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "the memory was made under torch.inference_mode(), and can be changed there only; make it outside"
+            )
+        if mapped():
+            raise RuntimeError("a memory cannot be changed within torch.vmap; push or reset outside of it")
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, capacity={self.capacity}, dim={self.dim}, dtype={self.slots.dtype}"

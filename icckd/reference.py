@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from icckd.ops.values import readable
+
 
 def intra_class_contrastive(
     anchor: Tensor,
@@ -51,6 +53,8 @@ def intra_class_contrastive(
     Returns:
         (N,) or a scalar, float32 (float64 for float64 inputs).
     """
+    labels = labels.long()
+    memory_labels = None if memory_labels is None else memory_labels.long()
     _check_class_bound(num_classes, labels, memory_labels)
     z, p = _accumulated(anchor), _accumulated(positive)
     labelled = labels >= 0
@@ -63,8 +67,8 @@ def intra_class_contrastive(
     if normalize:
         z, p, candidates = _unit(z), _unit(p), _unit(candidates)
 
-    negative = (labels[:, None] == candidate_labels[None, :]) & labelled[:, None]
-    negative[:, : len(z)].fill_diagonal_(False)
+    rows, columns = (torch.arange(len(x), device=z.device) for x in (z, candidates))
+    negative = (labels[:, None] == candidate_labels[None, :]) & labelled[:, None] & (rows[:, None] != columns)
     excess = (z @ candidates.T - (z * p).sum(dim=1, keepdim=True)) / temperature
     excess = excess.masked_fill(~negative, -torch.inf)
     loss = torch.cat([torch.zeros_like(excess[:, :1]), excess], dim=1).logsumexp(dim=1)
@@ -99,10 +103,11 @@ def classification_margin(
     values = _accumulated(logits.detach())
     if space == "probability":
         values = values.softmax(dim=1)
+    labels = labels.long()
     ignored = labels == ignore_index
-    own = F.one_hot(labels.long().masked_fill(ignored, 0), values.shape[1]).bool()
+    own = labels.masked_fill(ignored, 0)[:, None]
     lowest = 0.0 if space == "probability" else -torch.inf
-    margin = values[own] - values.masked_fill(own, lowest).amax(dim=1)
+    margin = values.gather(1, own).squeeze(1) - values.scatter(1, own, lowest).amax(dim=1)
     return margin.masked_fill(ignored, -torch.inf).float()
 
 
@@ -242,5 +247,7 @@ def _angles(x: Tensor) -> Tensor:
 
 def _check_class_bound(num_classes: int | None, *label_sets: Tensor | None) -> None:
     for labels in label_sets:
-        if num_classes is not None and labels is not None and bool((labels >= num_classes).any()):
+        if num_classes is None or labels is None or not readable(labels):
+            continue
+        if bool((labels >= num_classes).any()):
             raise ValueError(f"num_classes is {num_classes}, but labels reach {int(labels.max())}")

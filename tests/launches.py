@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from icckd import backends
 from icckd.functional import checks
+from icckd.ops import values
 
 interpreter = pytest.importorskip("triton.runtime.interpreter")
 
@@ -85,6 +86,7 @@ def launches() -> Iterator[Launches]:
         mock.patch.object(interpreter._interpreter, "store", store_and_note),
         mock.patch.object(interpreter.GridExecutor, "__call__", launch_and_note),
         mock.patch.object(checks, "readable", return_value=False),
+        mock.patch.object(values, "readable", return_value=False),
         # Within an operator PyTorch has put the mode aside.
         mock.patch.object(backends, "module", lambda name: _Watched(module(name), count)),
         count,

@@ -66,6 +66,23 @@ def test_no_labelled_row(generator):
     assert output.intra_class == output.active_fraction == output.mean_margin == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32], ids=str)
+def test_narrow_labels_are_what_wide_ones_are(generator, dtype):
+    """Class 156 is −100 in eight bits, and 200 classes are more than int8 counts."""
+    held = torch.iinfo(dtype)
+    labels = torch.tensor([label for label in (156, 5, 156, 5, 100, 100, -100) if held.min <= label <= held.max])
+    logits = 3 * torch.randn(len(labels), 200, generator=generator)
+    logits[range(len(labels)), labels.clamp(min=0)] += 9
+    features, positive = torch.randn(2, len(labels), 6, generator=generator)
+    memory = ClassMemory(200, 2, 6)
+    memory.push(positive, labels.to(dtype))
+    module = TeacherLoss(weight=1.0)
+    actual = module(logits, labels.to(dtype), features, positive, memory)
+    expected = module(logits, labels, features, positive, memory)
+    assert all(torch.equal(x, y) for x, y in zip(actual, expected, strict=True))
+    assert 0 < actual.active_fraction <= 1
+
+
 def test_intra_class_module_is_the_function(generator, backend):
     _, labels, features, positive = batch(generator)
     gate = torch.rand(24, generator=generator) < 0.5

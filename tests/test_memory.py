@@ -4,6 +4,9 @@ from collections import deque
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import grad, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from icckd import ClassMemory, TeacherLoss
 
@@ -113,6 +116,89 @@ def test_compiles_whole(generator):
         push(features, labels)
     for x, y in zip(plain.tensors(), compiled.tensors(), strict=True):
         assert torch.equal(x, y)
+
+
+def test_compiled_code_refuses_wrong_labels():
+    memory = ClassMemory(2, 2, 3)
+    torch._dynamo.reset()
+    push = torch.compile(memory.push, fullgraph=True, backend="aot_eager")
+    with pytest.raises(ValueError, match="labels reach 2; they should be below num_classes = 2"):
+        push(torch.ones(2, 3), torch.tensor([0, 2]))
+    assert len(memory) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32], ids=str)
+def test_narrow_labels_are_what_wide_ones_are(generator, dtype):
+    features, labels = torch.randn(5, 3, generator=generator), torch.tensor([100, 3, 3, 100, 100])
+    memories = [ClassMemory(200, 2, 3) for _ in range(2)]
+    memories[0].push(features, labels.to(dtype))
+    memories[1].push(features, labels)
+    for x, y in zip(*(memory.tensors() for memory in memories), strict=True):
+        assert torch.equal(x, y)
+    with pytest.raises(ValueError, match="labels reach 100; they should be below num_classes = 50"):
+        ClassMemory(50, 2, 3).push(features, labels.to(dtype))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_without_values(device):
+    with FakeTensorMode(), torch.device(device):
+        memory = ClassMemory(4, 2, 3)
+        memory.push(torch.randn(5, 3), torch.zeros(5, dtype=torch.int64))
+        memory.reset()
+        shapes = [(x.shape, x.device.type) for x in memory.tensors()]
+    assert shapes == [((8, 3), device), ((8,), device)]
+
+
+def test_a_recorded_push_stores_other_rows(generator):
+    def step(slots, pushed, features, labels):
+        memory = ClassMemory(4, 2, 3)
+        memory.slots, memory.pushed = slots, pushed
+        memory.push(features, labels)
+        return memory.tensors()
+
+    empty = ClassMemory(4, 2, 3)
+    rows = torch.randn(5, 3, generator=generator), torch.tensor([0, 0, 3, -1, 0])
+    graph = make_fx(step)(empty.slots.clone(), empty.pushed.clone(), *rows)
+    rows = torch.randn(5, 3, generator=generator), torch.tensor([1, 2, 2, 2, 1])
+    actual = graph(empty.slots.clone(), empty.pushed.clone(), *rows)
+    empty.push(*rows)
+    for x, y in zip(actual, empty.tensors(), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_pushes_within_a_gradient_by_torch_func(generator):
+    features, labels = torch.randn(5, 3, generator=generator), torch.tensor([0, 1, 1, 3, -1])
+
+    def loss(memory):
+        def of(x):
+            memory.push(x, labels)
+            return x.square().sum()
+
+        return of
+
+    expected = ClassMemory(4, 2, 3)
+    expected.push(features, labels)
+    for transform in (lambda f: grad(f)(features), lambda f: jvp(f, (features,), (features,))):
+        memory = ClassMemory(4, 2, 3)
+        transform(loss(memory))
+        for x, y in zip(memory.tensors(), expected.tensors(), strict=True):
+            assert torch.equal(x, y)
+    with pytest.raises(RuntimeError, match=r"a memory cannot be changed within torch\.vmap"):
+        vmap(loss(memory))(features[None])
+
+
+def test_inference_tensors():
+    with torch.inference_mode():
+        features, labels, made_there = torch.ones(2, 3), torch.tensor([0, 1]), ClassMemory(2, 2, 3)
+        made_there.push(features, labels)
+    memory = ClassMemory(2, 2, 3)
+    memory.push(features, labels)
+    with torch.inference_mode():
+        memory.push(features, labels)
+    assert (len(memory), len(made_there)) == (4, 2)
+    for change in (made_there.reset, lambda: made_there.push(torch.ones(2, 3), torch.tensor([0, 1]))):
+        with pytest.raises(RuntimeError, match=r"made under torch\.inference_mode\(\), and can be changed there only"):
+            change()
 
 
 @pytest.mark.parametrize(

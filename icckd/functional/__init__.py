@@ -3,6 +3,7 @@
 `icckd.reference` defines the same functions in plain PyTorch.
 """
 
+import icckd.ops.flops  # noqa: F401  (FlopCounterMode then knows the operators)
 from icckd.functional.cross_entropy import classification_margin, cross_entropy_with_margin
 from icckd.functional.distillation import kd_kl, rkd_angle, rkd_distance
 from icckd.functional.intra_class import intra_class_contrastive

@@ -1,7 +1,7 @@
 """Argument checks of the public functions: each names the argument, what it was and what it should be.
 
-Checks of shapes, dtypes and devices cost nothing and run always. Checks of values run only where `readable` says that
-reading them neither synchronises with a GPU nor breaks a graph that is being compiled.
+Checks of shapes, dtypes and devices cost nothing and run always. Values of tensors are checked by the operators
+(`icckd.ops.values`), but that of a temperature, which arithmetic in another dtype may change.
 """
 
 from collections.abc import Sequence
@@ -9,13 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from icckd.ops.values import readable
+
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-def readable(x: Tensor) -> bool:
-    """Whether the values of `x` may be looked at."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+# All of whose values torch.int64 holds: labels become that before they are compared with anything.
+INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint32, torch.uint16, torch.uint8)
 
 
 def is_tensor(name: str, x: object) -> None:
@@ -37,7 +35,7 @@ def integer_vector(name: str, x: Tensor, size: int) -> None:
     """`x` should be a one-dimensional integer tensor of `size` elements."""
     is_tensor(name, x)
     if x.dtype not in INTEGER_DTYPES:
-        raise TypeError(f"{name} has dtype {x.dtype}; it should be an integer type such as torch.int64")
+        raise TypeError(f"{name} has dtype {x.dtype}; it should be an integer type: torch.int64 or a narrower one")
     vector(name, x, size)
 
 
@@ -76,7 +74,9 @@ def positive_number(name: str, value: float) -> None:
 
 
 def positive_integer(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+    # While torch.jit traces, sizes are tensors.
+    integers = (int, torch.SymInt, Tensor) if torch.jit.is_tracing() else (int, torch.SymInt)
+    if isinstance(value, bool) or not isinstance(value, integers):
         raise TypeError(f"{name} is {value!r}; it should be an integer")
     if value < 1:
         raise ValueError(f"{name} is {value}; it should be 1 or more")
@@ -89,21 +89,13 @@ def number_within(name: str, value: float, lowest: float, highest: float) -> Non
         raise ValueError(f"{name} is {value}; it should be in [{lowest}, {highest}]")
 
 
-def labels_below(name: str, labels: Tensor, num_classes: int) -> None:
-    """Every label should be below `num_classes`; looked at only where it may be."""
-    if readable(labels) and labels.numel() and bool((labels >= num_classes).any()):
-        raise ValueError(f"{name} reach {int(labels.max())}; they should be below num_classes = {num_classes}")
-
-
 def weights(name: str, x: Tensor, size: int) -> None:
-    """`x` should hold `size` booleans, or numbers that are finite and not negative."""
+    """`x` should hold `size` booleans or float numbers."""
     vector(name, x, size)
     if x.dtype == torch.bool:
         return
     if x.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} has dtype {x.dtype}; it should be torch.bool or a float type")
-    if readable(x) and not bool(((x >= 0) & x.isfinite()).all()):
-        raise ValueError(f"{name} holds a negative or non-finite value; its weights should be finite and 0 or more")
 
 
 def temperature(name: str, value: float | Tensor, device: torch.device | None = None) -> None:

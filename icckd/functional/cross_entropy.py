@@ -6,6 +6,7 @@ from torch import Tensor
 from icckd import backends
 from icckd.functional import checks
 from icckd.ops import cross_entropy as ops
+from icckd.ops.transforms import call, differentiable, wants_gradient
 
 _SPACES = ("probability", "logit")
 _REDUCTIONS = ("mean", "sum", "none")
@@ -27,6 +28,8 @@ def cross_entropy_with_margin(
 
         ℓ_i = −(1 − ε) log p_i[y_i] − ε/C Σ_c log p_i[c]
         "none": ℓ_i (N,), 0 in ignored rows    "sum": Σ ℓ_i    "mean": Σ ℓ_i / number of rows not ignored (NaN for 0)
+
+    The loss can be differentiated in reverse and in forward mode, once: a second derivative raises RuntimeError.
 
     Args:
         logits: (N, C) float, C ≥ 1.
@@ -50,17 +53,15 @@ def cross_entropy_with_margin(
     checks.one_of("reduction", reduction, _REDUCTIONS)
     checks.number_within("label_smoothing", label_smoothing, 0, 1)
     backend = backends.select(backend, logits.device, logits.dtype, "cross_entropy")
-    labels = labels.long()
+    (logits,), labels = differentiable(logits), labels.long()
+    settings = label_smoothing, space, ignore_index, backend
     # A float16 gradient of a mean could underflow before the loss scale is applied: it is computed in backward, scaled.
-    wants_gradient = logits.requires_grad and torch.is_grad_enabled()
-    if reduction == "none" or not wants_gradient or logits.dtype == torch.float16:
-        rows, margin, _ = ops.cross_entropy_margin_rows(logits, labels, label_smoothing, space, ignore_index, backend)
+    if reduction == "none" or not wants_gradient(logits) or logits.dtype == torch.float16:
+        rows, margin, _ = call(ops.cross_entropy_margin_rows, logits, labels, *settings)
         if reduction == "none":
             return rows, margin
         return (rows.sum() if reduction == "sum" else rows.sum() / (labels != ignore_index).sum()), margin
-    loss, margin, _ = ops.cross_entropy_margin_sum(
-        logits, labels, reduction == "mean", label_smoothing, space, ignore_index, backend
-    )
+    loss, margin, _ = call(ops.cross_entropy_margin_sum, logits, labels, reduction == "mean", *settings)
     return loss, margin
 
 
@@ -85,7 +86,8 @@ def classification_margin(
     """
     _check(logits, labels, space, ignore_index)
     backend = backends.select("auto", logits.device, logits.dtype, "cross_entropy")
-    _, margin, _ = ops.cross_entropy_margin_rows(logits.detach(), labels.long(), 0.0, space, ignore_index, backend)
+    settings = 0.0, space, ignore_index, backend
+    _, margin, _ = call(ops.cross_entropy_margin_rows, logits.detach(), labels.long(), *settings)
     return margin
 
 

@@ -1,15 +1,17 @@
 """What a student is taught by: softened predictions, and relations between the rows of a batch."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef
 
 from icckd import backends
 from icckd.functional import checks
 from icckd.ops import distillation as ops
+from icckd.ops.transforms import call, differentiable, wants_gradient
 
 _REDUCTIONS = ("batchmean", "sum", "none")
+# The temperature from which on too little is left in float32 of what cancels in a divergence.
+_CANCELLING = 32.0
 
 
 def kd_kl(
@@ -28,10 +30,13 @@ def kd_kl(
         ℓ_i = T² KL(q_i ‖ p_i) = T² Σ_c q_i[c] (log q_i[c] − log p_i[c]), where a class with q_i[c] = 0 adds 0
         "none": ℓ_i (N,)    "sum": Σ ℓ_i    "batchmean": Σ ℓ_i / N (0 for N = 0)
 
+    The loss can be differentiated in reverse and in forward mode, once: a second derivative raises RuntimeError.
+
     Args:
         student_logits: (N, C) float, C ≥ 1.
         teacher_logits: (N, C) float, of any float dtype; it gets no gradient.
-        temperature: T > 0.
+        temperature: T > 0. Divergences shrink with 1/T², beside sums that do not: from 32 on they are computed in float64,
+            by PyTorch, whatever the backend, and rounded to the dtypes that they have below.
         standardize: First replace each row x by (x − mean)/(std + 1e-7), std unbiased (0 for C = 1), with the gradient
             through both: logit standardisation, Sun et al. 2024 (arXiv 2403.01427).
         reduction: "batchmean", "sum" or "none".
@@ -52,16 +57,18 @@ def kd_kl(
     checks.same_device("teacher_logits", teacher_logits, "student_logits", student_logits)
     checks.positive_number("temperature", temperature)
     checks.one_of("reduction", reduction, _REDUCTIONS)
-    student, teacher = student_logits, teacher_logits.detach()
+    (student,), teacher = differentiable(student_logits), teacher_logits.detach()
     backend = _select(backend, student, teacher, "kd_kl")
-    # A float16 gradient of a mean could underflow before the loss scale is applied: it is computed in backward, scaled.
-    wants_gradient = student.requires_grad and torch.is_grad_enabled()
+    dtype = _loss_dtype(student, teacher)
+    if temperature >= _CANCELLING:
+        student, teacher, backend = student.double(), teacher.double(), "reference"
     scale = 1 / max(rows, 1) if reduction == "batchmean" else 1.0
-    if reduction == "none" or not wants_gradient or student.dtype == torch.float16:
-        losses = ops.kd_kl_rows(student, teacher, temperature, standardize, backend)
-        return losses if reduction == "none" else scale * losses.sum()
-    loss, _ = ops.kd_kl_sum(student, teacher, temperature, standardize, scale, backend)
-    return loss
+    # A float16 gradient of a mean could underflow before the loss scale is applied: it is computed in backward, scaled.
+    if reduction == "none" or not wants_gradient(student) or student.dtype == torch.float16:
+        losses = call(ops.kd_kl_rows, student, teacher, temperature, standardize, backend)
+        return (losses if reduction == "none" else scale * losses.sum()).to(dtype)
+    loss, _ = call(ops.kd_kl_sum, student, teacher, temperature, standardize, scale, backend)
+    return loss.to(dtype)
 
 
 def rkd_distance(student: Tensor, teacher: Tensor, *, backend: str = "auto") -> Tensor:
@@ -71,7 +78,8 @@ def rkd_distance(student: Tensor, teacher: Tensor, *, backend: str = "auto") -> 
 
         loss = 1/N² Σ_ij smooth-L1(d_ij/μ of the student − d_ij/μ of the teacher), β = 1
 
-    The gradient flows through μ too; a zero distance has none. Memory: O(N·D + N²).
+    The gradient flows through μ too; a zero distance has none. The loss can be differentiated in reverse and in forward
+    mode, once: a second derivative raises RuntimeError. Memory: O(N·D + N²).
 
     Args:
         student: (N, Ds) float features.
@@ -102,15 +110,19 @@ def rkd_angle(student: Tensor, teacher: Tensor, *, backend: str = "auto") -> Ten
     return _relational(ops.rkd_angle, student, teacher, backend)
 
 
-def _relational(operator: Callable, student: Tensor, teacher: Tensor, backend: str) -> Tensor:
+def _relational(operator: CustomOpDef, student: Tensor, teacher: Tensor, backend: str) -> Tensor:
     checks.float_matrix("student", student)
     checks.float_matrix("teacher", teacher, rows=student.shape[0])
     checks.same_device("teacher", teacher, "student", student)
     backend = _select(backend, student, teacher, "relational")
-    need_grad = student.requires_grad and torch.is_grad_enabled()
-    loss, _ = operator(student, teacher.detach(), need_grad, backend)
+    need_grad = wants_gradient(student) or torch.jit.is_tracing()
+    loss, _ = call(operator, student, teacher.detach(), need_grad, backend)
     return loss
 
 
 def _select(backend: str, student: Tensor, teacher: Tensor, family: str) -> str:
     return backends.select(backend, student.device, torch.promote_types(student.dtype, teacher.dtype), family)
+
+
+def _loss_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
+    return torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)

@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from icckd.ops.saved_gradient import depending_once
+
 
 @dataclass
 class RankRows:
@@ -79,9 +81,10 @@ class _Gather(torch.autograd.Function):
         return ranks.gather(values)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         # Summed in float32, lest every rank's term be rounded to half precision again.
-        total = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True).contiguous()
+        precise = torch.promote_types(gradient.dtype, torch.float32)
+        total = gradient.detach().to(precise, copy=True).contiguous()
         dist.all_reduce(total, group=ctx.ranks.group)
-        return total[ctx.ranks.own].to(gradient.dtype), None
+        own = total[ctx.ranks.own].to(gradient.dtype)
+        return own + depending_once(gradient) if torch.is_grad_enabled() else own, None

@@ -9,6 +9,8 @@ from icckd import backends
 from icckd.backends.eager.intra_class import anchor_weights
 from icckd.functional import checks
 from icckd.ops import intra_class as ops
+from icckd.ops.transforms import call, differentiable, transformed, wants_gradient
+from icckd.ops.values import has_values
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -42,8 +44,9 @@ def intra_class_contrastive(
 
     The negatives from the anchor's own class, the gate and the memory are those of arXiv 2509.22053; similarity,
     normalisation and temperature are this project's choice. An anchor without negatives has ℓ_i = 0 and no gradient.
-    Gradients flow to `anchor` (as an anchor and as others' negative), to `positive` and to a `temperature` tensor,
-    once: a second derivative raises RuntimeError. The work is Σ_c n_c², the memory used O(N·D + M·D).
+    Gradients flow to `anchor` (as an anchor and as others' negative), to `positive` and to a `temperature` tensor, in
+    reverse mode and, but for "none", in forward mode, once: a second derivative raises RuntimeError. The work is
+    Σ_c n_c², the memory used O(N·D + M·D).
 
     Args:
         anchor: (N, D) float.
@@ -61,6 +64,7 @@ def intra_class_contrastive(
             every rank's rows are negatives for every rank's anchors. "sum" and "none" cover the rank's own anchors;
             the mean over the ranks of "mean" is the loss of all ranks' rows together, and so are the gradients after
             averaging. Each rank's memory serves its own anchors only. The ranks' row counts are read on the host.
+            Not within a transform of torch.func or in forward mode: RuntimeError.
         backend: Who computes: "auto", "reference", "cpu", "cuda" or "triton".
 
     Returns:
@@ -68,25 +72,27 @@ def intra_class_contrastive(
 
     Raises:
         TypeError, ValueError: An argument has a wrong type, shape, device or value. Values are looked at on the CPU
-            only, and not while compiling.
+            only, and that of a temperature tensor only where nothing compiles or maps the call.
         BackendUnavailable: The backend asked for cannot run here.
     """
     _check(anchor, positive, labels, gate, memory, memory_labels, temperature, num_classes)
     checks.one_of("reduction", reduction, _REDUCTIONS)
     backend = backends.select(backend, anchor.device, anchor.dtype, "intra_class")
     dtype = torch.promote_types(anchor.dtype, torch.float32)
-    batch, own = _Batch(anchor, positive, labels.long(), None if gate is None else gate.detach().to(dtype)), slice(None)
+    if not isinstance(temperature, Tensor):
+        temperature = _known(temperature, dtype, anchor)
+    anchor, positive, temperature = differentiable(anchor, positive, temperature.to(dtype))
+    weight = None if gate is None else gate.detach().to(dtype)
+    batch, own = _Batch(anchor, positive, labels.long(), weight), None
     mean = reduction == "mean"
     if group is not None:
-        batch, own = _gathered(batch, mean, num_classes, dtype, group)
+        batch, own = _gathered(batch, temperature, mean, num_classes, group)
         mean = False
     if memory is not None and memory_labels is not None:
         memory, memory_labels = _arithmetic(memory, dtype).detach(), memory_labels.long()
-    if not isinstance(temperature, Tensor):
-        temperature = _known(temperature, dtype, anchor.device)
     settings = (mean, normalize, num_classes)
-    loss = _rows_or_sum(batch, memory, memory_labels, temperature.to(dtype), settings, reduction != "none", backend)
-    return loss[own] if reduction == "none" else loss
+    loss = _rows_or_sum(batch, memory, memory_labels, temperature, settings, reduction != "none", backend)
+    return loss if own is None or reduction != "none" else loss[own]
 
 
 class _Batch(NamedTuple):
@@ -112,20 +118,20 @@ def _rows_or_sum(
     settings: The operators' `mean`, `normalize` and `num_classes`.
     """
     differentiated = (batch.anchor, batch.positive, temperature)
-    needs = [torch.is_grad_enabled() and x.requires_grad for x in differentiated]
+    needs = [wants_gradient(x) for x in differentiated]
     # A float16 gradient of a mean could underflow before a loss scale is applied: it is computed in backward, scaled.
     if add_up and any(needs) and batch.anchor.dtype != torch.float16:
-        loss, *_ = ops.intra_class_sum(*batch, memory, memory_labels, temperature, *settings, *needs, backend)
+        loss, *_ = call(ops.intra_class_sum, *batch, memory, memory_labels, temperature, *settings, *needs, backend)
         return loss
     if any(needs) and memory is not None:
         # Backward reads the memory again, when newer rows may have been pushed into it.
         memory = memory.clone()
-    rows, _ = ops.intra_class_rows(*batch, memory, memory_labels, temperature, *settings, backend)
+    rows, _ = call(ops.intra_class_rows, *batch, memory, memory_labels, temperature, *settings, backend)
     return rows.sum() if add_up else rows
 
 
 def _gathered(
-    batch: _Batch, mean: bool, num_classes: int | None, dtype: torch.dtype, group: "ProcessGroup"
+    batch: _Batch, temperature: Tensor, mean: bool, num_classes: int | None, group: "ProcessGroup"
 ) -> tuple[_Batch, slice]:
     """All ranks' rows, of which others' are no anchors, and where this rank's own are.
 
@@ -134,8 +140,13 @@ def _gathered(
     # Not every build of PyTorch has torch.distributed.
     from icckd.functional.gather import line_up
 
+    if transformed(batch.anchor, batch.positive, temperature):
+        raise RuntimeError(
+            "group is given within a transform of torch.func or in forward mode, in which ranks cannot exchange rows; "
+            "use ordinary autograd"
+        )
     ranks = line_up(batch.anchor, group)
-    weight = anchor_weights(batch.labels, batch.weight, num_classes, dtype)
+    weight = anchor_weights(batch.labels, batch.weight, num_classes, temperature.dtype)
     if mean:
         total = ranks.mean(weight.sum())
         weight = weight / torch.where(total > 0, total, 1)
@@ -148,11 +159,11 @@ def _gathered(
     return together, ranks.own
 
 
-def _known(temperature: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The temperature where backends take it from the host; where they are compiled together, on the device."""
-    if torch.compiler.is_compiling():
-        return torch.full((), temperature, dtype=dtype, device=device)
-    return torch.tensor(temperature, dtype=dtype)
+def _known(temperature: float, dtype: torch.dtype, anchor: Tensor) -> Tensor:
+    """The temperature where backends take it from the host; a tensor like the anchor where that has no numbers."""
+    if has_values(anchor):
+        return torch.tensor(temperature, dtype=dtype)
+    return anchor.new_full((), temperature, dtype=dtype)
 
 
 def _arithmetic(memory: Tensor, dtype: torch.dtype) -> Tensor:
@@ -191,6 +202,3 @@ def _check(
     checks.temperature("temperature", temperature, anchor.device)
     if num_classes is not None:
         checks.positive_integer("num_classes", num_classes)
-        checks.labels_below("labels", labels, num_classes)
-        if memory_labels is not None:
-            checks.labels_below("memory_labels", memory_labels, num_classes)

@@ -4,6 +4,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from icckd import backends
+from icckd.ops.values import labels_below
 
 
 @custom_op("icckd::class_memory_push", mutates_args=("slots", "pushed"))
@@ -17,9 +18,10 @@ def class_memory_push(slots: Tensor, pushed: Tensor, features: Tensor, labels: T
         slots: (C · K + 1, D) float; the last row is 0 and stays so.
         pushed: (C,) int64, the rows of each class ever pushed.
         features: (N, D) float, converted to the dtype of `slots`.
-        labels: (N,) int64; rows with a label outside of [0, C) are skipped, and rows that are not finite in the dtype
-            of `slots`.
+        labels: (N,) int64; rows with a negative label are skipped, on a GPU those with a label of C or more too, and
+            everywhere rows that are not finite in the dtype of `slots`.
     """
+    labels_below("labels", labels, len(pushed))
     backends.module(backend).class_memory_push(slots, pushed, features, labels)
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from icckd import backends
-from icckd.ops.saved_gradient import refuse_second_derivative, scaled_once
+from icckd.ops.saved_gradient import along, scaled_once
+from icckd.ops.transforms import call, refuse_second_derivative, register, save
+from icckd.ops.values import readable
 
 
 @torch.library.custom_op("icckd::cross_entropy_margin_rows", mutates_args=())
@@ -79,14 +81,22 @@ def _save_rows(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -
     logits, labels, ctx.label_smoothing, _, ctx.ignore_index, ctx.backend = inputs
     _, margin, lse = output
     ctx.mark_non_differentiable(margin, lse)
-    ctx.save_for_backward(lse, logits, labels)
+    save(ctx, lse, logits, labels)
 
 
 def _rows_backward(ctx: Any, grad_rows: Tensor, *_: object) -> tuple[Tensor | None, ...]:
-    d_logits = cross_entropy_margin_rows_backward(
-        grad_rows, *ctx.saved_tensors, ctx.label_smoothing, ctx.ignore_index, ctx.backend
-    )
-    return d_logits, None, None, None, None, None
+    return _rows_gradient(ctx, grad_rows), None, None, None, None, None
+
+
+def _rows_along(ctx: Any, d_logits: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+    lse, *_ = ctx.saved_tensors
+    # A row's loss depends on its own logits only.
+    return (_rows_gradient(ctx, torch.ones_like(lse)) * d_logits).sum(1), None, None
+
+
+def _rows_gradient(ctx: Any, grad_rows: Tensor) -> Tensor:
+    settings = ctx.label_smoothing, ctx.ignore_index, ctx.backend
+    return call(cross_entropy_margin_rows_backward, grad_rows, *ctx.saved_tensors, *settings)
 
 
 def _save_sum(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -94,7 +104,7 @@ def _save_sum(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) ->
     ctx.mark_non_differentiable(margin, d_logits)
     ctx.set_materialize_grads(False)
     ctx.backend = inputs[-1]
-    ctx.save_for_backward(loss, d_logits)
+    save(ctx, loss, d_logits)
 
 
 def _sum_backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -103,14 +113,19 @@ def _sum_backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor 
     return d_logits, None, None, None, None, None, None
 
 
-cross_entropy_margin_rows.register_autograd(_rows_backward, setup_context=_save_rows)
-cross_entropy_margin_rows_backward.register_autograd(refuse_second_derivative)
-cross_entropy_margin_sum.register_autograd(_sum_backward, setup_context=_save_sum)
+def _sum_along(ctx: Any, d_logits: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+    loss, gradient = ctx.saved_tensors
+    return along([gradient], [d_logits], loss), None, None
+
+
+register(cross_entropy_margin_rows, _rows_backward, _save_rows, _rows_along)
+register(cross_entropy_margin_rows_backward, refuse_second_derivative)
+register(cross_entropy_margin_sum, _sum_backward, _save_sum, _sum_along)
 
 
 def _check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
-    """Raise ValueError for a label that names no class; not on a GPU, where looking would synchronise."""
-    if labels.device.type != "cpu" or labels.numel() == 0:
+    """Raise ValueError for a label that names no class."""
+    if not readable(labels) or labels.numel() == 0:
         return
     valid = labels[labels != ignore_index]
     if valid.numel() and not 0 <= (lowest := int(valid.min())) <= (highest := int(valid.max())) < classes:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from icckd import backends
-from icckd.ops.saved_gradient import refuse_second_derivative, scaled_once
+from icckd.ops.saved_gradient import along, scaled_once
+from icckd.ops.transforms import call, refuse_second_derivative, register, save
 
 
 @torch.library.custom_op("icckd::kd_kl_rows", mutates_args=())
@@ -71,11 +72,22 @@ def _relational_fake(student: Tensor, teacher: Tensor, need_grad: bool, backend:
 
 def _save_rows(ctx: Any, inputs: tuple, output: Tensor) -> None:
     student, teacher, *ctx.settings = inputs
-    ctx.save_for_backward(student, teacher)
+    save(ctx, student, teacher)
 
 
 def _rows_backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
-    return kd_kl_rows_backward(grad_rows, *ctx.saved_tensors, *ctx.settings), None, None, None, None
+    return _rows_gradient(ctx, grad_rows), None, None, None, None
+
+
+def _rows_along(ctx: Any, d_student: Tensor, *_: object) -> Tensor:
+    student, teacher = ctx.saved_tensors
+    # A row's loss depends on its own logits only.
+    ones = student.new_ones(student.shape[0], dtype=_loss_dtype(student, teacher))
+    return (_rows_gradient(ctx, ones) * d_student).sum(1, dtype=ones.dtype)
+
+
+def _rows_gradient(ctx: Any, grad_rows: Tensor) -> Tensor:
+    return call(kd_kl_rows_backward, grad_rows, *ctx.saved_tensors, *ctx.settings)
 
 
 def _save_gradient(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -83,7 +95,7 @@ def _save_gradient(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> No
     ctx.dtype = inputs[0].dtype
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output)
+    save(ctx, *output)
 
 
 def _scaled_gradient(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
@@ -92,10 +104,15 @@ def _scaled_gradient(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tenso
     return None if d_student is None else d_student.to(ctx.dtype), *[None] * ctx.others
 
 
-kd_kl_rows.register_autograd(_rows_backward, setup_context=_save_rows)
-kd_kl_rows_backward.register_autograd(refuse_second_derivative)
+def _along_gradient(ctx: Any, d_student: Tensor, *_: object) -> tuple[Tensor, None]:
+    loss, gradient = ctx.saved_tensors
+    return along([gradient], [d_student], loss), None
+
+
+register(kd_kl_rows, _rows_backward, _save_rows, _rows_along)
+register(kd_kl_rows_backward, refuse_second_derivative)
 for operator in (kd_kl_sum, rkd_distance, rkd_angle):
-    operator.register_autograd(_scaled_gradient, setup_context=_save_gradient)
+    register(operator, _scaled_gradient, _save_gradient, _along_gradient)
 
 
 def _loss_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from icckd import backends
-from icckd.ops.saved_gradient import refuse_second_derivative, scaled_once
+from icckd.ops.saved_gradient import along, scaled_once
+from icckd.ops.transforms import call, refuse_forward_mode, refuse_second_derivative, register, save
+from icckd.ops.values import finite_weights, labels_below
+
+# The places of anchor, positive and temperature among the operators' arguments.
+_DIFFERENTIATED = (0, 1, 6)
 
 
 @torch.library.custom_op("icckd::intra_class_rows", mutates_args=())
@@ -31,6 +36,7 @@ def intra_class_rows(
 
     A weight that is None is 1. `mean` divides by the sum of the labelled rows' weights, and gives 0 where that is 0.
     """
+    _check_values(labels, weight, memory_labels, num_classes)
     return backends.module(backend).intra_class_rows(
         anchor, positive, labels, weight, memory, memory_labels, temperature, mean, normalize, num_classes
     )
@@ -93,6 +99,7 @@ def intra_class_sum(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The weighted sum of the losses and its gradients with respect to anchor, positive and temperature."""
+    _check_values(labels, weight, memory_labels, num_classes)
     return backends.module(backend).intra_class_sum(
         anchor,
         positive,
@@ -181,13 +188,12 @@ def _loss_dtype(anchor: Tensor) -> torch.dtype:
 def _save_rows(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.mean, ctx.normalize, ctx.num_classes, ctx.backend = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1], *tensors)
+    save(ctx, output[1], *tensors)
 
 
 def _rows_backward(ctx: Any, grad_rows: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = intra_class_rows_backward(
-        grad_rows, *ctx.saved_tensors, ctx.mean, ctx.normalize, ctx.num_classes, *_needs(ctx), ctx.backend
-    )
+    settings = ctx.mean, ctx.normalize, ctx.num_classes, *_needs(ctx), ctx.backend
+    gradients = call(intra_class_rows_backward, grad_rows, *ctx.saved_tensors, *settings)
     return _to_inputs(ctx, gradients)
 
 
@@ -196,7 +202,7 @@ def _save_sum(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor, Ten
     # Else backward would be handed a tensor of zeros for each gradient.
     ctx.set_materialize_grads(False)
     ctx.backend = inputs[-1]
-    ctx.save_for_backward(*output)
+    save(ctx, *output)
 
 
 def _sum_backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -207,19 +213,31 @@ def _sum_backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | Non
     return _to_inputs(ctx, [next(scaled) if need else None for need in _needs(ctx)])
 
 
+def _sum_along(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+    loss, *gradients = ctx.saved_tensors
+    return along(gradients, [tangents[place] for place in _DIFFERENTIATED], loss), None, None, None
+
+
 def _needs(ctx: Any) -> tuple[bool, bool, bool]:
     """Whether anchor, positive and temperature need a gradient."""
-    return ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[6]
+    anchor, positive, temperature = (ctx.needs_input_grad[place] for place in _DIFFERENTIATED)
+    return anchor, positive, temperature
 
 
 def _to_inputs(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     """The gradients of anchor, positive and temperature in the places of these arguments."""
     inputs: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-    for place, gradient, needed in zip((0, 1, 6), gradients, _needs(ctx), strict=True):
+    for place, gradient, needed in zip(_DIFFERENTIATED, gradients, _needs(ctx), strict=True):
         inputs[place] = gradient if needed else None
     return tuple(inputs)
 
 
-intra_class_rows.register_autograd(_rows_backward, setup_context=_save_rows)
-intra_class_rows_backward.register_autograd(refuse_second_derivative)
-intra_class_sum.register_autograd(_sum_backward, setup_context=_save_sum)
+register(intra_class_rows, _rows_backward, _save_rows, refuse_forward_mode)
+register(intra_class_rows_backward, refuse_second_derivative)
+register(intra_class_sum, _sum_backward, _save_sum, _sum_along)
+
+
+def _check_values(labels: Tensor, weight: Tensor | None, memory_labels: Tensor | None, num_classes: int | None) -> None:
+    labels_below("labels", labels, num_classes)
+    labels_below("memory_labels", memory_labels, num_classes)
+    finite_weights("gate", weight)

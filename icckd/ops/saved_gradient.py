@@ -1,17 +1,14 @@
-"""The backward of operators that compute their gradients together with their loss: it only scales what was saved."""
+"""Differentiation of operators that compute their gradients together with their loss: what was saved is only scaled."""
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from icckd import backends
-
-
-def refuse_second_derivative(ctx: Any, *_: Tensor | None) -> NoReturn:
-    """The autograd formula of operators that compute a gradient."""
-    raise RuntimeError("icckd's losses can be differentiated once only; icckd.reference's as often as wanted")
+from icckd.ops.transforms import refuse_second_derivative, transformed
+from icckd.ops.values import has_values
 
 
 def scaled_once(
@@ -21,28 +18,51 @@ def scaled_once(
 
     In place where nobody can come back for them, so that a factor of 1 costs nothing. None where the loss takes no part
     in what is differentiated (grad_loss is None: the operator's context should not materialise zeros). Where autograd
-    may come to differentiate the result (create_graph=True), it depends on `loss`, and so on the operator's inputs, by
-    a function that refuses: an operator holds no formula for the derivative of its gradient.
+    may come to differentiate the result (create_graph=True, a transform, a loss with a tangent), it depends on `loss`,
+    and so on the operator's inputs, by a function that refuses: an operator holds no formula for the derivative of its
+    gradient. One-dimensional is what stands for a gradient that was not computed.
     """
     if grad_loss is None:
         return [None] * len(gradients)
-    if torch.is_grad_enabled():
-        return [_Scaled.apply(gradient, grad_loss, loss) for gradient in gradients]
+    if any(gradient.dim() == 1 for gradient in gradients):
+        raise RuntimeError(
+            "a gradient of icckd's loss is wanted that was not when its graph was recorded; record it, by make_fx or "
+            "torch.export, with inputs that require grad"
+        )
+    if torch.is_grad_enabled() or transformed(loss):
+        return [gradient * grad_loss + depending_once(loss).to(gradient.dtype) for gradient in gradients]
     # A graph that is kept may come back for the same tensor, after its receiver has added to it in place.
-    if not _has_values(grad_loss) or torch._C._autograd._get_current_graph_task_keep_graph():
+    if not has_values(grad_loss) or torch._C._autograd._get_current_graph_task_keep_graph():
         return [gradient * grad_loss for gradient in gradients]
     backends.module(backend).scale_gradients(grad_loss, *gradients)
     return gradients
 
 
-class _Scaled(torch.autograd.Function):
+def along(gradients: Sequence[Tensor], tangents: Sequence[Tensor | None], loss: Tensor) -> Tensor:
+    """Σ ⟨gradient, tangent⟩: the derivative of `loss` in forward mode, which cannot be differentiated itself."""
+    derivative = depending_once(loss)
+    for gradient, tangent in zip(gradients, tangents, strict=True):
+        if tangent is not None:
+            derivative = derivative + (gradient.to(loss.dtype) * tangent).sum()
+    return derivative
+
+
+def depending_once(x: Tensor) -> Tensor:
+    """0, which depends on `x` in a way that refuses to be differentiated."""
+    return _Once.apply(x)
+
+
+class _Once(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, grad_loss: Tensor, loss: Tensor) -> Tensor:
-        return gradient * grad_loss
+    def forward(x: Tensor) -> Tensor:
+        return x.new_zeros(())
 
-    backward = staticmethod(refuse_second_derivative)
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        return None
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, x: Tensor) -> tuple[Tensor, None]:
+        return depending_once(x), None
 
-def _has_values(x: Tensor) -> bool:
-    """Whether a kernel can read it: not so under vmap, and while a compiler traces, which fuses a plain product."""
-    return type(x) is Tensor and not torch.compiler.is_compiling() and torch._C._has_storage(x)
+    backward = jvp = staticmethod(refuse_second_derivative)

@@ -129,6 +129,46 @@ def check_ranks_that_disagree_all_get_an_error(rank):
         intra_class_contrastive(x, x, labels, group=dist.group.WORLD)
 
 
+def check_transforms_are_refused(rank):
+    x, labels = torch.randn(3, 4), torch.zeros(3, dtype=torch.int8)
+
+    def loss(z):
+        return intra_class_contrastive(z, x, labels, group=dist.group.WORLD)
+
+    for attempt in (
+        lambda: torch.func.grad(loss)(x),
+        lambda: torch.func.jvp(loss, (x,), (x,)),
+        lambda: torch.vmap(loss)(x[None]),
+    ):
+        with pytest.raises(RuntimeError, match=r"group is given within a transform of torch\.func or in forward mode"):
+            attempt()
+
+
+def check_second_derivatives_are_refused(rank):
+    x, y, labels = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4), torch.zeros(3, dtype=torch.int64)
+    for reduction in ("mean", "none"):
+        loss = intra_class_contrastive(x, y, labels, reduction=reduction, group=dist.group.WORLD).sum()
+        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+        with pytest.raises(RuntimeError, match="icckd's losses can be differentiated once only"):
+            torch.autograd.grad(gradient.square().sum(), x)
+
+
+def check_narrow_labels_meet_wide_ones(rank):
+    counts = [4, 3, 5]
+    anchor, positive, labels, _ = (x[rank] for x in rows(counts))
+    labels = labels.abs() + 100
+    options = {"group": dist.group.WORLD, "num_classes": 200}
+    narrow = labels.to([torch.int8, torch.uint8, torch.int64][rank])
+    actual = intra_class_contrastive(anchor, positive, narrow, **options)
+    torch.testing.assert_close(actual, intra_class_contrastive(anchor, positive, labels, **options))
+
+
+def check_a_label_beyond_the_classes_is_noticed_by_all(rank):
+    x = torch.randn(3, 4)
+    with pytest.raises(ValueError, match="labels reach 7; they should be below num_classes = 5"):
+        intra_class_contrastive(x, x, torch.tensor([0, 1, 7 * (rank == 1)]), num_classes=5, group=dist.group.WORLD)
+
+
 def check_a_group_of_some_ranks(rank):
     pair = dist.new_group([0, 2])
     counts = [4, 3, 5]
@@ -161,6 +201,10 @@ def every_check(rank, folder):
         check_evaluation_without_gradient(rank)
         check_ranks_that_disagree_all_get_an_error(rank)
         check_a_group_of_some_ranks(rank)
+        check_transforms_are_refused(rank)
+        check_second_derivatives_are_refused(rank)
+        check_narrow_labels_meet_wide_ones(rank)
+        check_a_label_beyond_the_classes_is_noticed_by_all(rank)
     except BaseException:
         Path(folder, f"failure-{rank}").write_text(traceback.format_exc())
         raise

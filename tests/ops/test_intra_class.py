@@ -172,6 +172,19 @@ def test_compiles_whole(backend, reduction, dynamic):
             torch.testing.assert_close(x, y)
 
 
+def test_compiled_code_refuses_wrong_values(backend):
+    anchor, positive, labels, *_ = arguments()
+    wrong = {
+        "labels reach 2; they should be below num_classes = 2": {"num_classes": 2},
+        "gate holds a negative or non-finite value": {"gate": torch.full((13,), torch.inf)},
+    }
+    for message, options in wrong.items():
+        torch._dynamo.reset()
+        compiled = torch.compile(intra_class_contrastive, fullgraph=True, backend="aot_eager")
+        with pytest.raises(ValueError, match=message):
+            compiled(anchor, positive, labels, backend=backend, **options)
+
+
 def test_a_float_temperature_compiles(backend):
     anchor, positive, labels, *_ = arguments()
     torch._dynamo.reset()
