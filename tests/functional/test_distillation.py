@@ -96,6 +96,22 @@ def test_kd_kl_of_huge_logits(backend, scale):
     torch.testing.assert_close(gradient.double(), exact[1], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("reduction", ["batchmean", "none"])
+@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("dtype", SMALL, ids=str)
+@pytest.mark.parametrize("temperature", [32.0, 1e4, 1e7])
+def test_kd_kl_keeps_its_value_at_high_temperatures(backend, temperature, dtype, standardize, reduction):
+    student, teacher = make(8, 100, dtype=dtype)
+    upstream = None if reduction == "batchmean" else torch.ones(8)
+    options = {"temperature": temperature, "standardize": standardize, "reduction": reduction}
+    loss, gradient = loss_and_gradient(kd_kl, student, teacher, upstream, backend=backend, **options)
+    exact, exact_gradient = loss_and_gradient(reference.kd_kl, student.double(), teacher.double(), upstream, **options)
+    assert (loss.dtype, gradient.dtype) == (torch.float32, dtype)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=0)
+    rounding = torch.finfo(dtype).eps
+    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=rounding, atol=6e-8 if rounding > 9e-4 else 1e-9)
+
+
 def test_kd_kl_of_masked_classes(backend):
     """A class that both rule out adds nothing; one that only the student rules out makes the loss infinite, not NaN."""
     student, teacher = make(8, 20)
