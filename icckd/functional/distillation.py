@@ -62,12 +62,13 @@ def kd_kl(
     dtype = _loss_dtype(student, teacher)
     if temperature >= _CANCELLING:
         student, teacher, backend = student.double(), teacher.double(), "reference"
-    scale = 1 / max(rows, 1) if reduction == "batchmean" else 1.0
     # A float16 gradient of a mean could underflow before the loss scale is applied: it is computed in backward, scaled.
     if reduction == "none" or not wants_gradient(student) or student.dtype == torch.float16:
         losses = call(ops.kd_kl_rows, student, teacher, temperature, standardize, backend)
-        return (losses if reduction == "none" else scale * losses.sum()).to(dtype)
-    loss, _ = call(ops.kd_kl_sum, student, teacher, temperature, standardize, scale, backend)
+        if reduction == "none":
+            return losses.to(dtype)
+        return (losses.sum() if reduction == "sum" else losses.sum() / max(rows, 1)).to(dtype)
+    loss, _ = call(ops.kd_kl_sum, student, teacher, temperature, standardize, reduction == "batchmean", backend)
     return loss.to(dtype)
 
 
