@@ -35,8 +35,8 @@ def kd_kl(
     Args:
         student_logits: (N, C) float, C ≥ 1.
         teacher_logits: (N, C) float, of any float dtype; it gets no gradient.
-        temperature: T > 0. Divergences shrink with 1/T², beside sums that do not: from 32 on they are computed in float64,
-            by PyTorch, whatever the backend, and rounded to the dtypes that they have below.
+        temperature: T > 0. Divergences shrink with 1/T², beside sums that do not: from 32 on they are computed in
+            float64, by PyTorch, whatever the backend, and rounded to the dtypes that they have below.
         standardize: First replace each row x by (x − mean)/(std + 1e-7), std unbiased (0 for C = 1), with the gradient
             through both: logit standardisation, Sun et al. 2024 (arXiv 2403.01427).
         reduction: "batchmean", "sum" or "none".
