@@ -169,7 +169,7 @@ def kd_kl(
         student, teacher = _standardized(student), _standardized(teacher)
     student_log = (student / temperature).log_softmax(dim=1)
     teacher_log = (teacher / temperature).log_softmax(dim=1)
-    rows = temperature**2 * F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(dim=1)
+    rows = temperature**2 * _divergence(teacher_log, student_log)
     if reduction == "none":
         return rows
     return rows.sum() if reduction == "sum" else rows.sum() / max(len(rows), 1)
@@ -232,6 +232,17 @@ def _unit(x: Tensor) -> Tensor:
 
 def _standardized(logits: Tensor) -> Tensor:
     return (logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True) + 1e-7)
+
+
+def _divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """Σ q (log q − log p) of every row, where a class with q = 0 adds 0.
+
+    Σ (p − q) = 0 is added, which leaves terms that are not negative: at high temperatures the others would cancel.
+    """
+    p, q = log_p.exp(), log_q.exp()
+    excess = torch.where(q == 0, 1, log_q - log_p)
+    close = torch.expm1(-excess.clamp(-1, 1)) + excess
+    return torch.where(excess.abs() < 1, q * close, q * (excess - 1) + p).sum(dim=1)
 
 
 def _relative_distances(x: Tensor) -> Tensor:

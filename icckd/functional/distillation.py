@@ -35,8 +35,8 @@ def kd_kl(
     Args:
         student_logits: (N, C) float, C ≥ 1.
         teacher_logits: (N, C) float, of any float dtype; it gets no gradient.
-        temperature: T > 0. Divergences shrink with 1/T², beside sums that do not: from 32 on they are computed in float64,
-            by PyTorch, whatever the backend, and rounded to the dtypes that they have below.
+        temperature: T > 0. Divergences shrink with 1/T², beside sums that do not: from 32 on they are computed in
+            float64, by PyTorch, whatever the backend, and rounded to the dtypes that they have below.
         standardize: First replace each row x by (x − mean)/(std + 1e-7), std unbiased (0 for C = 1), with the gradient
             through both: logit standardisation, Sun et al. 2024 (arXiv 2403.01427).
         reduction: "batchmean", "sum" or "none".
@@ -62,12 +62,13 @@ def kd_kl(
     dtype = _loss_dtype(student, teacher)
     if temperature >= _CANCELLING:
         student, teacher, backend = student.double(), teacher.double(), "reference"
-    scale = 1 / max(rows, 1) if reduction == "batchmean" else 1.0
     # A float16 gradient of a mean could underflow before the loss scale is applied: it is computed in backward, scaled.
     if reduction == "none" or not wants_gradient(student) or student.dtype == torch.float16:
         losses = call(ops.kd_kl_rows, student, teacher, temperature, standardize, backend)
-        return (losses if reduction == "none" else scale * losses.sum()).to(dtype)
-    loss, _ = call(ops.kd_kl_sum, student, teacher, temperature, standardize, scale, backend)
+        if reduction == "none":
+            return losses.to(dtype)
+        return (losses.sum() if reduction == "sum" else losses.sum() / max(rows, 1)).to(dtype)
+    loss, _ = call(ops.kd_kl_sum, student, teacher, temperature, standardize, reduction == "batchmean", backend)
     return loss.to(dtype)
 
 

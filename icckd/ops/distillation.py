@@ -29,9 +29,11 @@ def kd_kl_rows_backward(
 
 @torch.library.custom_op("icckd::kd_kl_sum", mutates_args=())
 def kd_kl_sum(
-    student: Tensor, teacher: Tensor, temperature: float, standardize: bool, scale: float, backend: str
+    student: Tensor, teacher: Tensor, temperature: float, standardize: bool, mean: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """scale · Σ rows, and its gradient with respect to the student's logits."""
+    """Σ rows, or with `mean` Σ rows / N (0 for N = 0), and its gradient with respect to the student's logits."""
+    # Not an argument: a graph for any number of rows would hold the number that one had.
+    scale = 1 / max(len(student), 1) if mean else 1.0
     return backends.module(backend).kd_kl_sum(student, teacher, temperature, standardize, scale)
 
 

@@ -119,9 +119,14 @@ def mapped() -> bool:
     return TransformType.Vmap in _transforms()
 
 
-@torch.compiler.disable
 def _transforms() -> list[TransformType]:
     """The transforms of torch.func that are under way; not functionalize alone, which serves operators."""
+    # As a rule there is none, and every call of a loss asks several times.
+    return [] if torch._C._functorch.peek_interpreter_stack() is None else _stack()
+
+
+@torch.compiler.disable
+def _stack() -> list[TransformType]:
     keys = [x.key() for x in torch._C._functorch.get_interpreter_stack() or ()]
     others: list[TransformType] = [key for key in keys if key != TransformType.Functionalize]
     if others and len(others) < len(keys):

@@ -28,6 +28,8 @@ def has_values(x: Tensor) -> bool:
     own_dispatch = type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__
     if own_dispatch or torch._C._functorch.is_functorch_wrapped_tensor(x):
         return False
+    if not torch._C._len_torch_dispatch_stack() and not torch._ops._len_torch_dispatch_stack_pre_dispatch():
+        return True
     modes = [torch._C._get_dispatch_mode(key) for key in _WITHOUT_NUMBERS]
     modes += [torch._ops._get_dispatch_mode_pre_dispatch(key) for key in _WITHOUT_NUMBERS[1:]]
     return all(mode is None for mode in modes)

@@ -112,6 +112,18 @@ def test_kd_kl_keeps_its_value_at_high_temperatures(backend, temperature, dtype,
     torch.testing.assert_close(gradient.double(), exact_gradient, rtol=rounding, atol=6e-8 if rounding > 9e-4 else 1e-9)
 
 
+@pytest.mark.parametrize("temperature", [1e6, 1e8])
+def test_kd_kl_tends_to_the_variance_of_the_difference(backend, temperature):
+    """As T grows, T² KL tends to half the variance of student − teacher over the classes."""
+    student, teacher = make(8, 100)
+    half_variance = (student - teacher).double().var(1, correction=0) / 2
+    options = {"temperature": temperature, "reduction": "none"}
+    rows = kd_kl(student, teacher, backend=backend, **options)
+    torch.testing.assert_close(rows.double(), half_variance, rtol=1e-5, atol=0)
+    exact = reference.kd_kl(student.double(), teacher.double(), **options)
+    torch.testing.assert_close(exact, half_variance, rtol=1e-5, atol=0)
+
+
 def test_kd_kl_of_masked_classes(backend):
     """A class that both rule out adds nothing; one that only the student rules out makes the loss infinite, not NaN."""
     student, teacher = make(8, 20)

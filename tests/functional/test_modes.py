@@ -356,6 +356,17 @@ def test_gradients_without_values(dtype):
     assert [(g.shape, g.dtype) for g in gradients] == [((6, n), dtype) for n in (5, 8, 8)]
 
 
+def distillation_losses(module):
+    """Every loss of a student, here of `logits` and `features`, whose teachers are other columns."""
+
+    def losses(logits, labels, features, positive):
+        teacher = positive[:, : logits.shape[1]]
+        softened = sum(module.kd_kl(logits, teacher, temperature=t) for t in (4.0, 64.0))
+        return softened + module.rkd_distance(features, positive) + module.rkd_angle(positive, features)
+
+    return losses
+
+
 def gradients_of(loss):
     def gradients(logits, labels, features, positive):
         inputs = [z.detach().requires_grad_() for z in (logits, features, positive)]
@@ -368,6 +379,7 @@ RECORDED = {
     "loss": (teacher_loss, teacher_definition),
     "gradients": (gradients_of(teacher_loss), gradients_of(teacher_definition)),
     "torch.func": (grad(teacher_loss, argnums=(0, 2, 3)), gradients_of(teacher_definition)),
+    "distillation": (gradients_of(distillation_losses(functional)), gradients_of(distillation_losses(reference))),
 }
 
 

@@ -84,9 +84,12 @@ def _standardized(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
-    # A class that the teacher rules out adds 0, also where the student rules it out too (−inf − −inf).
-    q = log_q.exp()
-    return torch.where(q == 0, 0, q * (log_q - log_p)).sum(1)
+    """Σ q (log q − log p) of every row. Σ (p − q) = 0 is added: no term is negative then, and none cancels another."""
+    p, q = log_p.exp(), log_q.exp()
+    # Where the teacher rules a class out the student may too: −inf − −inf.
+    excess = torch.where(q == 0, 1, log_q - log_p)
+    close = torch.expm1(-excess.clamp(-1, 1)) + excess
+    return torch.where(excess.abs() < 1, q * close, q * (excess - 1) + p).sum(1)
 
 
 def _kd_kl(
