@@ -11,6 +11,8 @@ from typing import Any, Literal
 from icckd.errors import UserError
 
 STAGES = ("teacher", "student")
+# The largest float32: PyTorch's optimisers take no larger factor.
+_LARGEST_FACTOR = (2 - 2**-23) * 2.0**127
 # A setting's name and value, whether it is right, and what would be.
 _Rule = tuple[str, float, bool, str]
 
@@ -226,9 +228,11 @@ def _training_rules(name: str, stage: TrainingSettings) -> list[_Rule]:
     rules: list[_Rule] = [
         (f"{name}.epochs", stage.epochs, stage.epochs >= 1, "1 or more"),
         (f"{name}.batch_size", stage.batch_size, stage.batch_size >= 2, "2 or more"),
-        (f"{name}.learning_rate", stage.learning_rate, 0 < stage.learning_rate < float("inf"), "above 0"),
+        (f"{name}.learning_rate", stage.learning_rate, 0 < stage.learning_rate <= _LARGEST_FACTOR,
+         f"above 0, and {_LARGEST_FACTOR:.3g} at most"),
         (f"{name}.momentum", stage.momentum, 0 < stage.momentum < 1, "between 0 and 1"),
-        (f"{name}.weight_decay", stage.weight_decay, 0 <= stage.weight_decay < float("inf"), "0 or more"),
+        (f"{name}.weight_decay", stage.weight_decay, 0 <= stage.weight_decay <= _LARGEST_FACTOR,
+         f"in [0, {_LARGEST_FACTOR:.3g}]"),
         (f"{name}.warmup_epochs", stage.warmup_epochs, 0 <= stage.warmup_epochs <= stage.epochs,
          "between 0 and the number of epochs"),
         (f"{name}.decay", stage.decay, 0 < stage.decay <= 1, "in (0, 1]"),

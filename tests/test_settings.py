@@ -22,6 +22,8 @@ def test_defaults_are_valid():
         (Settings(teacher=TeacherSettings(batch_size=1)), "teacher.batch_size"),
         (Settings(teacher=TeacherSettings(milestones=[0.5, 1.0])), "teacher.milestones"),
         (Settings(teacher=TeacherSettings(learning_rate=float("nan"))), "teacher.learning_rate"),
+        (Settings(teacher=TeacherSettings(learning_rate=1e39)), "teacher.learning_rate"),
+        (Settings(student=StudentSettings(weight_decay=1e39)), "student.weight_decay"),
         (Settings(teacher=TeacherSettings(loss=TeacherLossSettings(weight=-0.1))), "teacher.loss.weight"),
         (Settings(teacher=TeacherSettings(loss=TeacherLossSettings(margin=float("nan")))), "teacher.loss.margin"),
         (Settings(teacher=TeacherSettings(loss=TeacherLossSettings(temperature=0))), "teacher.loss.temperature"),
