@@ -570,6 +570,20 @@ def test_output_that_cannot_be_written_is_told_once():
     assert (started.returncode, err) == (2, "icckd: error: [Errno 28] No space left on device\n")
 
 
+def test_a_standard_error_that_cannot_be_written_changes_no_exit_code():
+    with open("/dev/full", "w") as full:
+        started = process("doctor", "--seed", "x", stderr=full)
+        started.communicate()
+    assert started.returncode == 2
+
+
+def test_a_standard_error_that_cannot_be_written_changes_no_exit_code():
+    with open("/dev/full", "w") as full:
+        started = process("doctor", "--seed", "x", stderr=full)
+        started.communicate()
+    assert started.returncode == 2
+
+
 class Hostile:
     def __init__(self, marker):
         self.marker = str(marker)
