@@ -4,6 +4,7 @@ import argparse
 import re
 import sys
 import traceback
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -50,19 +51,25 @@ def _guarded(arguments: list[str]) -> int:
     except TrainingDiverged as error:
         return _failed(error, 3, arguments)
     except Interrupted as stopped:
-        print(f"icckd: {stopped}", file=sys.stderr)
+        _tell(str(stopped))
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
-        print("icckd: interrupted", file=sys.stderr)
+        _tell("interrupted")
         return 130
 
 
 def _failed(error: Exception, code: int, arguments: list[str]) -> int:
     if "--debug" in arguments:
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
     text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-    print(f"icckd: error: {_one_line(text or type(error).__name__)}", file=sys.stderr)
+    _tell(f"error: {_one_line(text or type(error).__name__)}")
     return code
+
+
+def _tell(message: str) -> None:
+    with suppress(OSError):  # The exit code says it too, where standard error cannot be written.
+        print(f"icckd: {message}", file=sys.stderr)
 
 
 def _one_line(text: str) -> str:

@@ -55,7 +55,8 @@ class Experiment:
         self.data = load_data(settings.data)
         for stage in self.stages:
             self._check_batch_size(stage)
-        self.given_teacher = self._load_teacher(settings.teacher.weights)
+        weights = settings.teacher.weights
+        self.given_teacher = None if weights is None else self._load_teacher("teacher.weights", Path(weights))
         self.summary: Results = {}
 
     def run(self, folder: RunFolder, *, resume: bool = False, overwrite: bool = False) -> Results:
@@ -113,7 +114,7 @@ class Experiment:
                 self._conclude(folder, "teacher", self.given_teacher, self._given_predictions, {})
             return self.given_teacher
         if finished:
-            return Trained(*load_model(folder.stage("teacher")))
+            return self._load_teacher("the run's teacher", folder.stage("teacher"))
         settings = self.settings.teacher
         teacher = self._untrained(settings)
         task = TeacherTask(teacher.model, settings, len(self.data.classes), teacher.model.feature_dim)
@@ -224,15 +225,14 @@ class Experiment:
         if size > images:
             raise UserError(f"{stage}.batch_size is {size}, more than the {images} training images")
 
-    def _load_teacher(self, weights: str | None) -> Trained | None:
-        if weights is None:
-            return None
-        model, description = load_model(Path(weights))
+    def _load_teacher(self, name: str, path: Path) -> Trained:
+        """The network at `path`. Raises UserError, calling it `name`, where it is not one for these data."""
+        model, description = load_model(path)
         _, channels, _, size = self.data.train_images.shape
         expected = (list(self.data.classes), channels, size)
         if (description.classes, description.channels, description.image_size) != expected:
             raise UserError(
-                f"teacher.weights {weights} is a network for {len(description.classes)} classes of "
+                f"{name} {path} is a network for {len(description.classes)} classes of "
                 f"{description.channels}×{description.image_size}×{description.image_size} images; {self.data.name} "
                 f"has {len(self.data.classes)} classes of {channels}×{size}×{size} images, or other class names"
             )

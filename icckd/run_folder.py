@@ -110,7 +110,8 @@ class RunFolder:
         write_json(self.summary, summary)
 
     def _metric_lines(self) -> list[str]:
-        return self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+        # What is no line of this tool's is dropped as it is written again: bytes of anything else are no error.
+        return self.metrics.read_text(encoding="utf-8", errors="replace").splitlines() if self.metrics.exists() else []
 
     def _holds_results(self) -> bool:
         return any((self.path / name).exists() for name in _RESULTS)

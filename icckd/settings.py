@@ -160,11 +160,13 @@ def check(settings: Settings, stages: Sequence[str] = STAGES) -> None:
     """Raise UserError, naming the setting, where a value is of the right type but out of range.
 
     `stages` are those that will be trained: the settings of others are not looked at. Every text must be one that
-    config.yaml and the file system can hold.
+    config.yaml and the file system can hold, and every whole number one of 64 bits, which reports read.
     """
     for name, value in flat(asdict(settings)).items():
         if isinstance(value, str):
             check_text(name, value)
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            raise UserError(f"{name} is {value}; it should be in (-2^63, 2^63)")
     rules: list[_Rule] = [
         ("data.validation", settings.data.validation, 0 <= settings.data.validation < 1, "in [0, 1)"),
         ("checkpoint_every", settings.checkpoint_every, settings.checkpoint_every >= 0, "0 or more"),

@@ -465,6 +465,20 @@ def test_a_run_of_an_older_version_is_resumed_and_then_knows_its_data(small, tmp
     assert (output / "inputs.json").read_bytes() == recorded
 
 
+def test_a_run_of_an_older_version_does_not_distil_from_a_teacher_of_other_classes(tmp_path, capsys):
+    output, root = tmp_path / "run", tmp_path / "data"
+    assert run("teacher", "--output", output, *image_folder(root), *SMALL) == 0
+    (output / "inputs.json").unlink()
+    for split in ("train", "val"):
+        shutil.copytree(root / split / "dark", root / split / "other")
+    capsys.readouterr()
+    assert run("run", "--output", output, "--resume") == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "the run's teacher" in message
+    assert "is a network for 2 classes" in message
+    assert not (output / "student").exists()
+
+
 def test_only_the_settings_of_stages_that_run_are_checked(small, tmp_path, capsys):
     output, settings = small
     weights = ("--teacher.weights", output / "teacher")
@@ -554,6 +568,20 @@ def test_output_that_cannot_be_written_is_told_once():
         started = process("doctor", stdout=full)
         _, err = started.communicate()
     assert (started.returncode, err) == (2, "icckd: error: [Errno 28] No space left on device\n")
+
+
+def test_a_standard_error_that_cannot_be_written_changes_no_exit_code():
+    with open("/dev/full", "w") as full:
+        started = process("doctor", "--seed", "x", stderr=full)
+        started.communicate()
+    assert started.returncode == 2
+
+
+def test_a_standard_error_that_cannot_be_written_changes_no_exit_code():
+    with open("/dev/full", "w") as full:
+        started = process("doctor", "--seed", "x", stderr=full)
+        started.communicate()
+    assert started.returncode == 2
 
 
 class Hostile:

@@ -148,6 +148,12 @@ def test_metrics_of_one_stage_replace_that_stage_only(used):
     ]
 
 
+def test_lines_of_metrics_that_are_none_are_dropped(used):
+    used.metrics.write_bytes(b'\xff\n{"stage": "teacher", "epoch": 1}\n[]\n')
+    used.write_metrics("student", [{"epoch": 1}])
+    assert [json.loads(line)["stage"] for line in used.metrics.read_text().splitlines()] == ["teacher", "student"]
+
+
 @pytest.mark.parametrize("text", ["- 1", "", "a: [", "a: !!python/object/apply:os.getcwd []", "\x00"])
 def test_a_config_that_is_none(used, text):
     used.config.write_text(text)

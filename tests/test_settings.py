@@ -15,6 +15,7 @@ def test_defaults_are_valid():
     [
         (Settings(seed=-1), "seed"),
         (Settings(checkpoint_every=-1), "checkpoint_every"),
+        (Settings(checkpoint_every=10**23), "checkpoint_every"),
         (Settings(data=DataSettings(validation=1.0)), "data.validation"),
         (Settings(data=DataSettings(image_size=4)), "data.image_size"),
         (Settings(teacher=TeacherSettings(epochs=0)), "teacher.epochs"),
