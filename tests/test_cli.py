@@ -577,13 +577,6 @@ def test_a_standard_error_that_cannot_be_written_changes_no_exit_code():
     assert started.returncode == 2
 
 
-def test_a_standard_error_that_cannot_be_written_changes_no_exit_code():
-    with open("/dev/full", "w") as full:
-        started = process("doctor", "--seed", "x", stderr=full)
-        started.communicate()
-    assert started.returncode == 2
-
-
 class Hostile:
     def __init__(self, marker):
         self.marker = str(marker)
