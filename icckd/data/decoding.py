@@ -59,7 +59,7 @@ def decode_images(parts: Mapping[str, Sequence[Path]], size: int, title: str) ->
     """The images of each part, centre-cropped to squares and resized: uint8 (N, 3, size, size); and: are all grey?
 
     Images of 8 bits keep their values. Deeper ones are scaled by what holds the values of all of them, in all parts:
-    integers by the least 2^b − 1, b ≥ 8, floats by 1 or else 255. A line on standard error says so. They are decoded
+    integers by the least 2^b − 1, floats by 1 or else 255. A line on standard error says so. They are decoded
     twice, first for their largest value. Shows progress under `title` and the parts' names on standard error. Raises
     UserError naming the first file that is no image, or holds values below 0, or floats above 255 or not finite.
     """
@@ -142,7 +142,7 @@ def _scale(title: str, parts: Sequence[_Part]) -> dict[bool, int]:
     for floats in (False, True):
         values = [extent.largest for extent in extents if extent.floats == floats]
         largest = max(values, default=0)
-        scale[floats] = (1 if largest <= 1 else 255) if floats else max(255, (1 << int(largest).bit_length()) - 1)
+        scale[floats] = (1 if largest <= 1 else 255) if floats else max(1, (1 << int(largest).bit_length()) - 1)
         if values:
             kind = "float images" if floats else "images of more than 8 bits"
             words.append(f"{len(values)} {kind} hold values up to {_exactly(largest)}, scaled from 0…{scale[floats]}")

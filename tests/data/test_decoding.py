@@ -39,7 +39,8 @@ def rgb(pixels):
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
 @pytest.mark.parametrize(
-    ("largest", "white"), [(1, 255), (255, 255), (256, 511), (4000, 4095), (4096, 8191), (50_000, 65_535)]
+    ("largest", "white"),
+    [(1, 1), (15, 15), (100, 127), (255, 255), (256, 511), (4000, 4095), (4096, 8191), (50_000, 65_535)],
 )
 def test_deep_integers_are_scaled_by_what_holds_those_of_all_parts(tmp_path, random, capsys, dtype, largest, white):
     small, large = (values(random, top).astype(dtype) for top in (min(largest, 200), largest))
