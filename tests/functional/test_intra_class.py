@@ -74,7 +74,7 @@ def test_extreme_temperatures_stay_finite(backend, temperature):
         assert all(x.isfinite().all() for x in gradients)
 
 
-@pytest.mark.parametrize("count", [2, 150])
+@pytest.mark.parametrize("count", [2, 60])
 @pytest.mark.parametrize("temperature", [0.011, 0.025, 0.1])
 @pytest.mark.parametrize(
     ("dtype", "weight", "upstream"),
@@ -83,7 +83,7 @@ def test_extreme_temperatures_stay_finite(backend, temperature):
         (torch.float32, 1e30, 1e-3),
         (torch.float32, 1e-30, 1e3),
         (torch.bfloat16, 1e4, 1e20),
-        (torch.float16, 1.0, 65536 / 150),
+        (torch.float16, 1.0, 65536 / 60),
         (torch.float16, 1e-2, 1.0),
     ],
     ids=str,
@@ -91,7 +91,7 @@ def test_extreme_temperatures_stay_finite(backend, temperature):
 def test_opposite_rows_under_any_weight_and_loss_scale(backend, dtype, temperature, weight, upstream, count):
     """exp(κ z·z') spans e^(2κ): what is divided by it overflows, unless that is chosen by weights and scale, too."""
     anchor = torch.tensor([[1.0, 0.01], [-1.0, 0.01]]).repeat(count // 2, 1).to(dtype)
-    labels = torch.arange(count) // 100
+    labels = torch.arange(count) // 40
     options = {"gate": torch.full((count,), weight), "reduction": "none", "temperature": temperature}
     options["upstream"] = torch.full((count,), upstream)
     for positive in (anchor, -anchor, anchor[1:2].expand(count, 2)):

@@ -74,8 +74,8 @@ class KdKl(Case):
 
     @property
     def amplification(self) -> float:
-        """A divergence is the difference of larger sums: of softened predictions that differ by a third, a quarter."""
-        return 4.0
+        """A divergence is the difference of sums that are two to four times as large here, each rounded twice."""
+        return 8.0
 
     def tiny(self) -> "KdKl":
         return replace(self, n=6, c=40)
