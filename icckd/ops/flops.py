@@ -24,21 +24,9 @@ from icckd.ops.values import readable
 
 
 @register_flop_formula(torch.ops.icckd.intra_class_rows, get_raw=True)
-def _intra_class_rows(
-    anchor: Tensor,
-    positive: Tensor,
-    labels: Tensor,
-    weight: Tensor | None,
-    memory: Tensor | None,
-    memory_labels: Tensor | None,
-    temperature: Tensor,
-    mean: bool,
-    normalize: bool,
-    num_classes: int | None,
-    *_: object,
-    need_anchor: bool = False,
-    **__: object,
-) -> int:
+def _intra_class_rows(*inputs: Any, need_anchor: bool = False, **_: object) -> int:
+    anchor, _positive, labels, weight, _memory, memory_labels = inputs[:6]
+    num_classes = inputs[9]
     batch, remembered = _pairs(labels, weight, memory_labels, num_classes)
     products = batch + remembered
     if need_anchor:
