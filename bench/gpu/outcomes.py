@@ -50,7 +50,10 @@ def row_of(report: pytest.TestReport) -> Row | None:
         first, *others = str(crash.message if crash else report.longrepr).strip().split("\n")
         # Compilers say at the end what went wrong.
         end = " ".join(" ".join(others).split())[-_WHY:]
-        row |= {"why": first[:_WHY] + (f" … {end}" if end else ""), "log": report.longreprtext[-_LOG:]}
+        row |= {
+            "why": first[:_WHY] + (f" … {end}" if end else ""),
+            "log": results.portable(report.longreprtext)[-_LOG:],
+        }
     return row
 
 

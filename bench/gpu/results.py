@@ -6,6 +6,7 @@ Several processes may add to one file. A process that dies in the middle leaves 
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,16 @@ from typing import Any
 from bench.measure import Row
 from icckd.files import json_line, write_json
 
+_ROOT = Path(__file__).parents[2]
 # Rows alike in these say the same thing: the later one holds.
 _IDENTITY = ("stage", "test", "case", "contender", "mode", "quantity", "dtype", "size")
+
+
+def portable(log: str) -> str:
+    """What a process printed, without the folders that the tree and Python are in: records are for other machines."""
+    for folder in (sys.prefix, sys.base_prefix, _ROOT):
+        log = log.replace(f"{folder}/", "")
+    return log
 
 
 def read(path: Path) -> list[Row]:

@@ -65,7 +65,7 @@ class Visit:
             process = _start(command, log, {**self._environment(), **environment})
             status = _wait(process, until)
             log.seek(0)
-            text = log.read()
+            text = results.portable(log.read())
         why = None if status == 0 else _ending(status, until - start)
         if why is not None:
             print(text[-_SHOWN:], flush=True)

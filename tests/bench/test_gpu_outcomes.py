@@ -111,6 +111,11 @@ def test_every_outcome_is_recorded_with_its_reason(tmp_path, options):
     assert all(row["families"] == ["kd_kl"] for row in results.read(tmp_path / "tests.json"))
 
 
+def test_logs_name_no_folder_of_the_machine():
+    log = f"{stages.ROOT}/build/cuda, {sys.prefix}/lib/x.py:3, {sys.base_prefix}/lib/y.py"
+    assert results.portable(log) == "build/cuda, lib/x.py:3, lib/y.py"
+
+
 def test_what_was_finished_before_a_kill_is_kept(tmp_path):
     pytest.importorskip("xdist")
     code = "import time, pytest\n@pytest.mark.parametrize('k', range(100))\ndef test_slow(k): time.sleep(0.2)\n"
