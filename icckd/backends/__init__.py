@@ -17,6 +17,8 @@ from icckd.errors import BackendUnavailable
 BACKENDS = ("reference", "cpu", "cuda", "triton")
 # What is proven together, and chosen together: the files of `icckd/ops/`, and the two losses of `distillation`.
 FAMILIES = ("intra_class", "cross_entropy", "kd_kl", "relational", "class_memory")
+# Further families, which not every backend computes: those that do, besides "reference".
+PARTLY_SERVED: dict[str, tuple[str, ...]] = {}
 _MODULES = {
     "reference": "icckd.backends.eager",
     "cpu": "icckd.backends.native",
@@ -55,7 +57,7 @@ def select(backend: str, device: torch.device, dtype: torch.dtype, family: str) 
         return automatic(device, dtype, family).backend
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it should be 'auto' or one of {', '.join(map(repr, BACKENDS))}")
-    reason = why_not(backend, device, dtype)
+    reason = why_not(backend, device, dtype, family)
     if reason:
         raise BackendUnavailable(f"backend {backend!r} cannot run here: {reason}")
     return backend
@@ -64,7 +66,7 @@ def select(backend: str, device: torch.device, dtype: torch.dtype, family: str) 
 def automatic(device: torch.device, dtype: torch.dtype, family: str) -> Choice:
     """What backend="auto" takes for `family` on tensors of `device` and `dtype`."""
     wanted = _fastest(device, family)
-    reason = why_not(wanted.backend, device, dtype)
+    reason = why_not(wanted.backend, device, dtype, family)
     return Choice("reference", f"{wanted.backend} cannot run: {reason}") if reason else wanted
 
 
@@ -94,8 +96,8 @@ def _fastest(device: torch.device, family: str) -> Choice:
     return Choice("triton", f"no run on {name} is recorded yet; Triton's kernels pass their tests in its interpreter")
 
 
-def why_not(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """None where `backend` serves these tensors."""
+def why_not(backend: str, device: torch.device, dtype: torch.dtype, family: str | None = None) -> str | None:
+    """None where `backend` serves these tensors, and `family` if given."""
     if backend == "reference":
         return None
     reason = why_unavailable(backend)
@@ -106,4 +108,7 @@ def why_not(backend: str, device: torch.device, dtype: torch.dtype) -> str | Non
         return f"the tensors are on {device}; move them to a {wanted} device"
     if dtype not in _REDUCED_PRECISION:
         return f"it computes float32, bfloat16 and float16, not {dtype}; backend='reference' does"
+    if family is not None and backend not in PARTLY_SERVED.get(family, BACKENDS):
+        others = ", ".join(map(repr, (*PARTLY_SERVED[family], "reference")))
+        return f"it has no kernel for {family}; {others} can compute it"
     return None
