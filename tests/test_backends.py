@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from icckd import BackendUnavailable, backends
-from icckd.doctor import diagnose
+from icckd.cli.doctor import diagnose
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -92,7 +92,7 @@ def test_triton_kernels_are_launched_on_their_tensors_device(monkeypatch):
 
 
 def test_without_triton_its_backends_are_missing_and_nothing_else():
-    code = "import sys; sys.modules['triton'] = None; from icckd.doctor import diagnose; print(diagnose())"
+    code = "import sys; sys.modules['triton'] = None; from icckd.cli.doctor import diagnose; print(diagnose())"
     report = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for name in ("cuda", "triton"):
         assert f"  {name:<12}not available: it needs Triton, which cannot be imported" in report
@@ -100,7 +100,7 @@ def test_without_triton_its_backends_are_missing_and_nothing_else():
 
 
 def test_a_lost_link_to_the_kernels_is_said_so():
-    code = "import sys; sys.modules['icckd.kernels'] = None; from icckd.doctor import diagnose; print(diagnose())"
+    code = "import sys; sys.modules['icckd.kernels'] = None; from icckd.cli.doctor import diagnose; print(diagnose())"
     report = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert report.count(": icckd/kernels should be a link to ../kernels, which this copy of the tree has lost") == 3
 

@@ -22,10 +22,16 @@ class Augmentation(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """`views`: the same B images, augmented independently, each float32 (B, C, H, W); `labels`: int64 (B,)."""
+    """Some of the images, and what is known of them.
+
+    views: The same B images, augmented independently, each float32 (B, C, H, W).
+    labels: int64 (B,).
+    indices: Their places among all images, int64 (B,).
+    """
 
     views: tuple[Tensor, ...]
     labels: Tensor
+    indices: Tensor
 
 
 class Batches:
@@ -98,7 +104,7 @@ class Batches:
             images = self.images[chosen]
             random = np.random.default_rng([_AUGMENTATION, self.seed, number, step])
             views = tuple(self._normalize(self._augment(images, random)) for _ in range(self.views))
-            yield Batch(views, self.labels[chosen])
+            yield Batch(views, self.labels[chosen], chosen)
 
     def _order(self, epoch: int) -> Tensor:
         count = len(self.images)

@@ -14,11 +14,11 @@ from PIL import Image, ImageOps
 from rich.progress import track
 from torch import Tensor
 
+from icckd.console import console, say
 from icckd.data.deep_pixels import DeepPicture
 from icckd.data.image_file import open_image
 from icckd.data.pixels import read_picture
 from icckd.errors import UserError
-from icckd.progress import console, say
 
 _MOST_BYTES = 1 << 35
 _CHUNK = 1024

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
+from icckd.console import say
 from icckd.errors import printable
-from icckd.progress import say
 
 _MOST_NAMED = 5
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from icckd.errors import UserError
-from icckd.settings import STAGES, Settings
+from icckd.methods import METHODS
+from icckd.settings import STAGES, Settings, setting_name
 
 _LONGEST_TEXT = 100
 _LARGEST_NUMBER = 1e100  # What is larger is an accident, and overflows in the figures.
@@ -48,7 +49,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Results:
-    """A run: its settings by dotted name, and what there is of each stage."""
+    """A run: its settings in force by dotted name, and what there is of each stage."""
 
     settings: dict[str, Any]
     environment: dict[str, str]
@@ -65,7 +66,7 @@ def read_results(run: Path) -> Results:
     config = run / "config.yaml"
     if not config.is_file():
         raise UserError(f"{run} is not a run's folder: it has no config.yaml; give the --output of an earlier run")
-    settings = dict(_settings(_read_yaml(config), Settings, config))
+    settings = _in_force(dict(_settings(_read_yaml(config), Settings, config)))
     summary = _read_object(run / "summary.json")
     history = _read_history(run / "metrics.jsonl")
     models = {name: _read_object(run / name / "model.json") for name in STAGES}
@@ -200,6 +201,18 @@ def _settings(values: Any, kind: type, path: Path, prefix: str = "") -> Iterator
             yield prefix + name, _plain(value)
         else:
             raise UserError(f"{path}: {prefix}{name} should be a number, a text, or a list of them")
+
+
+def _in_force(settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` without those of methods that the run does not use."""
+    chosen = [
+        *str(settings.get("teacher.loss.method")).split("+"),
+        *str(settings.get("student.loss.method")).split("+"),
+    ]
+    unused = tuple(
+        f"{stage}.loss.{setting_name(name)}." for stage in STAGES for name in METHODS.names() if name not in chosen
+    )
+    return {name: value for name, value in settings.items() if not name.startswith(unused)}
 
 
 def _is_plain(value: Any) -> bool:

@@ -7,11 +7,11 @@ import io
 from PIL import Image
 from torch import Tensor
 
-from icckd.report.examples import softened
+from icckd.methods.kd import Kd, KdSettings
 from icckd.report.results import Examples, Results, number
 from icckd.report.wording import images
-from icckd.settings import DistillationSettings
 
+_EPSILON = 1e-7  # Added to the deviation when logits are standardised, as in icckd.functional.kd_kl.
 _SHOWN_CLASSES = 4
 _SMALL_PIXELS = 48
 _LARGEST_PIXELS = 176
@@ -24,12 +24,9 @@ def soft_label_section(results: Results) -> str:
     if examples is None or len(examples.labels) == 0:
         return f'<section>{heading}\n<p class="quiet">This run holds no teacher/examples.safetensors.</p></section>'
     cards = "\n".join(_card(results, examples, row) for row in range(len(examples.labels)))
-    how = f"softened at the distillation temperature T = {_temperature(results):g}"
-    if _standardized(results):
-        how += " after standardising the logits"
     return f"""<section>{heading}
-<p>Probabilities that the teacher gives real {images(results)}: <span class="teacher">{how}</span>, as the student
-sees them in training, and as they are (T = 1). The first images are typical of their classes; the last are those whose
+<p>Probabilities that the teacher gives real {images(results)}: <span class="teacher">{_how(results)}</span>,
+and as they are (T = 1). The first images are typical of their classes; the last are those whose
 second choice is strongest. The true class is in bold.</p>
 <div class="grid">
 {cards}
@@ -95,10 +92,32 @@ def _data_uri(image: Tensor) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+def softened(logits: Tensor, temperature: float, standardize: bool = False) -> Tensor:
+    """softmax(logits / temperature) of every row of (N, C), in float64; the rows standardised first if wanted."""
+    logits = logits.double()
+    if standardize:
+        mean, deviation = logits.mean(dim=1, keepdim=True), logits.std(dim=1, keepdim=True)
+        logits = (logits - mean) / (deviation + _EPSILON)
+    return (logits / temperature).softmax(dim=1)
+
+
+def _how(results: Results) -> str:
+    if not _by_kd(results):
+        return f"softened at T = {_temperature(results):g}"
+    how = f"softened at the distillation temperature T = {_temperature(results):g}"
+    if _standardized(results):
+        how += " after standardising the logits"
+    return f"{how}, as the student sees them in training"
+
+
+def _by_kd(results: Results) -> bool:
+    return Kd.name in str(results.settings.get("student.loss.method", Kd.name)).split("+")
+
+
 def _temperature(results: Results) -> float:
-    value = number(results.settings.get("student.loss.temperature"))
-    return value if value is not None and value > 0 else DistillationSettings().temperature
+    value = number(results.settings.get("student.loss.kd.temperature"))
+    return value if value is not None and value > 0 else KdSettings().temperature
 
 
 def _standardized(results: Results) -> bool:
-    return results.settings.get("student.loss.standardize") is True
+    return results.settings.get("student.loss.kd.standardize") is True

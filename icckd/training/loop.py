@@ -35,7 +35,7 @@ class Training:
         self.batches = batches
         self.settings = settings
         self.optimizer = torch.optim.SGD(
-            parameter_groups(task.model, settings.weight_decay),
+            parameter_groups(task, settings.weight_decay),
             lr=settings.learning_rate,
             momentum=settings.momentum,
             nesterov=True,
@@ -72,6 +72,7 @@ class Training:
         if not checkpoint.exists():
             checkpoint.save(self.state())
         while self.epoch < self.settings.epochs:
+            self.task.epoch = self.epoch
             for batch in self.batches.epoch(self.epoch, first_step=self.step):
                 self.task.train()
                 loss = self._train_step(batch)
@@ -95,7 +96,7 @@ class Training:
 
     def _save(self, checkpoint: Checkpoint) -> None:
         # What made the last step not finite may be the weights themselves: the last good state stays.
-        if not self.skipped_in_a_row and not not_finite(self.task.model.state_dict()):
+        if not self.skipped_in_a_row and not not_finite(self.task.state_dict()):
             checkpoint.save(self.state())
 
     def _train_step(self, batch: Batch) -> float:
@@ -104,7 +105,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         # A forward pass that overflowed has spoilt the running statistics too: keep what they were.
-        statistics = [b for b in self.task.model.buffers() if b.is_floating_point()]
+        statistics = running_statistics(self.task)
         before = [b.clone() for b in statistics]
         with torch.autocast(batch.labels.device.type, dtype=torch.bfloat16, enabled=self.settings.autocast):
             losses = self.task(batch)
@@ -123,7 +124,7 @@ class Training:
         return loss
 
     def _loss_and_gradient_norm(self, loss: Tensor) -> tuple[float, float]:
-        gradients = [p.grad for p in self.task.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.task.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         # One transfer for both: the only time a step waits for the device.
         loss_value, norm_value = torch.stack([loss.detach().float(), norm.float()]).tolist()
@@ -145,7 +146,7 @@ class Training:
             )
 
     def _check_network(self) -> None:
-        spoilt = not_finite(self.task.model.state_dict())
+        spoilt = not_finite(self.task.state_dict())
         if spoilt:
             raise TrainingDiverged(
                 f"after {self.epoch * len(self.batches) + self.step} steps the network is not finite, in {spoilt}"
@@ -211,6 +212,12 @@ class Training:
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the checkpoint does not fit this training: {reason}") from error
+
+
+def running_statistics(task: nn.Module) -> list[Tensor]:
+    """What a forward pass changes: the running statistics of normalisations."""
+    named = [buffer for module in task.modules() for buffer in module.named_buffers(recurse=False)]
+    return [buffer for name, buffer in named if name in ("running_mean", "running_var")]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,65 +1,54 @@
 """What is trained and by which losses; the loop knows nothing of either."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from icckd.data import Batch
-from icckd.functional import kd_kl
-from icckd.losses import TeacherLoss
 from icckd.memory import ClassMemory
-from icckd.settings import DistillationSettings, TeacherSettings
+from icckd.methods import Network, Outputs, Pair, Samples, StudentMethod
+from icckd.models import Model
+from icckd.settings import StudentLossSettings, TeacherSettings
 
 
 class Task(nn.Module):
     """A network in training together with its losses.
 
-    `model` is the network whose parameters are trained; `views` how many augmented views of each image a batch holds.
-    `forward(batch)` returns named 0-dim tensors, of which "loss" is minimised and the others are reported.
+    `model` is the network that is kept; the parameters of the losses are trained with it. `views` is how many augmented
+    views of each image a batch holds, `epoch`, set by the loop, how many have been finished. `forward(batch)` returns
+    named 0-dim tensors, of which "loss" is minimised and the others are reported.
     """
 
     model: nn.Module
     views: int
+    epoch: int = 0
 
     def after_step(self) -> None:
         """Called when a step's parameter update was made (not when it was skipped)."""
 
 
 class TeacherTask(Task):
-    """Cross-entropy on each image's first view, plus the intra-class loss between its two views.
+    """A network trained by the method that `settings` name."""
 
-    With weight 0 there is no second view to compute, and none is made.
-    """
-
-    def __init__(self, model: nn.Module, settings: TeacherSettings, classes: int, feature_dim: int):
+    def __init__(self, model: Model, settings: TeacherSettings):
         super().__init__()
-        loss = settings.loss
+        loss, capacity = settings.loss, settings.memory.capacity
         self.model = model
-        self.views = 2 if loss.weight > 0 else 1
-        self.criterion = TeacherLoss(
-            loss.weight, loss.margin, loss.margin_space, loss.temperature, loss.label_smoothing, loss.backend
-        )
-        wants_memory = settings.memory > 0 and loss.weight > 0
-        self.memory = ClassMemory(classes, settings.memory, feature_dim) if wants_memory else None
-        self._latest: tuple[Tensor, Tensor] | None = None
+        memory = ClassMemory(model.classes, capacity, model.feature_dim) if capacity else None
+        self.method = loss.method_class()(loss.method_settings(), describe(model), memory, loss.backend)
+        self.views = self.method.views
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        features, logits = self.model(torch.cat(batch.views))
-        count = len(batch.labels)
-        anchor, positive = features[:count], features[-count:]
-        losses = self.criterion(logits[:count], batch.labels, anchor, positive, self.memory)
-        self._latest = (anchor.detach(), batch.labels)
-        return {"loss": losses.total, **{k: v for k, v in losses._asdict().items() if k != "total"}}
+        return self.method(ask(self.model, torch.cat(batch.views), self.method.stages), _samples(batch))
 
     def after_step(self) -> None:
-        if self.memory is not None and self._latest is not None:
-            self.memory.push(*self._latest)
-        self._latest = None
+        self.method.after_step()
 
 
 class FrozenTeacher:
-    """A trained network that only answers: normalised images (B, C, H, W) → logits (B, classes), without gradient.
+    """A trained network that only answers: normalised images (B, C, H, W) → its outputs, without gradient.
 
     It is no nn.Module, so that it is neither trained nor saved with the student. `mean` and `std` are the statistics
     per channel that the images come normalised with; the teacher sees them normalised as in its own training.
@@ -67,7 +56,7 @@ class FrozenTeacher:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         own_normalization: tuple[Sequence[float], Sequence[float]],
         normalization: tuple[Sequence[float], Sequence[float]],
     ):
@@ -78,33 +67,80 @@ class FrozenTeacher:
         self.scale = std / own_std
         self.shift = (mean - own_mean) / own_std
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        _, logits = self.model(images * self.scale + self.shift)
-        return logits
+    def __call__(self, images: Tensor, stages: Sequence[str] = ()) -> Outputs:
+        with torch.inference_mode():
+            features, logits, maps = ask(self.model, images * self.scale + self.shift, stages)
+        # What is made in inference mode cannot be saved for a backward; copies made outside of it can.
+        return Outputs(features.clone(), logits.clone(), {name: x.clone() for name, x in maps.items()})
 
 
 class DistillationTask(Task):
-    """Knowledge distillation (Hinton et al. 2015) from a frozen teacher that sees the same view as the student."""
+    """A student that learns from the labels and, by the methods that `settings` name, from a frozen teacher.
 
-    def __init__(self, model: nn.Module, teacher: FrozenTeacher, settings: DistillationSettings):
+    Teacher and student see the same view, the teacher once a batch however many methods there are. `labels` are those
+    of all training images.
+    """
+
+    def __init__(self, model: Model, teacher: FrozenTeacher, labels: Tensor, settings: StudentLossSettings):
         super().__init__()
         self.model = model
         self.views = 1
         self.teacher = teacher
-        self.settings = settings
+        pair = Pair(describe(model), describe(teacher.model), labels)
+        self.settings = settings.method_settings()
+        self.weights = settings.weights()
+        self.cross_entropy_weight = settings.weight_of_cross_entropy()
+        self.methods = nn.ModuleDict(
+            {
+                name: method(self.settings[name], pair, settings.backend)
+                for name, method in settings.method_classes().items()
+            }
+        )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         (images,) = batch.views
-        settings = self.settings
-        _, logits = self.model(images)
-        cross_entropy = nn.functional.cross_entropy(logits.float(), batch.labels)
-        kd = kd_kl(
-            logits,
-            self.teacher(images),
-            temperature=settings.temperature,
-            standardize=settings.standardize,
-            backend=settings.backend,
-        )
-        loss = settings.cross_entropy_weight * cross_entropy + settings.weight * kd
-        return {"loss": loss, "cross_entropy": cross_entropy, "kd": kd}
+        methods = self._by_name()
+        student = ask(self.model, images, _all(method.student_stages for method in methods.values()))
+        cross_entropy = nn.functional.cross_entropy(student.logits.float(), batch.labels)
+        loss, losses = self.cross_entropy_weight * cross_entropy, {}
+        if methods:
+            teacher = self.teacher(images, _all(method.teacher_stages for method in methods.values()))
+            losses = {name: method(student, teacher, _samples(batch)) for name, method in methods.items()}
+        for name, method in methods.items():
+            loss = loss + self.weights[name] * method.settings.warmth(self.epoch) * losses[name]
+        return {"loss": loss, "cross_entropy": cross_entropy, **losses}
+
+    def after_step(self) -> None:
+        for method in self._by_name().values():
+            method.after_step()
+
+    def _by_name(self) -> dict[str, StudentMethod]:
+        return cast(dict[str, StudentMethod], dict(self.methods.items()))
+
+
+def ask(model: nn.Module, images: Tensor, stages: Sequence[str] = ()) -> Outputs:
+    """What `model` says about `images`, with the maps of `stages`."""
+    if not stages:
+        features, logits = model(images)
+        return Outputs(features, logits, {})
+    return Outputs(*model(images, stages=stages))
+
+
+def describe(model: Model) -> Network:
+    """What a method may know of `model`, found by asking it about an empty image; nothing of the model changes."""
+    modes = [(module, module.training) for module in model.modules()]
+    image = next(model.parameters()).new_zeros(1, model.channels, model.image_size, model.image_size)
+    with torch.no_grad():
+        maps = ask(model.eval(), image, model.stage_names).maps
+    for module, mode in modes:
+        module.training = mode
+    shapes = {name: (maps[name].shape[1], maps[name].shape[2], maps[name].shape[3]) for name in model.stage_names}
+    return Network(model.feature_dim, model.classes, shapes)
+
+
+def _all(stages: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(sorted(set().union(*stages)))
+
+
+def _samples(batch: Batch) -> Samples:
+    return Samples(batch.labels, batch.indices)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from icckd.errors import UserError
-from icckd.run_folder import RunFolder, read_config
+from icckd.experiment.run_folder import RunFolder, read_config
 from icckd.settings import Settings, StudentSettings, TeacherSettings
 
 

@@ -11,7 +11,7 @@ from sklearn.metrics.pairwise import cosine_distances
 from torch import nn
 
 from icckd.data import Batch
-from icckd.evaluation import Predictions, measure, predict
+from icckd.experiment.evaluation import Predictions, measure, predict
 
 torch.set_num_threads(2)
 

@@ -1,9 +1,8 @@
-"""Progress of long work: a bar on a terminal, plain lines in a log."""
+"""Progress of a training: a bar on a terminal, plain lines in a log."""
 
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -13,12 +12,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(stderr=True, highlight=False)
-
-
-def say(line: str) -> None:
-    """`line` on standard error, as it is: unwrapped, and without markup."""
-    console.print(line, soft_wrap=True, markup=False)
+from icckd.console import console
 
 
 class TrainingProgress:

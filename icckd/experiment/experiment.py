@@ -14,14 +14,14 @@ from icckd.data import Batches, load_data
 from icckd.data.digest import digests
 from icckd.environment import describe
 from icckd.errors import TrainingDiverged, UserError
-from icckd.evaluation import Predictions, finite, measure, predict
+from icckd.experiment.evaluation import Predictions, finite, measure, predict
+from icckd.experiment.examples import choose_examples
+from icckd.experiment.progress import TrainingProgress
+from icckd.experiment.run_folder import RunFolder
 from icckd.files import write_whole
 from icckd.model_files import ModelDescription, file_digest, load_model, save_model
 from icckd.models import ARCHITECTURES, Model, build_model
-from icckd.progress import TrainingProgress
 from icckd.report import write_report
-from icckd.report.examples import choose_examples
-from icckd.run_folder import RunFolder
 from icckd.settings import STAGES, Settings, TrainingSettings, check
 from icckd.training import DistillationTask, FrozenTeacher, StopSignal, Task, TeacherTask, Training
 
@@ -117,7 +117,7 @@ class Experiment:
             return self._load_teacher("the run's teacher", folder.stage("teacher"))
         settings = self.settings.teacher
         teacher = self._untrained(settings)
-        task = TeacherTask(teacher.model, settings, len(self.data.classes), teacher.model.feature_dim)
+        task = TeacherTask(teacher.model, settings)
         seconds, predictions = self._train(folder, "teacher", task, settings)
         self._conclude(folder, "teacher", teacher, predictions, {"seconds": seconds})
         return teacher
@@ -129,9 +129,11 @@ class Experiment:
         student = self._untrained(settings)
         own = (teacher.description.mean, teacher.description.std)
         frozen = FrozenTeacher(teacher.model.to(self.device), own, (self.data.mean, self.data.std))
-        task = DistillationTask(student.model, frozen, settings.loss)
+        labels = self.data.train_labels.to(self.device)
+        task = DistillationTask(student.model.to(self.device), frozen, labels, settings.loss)
         seconds, predictions = self._train(folder, "student", task, settings)
-        results = {"seconds": seconds, "method": settings.loss.method}
+        loss = settings.loss
+        results = {"seconds": seconds, "method": loss.method, "settings": loss.in_force()}
         self._conclude(folder, "student", student, predictions, results)
 
     def _is_finished(self, folder: RunFolder, stage: str) -> bool:

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from icckd.evaluation import Predictions
-
-_EPSILON = 1e-7  # Added to the deviation when logits are standardised, as in icckd.functional.kd_kl.
+from icckd.experiment.evaluation import Predictions
 
 
 def choose_examples(predictions: Predictions, images: Tensor, count: int = 12) -> dict[str, Tensor]:
@@ -35,18 +33,9 @@ def choose_examples(predictions: Predictions, images: Tensor, count: int = 12) -
     }
 
 
-def softened(logits: Tensor, temperature: float, standardize: bool = False) -> Tensor:
-    """softmax(logits / temperature) of every row of (N, C), in float64; the rows standardised first if wanted."""
-    logits = logits.double()
-    if standardize:
-        mean, deviation = logits.mean(dim=1, keepdim=True), logits.std(dim=1, keepdim=True)
-        logits = (logits - mean) / (deviation + _EPSILON)
-    return (logits / temperature).softmax(dim=1)
-
-
 def _typical(predictions: Predictions) -> list[int]:
     """For each class that has one, its correctly classified image of median entropy."""
-    probabilities = softened(predictions.logits, 1.0)
+    probabilities = predictions.logits.double().softmax(dim=1)
     entropy = torch.special.entr(probabilities).sum(dim=1)
     right = entropy.isfinite() & (probabilities.argmax(dim=1) == predictions.labels)
     typical = []
@@ -63,7 +52,7 @@ def _unlike(predictions: Predictions, typical: list[int], count: int) -> list[in
     chosen = list(typical)
     if predictions.logits.shape[1] < 2:
         return chosen
-    probability, best = softened(predictions.logits, 1.0).topk(2, dim=1)
+    probability, best = predictions.logits.double().softmax(dim=1).topk(2, dim=1)
     second = torch.where(predictions.logits.isfinite().all(dim=1), probability[:, 1], -1.0)
     seen: set[tuple[int, ...]] = set()
     for row in second.argsort(descending=True, stable=True).tolist():

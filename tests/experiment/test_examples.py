@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from icckd.evaluation import Predictions
-from icckd.report.examples import choose_examples, softened
+from icckd.experiment.evaluation import Predictions
+from icckd.experiment.examples import choose_examples, softened
 
 
 def random_case(seed, count=80, classes=5):

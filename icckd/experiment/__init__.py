@@ -1,0 +1,10 @@
+"""A run: its stages, its folder, what is measured and shown on the way.
+
+`experiment` goes from data to teacher to student to report; `run_folder` knows which file means what; `evaluation`
+measures a network; `examples` chooses test images to show; `progress` tells how far training is.
+"""
+
+from icckd.experiment.experiment import Experiment
+from icckd.experiment.run_folder import RunFolder
+
+__all__ = ["Experiment", "RunFolder"]

@@ -1,0 +1,193 @@
+"""What a method is: its settings, what it needs of the networks, its trainable parts, its loss."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, NamedTuple, get_type_hints
+
+from torch import Tensor, nn
+
+from icckd.memory import ClassMemory
+from icckd.registry import Registry
+
+
+class Outputs(NamedTuple):
+    """What a network says about B images.
+
+    features: (B, F) float, what its classifier sees.
+    logits: (B, C) float.
+    maps: By name, the maps (B, channels, H, W) of the stages that the method asked for.
+    """
+
+    features: Tensor
+    logits: Tensor
+    maps: Mapping[str, Tensor]
+
+
+class Samples(NamedTuple):
+    """Which images they are: labels int64 (B,), and their places in the training data, int64 (B,)."""
+
+    labels: Tensor
+    indices: Tensor
+
+
+class Network(NamedTuple):
+    """What is known of a network before training; maps: of every stage in order, channels, height and width."""
+
+    feature_dim: int
+    classes: int
+    maps: Mapping[str, tuple[int, int, int]]
+
+
+class Pair(NamedTuple):
+    """Both networks of a distillation, and the labels of all N training images, int64 (N,), where they are used."""
+
+    student: Network
+    teacher: Network
+    labels: Tensor
+
+
+class Rule(NamedTuple):
+    """Whether a setting's value is right, and what would be."""
+
+    holds: bool
+    wanted: str
+
+
+def not_negative(value: float) -> Rule:
+    return Rule(0 <= value < math.inf, "a finite number, 0 or more")
+
+
+def above_zero(value: float) -> Rule:
+    return Rule(0 < value < math.inf, "a finite number above 0")
+
+
+@dataclass
+class MethodSettings:
+    """Base of every method's settings: a dataclass whose docstring says under `Args:` what each of them means."""
+
+    def rules(self) -> dict[str, Rule]:
+        """Which values are right, by setting: every number is finite and not negative, unless a method says more."""
+        numbers = {name: value for name, value in asdict(self).items() if isinstance(value, (int, float))}
+        return {name: not_negative(value) for name, value in numbers.items()}
+
+
+@dataclass
+class StudentMethodSettings(MethodSettings):
+    """What every distillation method has.
+
+    Args:
+        weight: What the method's loss is multiplied by.
+        warmup_epochs: Epochs over which the weight first rises linearly: in epoch n it is n / warmup_epochs of itself.
+    """
+
+    weight: float = 1.0
+    warmup_epochs: int = 0
+
+    def weight_of(self, methods: int) -> float:
+        """The weight in force where so many methods are summed, once it has risen."""
+        return self.weight
+
+    def warmth(self, epoch: int) -> float:
+        """What the weight is multiplied by in `epoch`, counted from 0."""
+        return min((epoch + 1) / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+
+
+class Method(nn.Module):
+    """Base of both kinds of method. Its parameters are trained, saved in checkpoints, and dropped in the end.
+
+    A method is a class with a `name`, `settings` annotated with the dataclass of its settings, and `forward`, decorated
+    with `register` (CONTRIBUTING.md shows one).
+    """
+
+    name: ClassVar[str]
+    settings: Any
+
+    def __init__(self, settings: Any, backend: str):
+        super().__init__()
+        self.settings = settings
+        self.backend = backend
+
+    def after_step(self) -> None:
+        """Called when a step's parameter update was made (not when it was skipped)."""
+
+
+class StudentMethod(Method):
+    """A way for a student to learn from a teacher.
+
+    Args:
+        settings: The method's own.
+        pair: The networks and the training labels.
+        backend: Who computes the losses: "auto", "reference", "cpu", "cuda" or "triton".
+
+    Attributes:
+        settings: Annotate it with a subclass of StudentMethodSettings.
+        cross_entropy_weight: The weight of the cross-entropy beside the method where it stands alone.
+        holds_cross_entropy: Does the method's loss hold the student's cross-entropy already?
+        student_stages, teacher_stages: The stages whose maps the method wants, set in `__init__`; none unless it does.
+    """
+
+    cross_entropy_weight: ClassVar[float] = 1.0
+    holds_cross_entropy: ClassVar[bool] = False
+    student_stages: tuple[str, ...] = ()
+    teacher_stages: tuple[str, ...] = ()
+
+    def __init__(self, settings: Any, pair: Pair, backend: str):
+        super().__init__(settings, backend)
+
+    def forward(self, student: Outputs, teacher: Outputs, samples: Samples) -> Tensor:
+        """The loss, 0-dim, not yet weighted. Nothing of `teacher` needs a gradient."""
+        raise NotImplementedError
+
+
+class TeacherMethod(Method):
+    """A way to train a teacher.
+
+    Args:
+        settings: The method's own.
+        network: The teacher.
+        memory: Further negatives, if wanted; the method pushes what it wants to be remembered.
+        backend: Who computes the losses: "auto", "reference", "cpu", "cuda" or "triton".
+
+    Attributes:
+        settings: Annotate it with a subclass of MethodSettings.
+        views: How many augmented views of each image it needs.
+        stages: The stages whose maps it wants, set in `__init__`; none unless it does.
+    """
+
+    views: int = 1
+    stages: tuple[str, ...] = ()
+
+    def __init__(self, settings: Any, network: Network, memory: ClassMemory | None, backend: str):
+        super().__init__(settings, backend)
+        self.memory = memory
+
+    def forward(self, outputs: Outputs, samples: Samples) -> dict[str, Tensor]:
+        """Named 0-dim tensors; "loss" is minimised, the others are reported.
+
+        `outputs` has `views` · B rows: those of the first view of each image, then those of the second.
+        """
+        raise NotImplementedError
+
+
+METHODS: Registry[type[Method]] = Registry("method", "icckd.methods")
+
+
+def register(method: type[Method]) -> type[Method]:
+    """Make a method known by its name. Raises TypeError where it says not what it is."""
+    base = StudentMethodSettings if issubclass(method, StudentMethod) else MethodSettings
+    settings = settings_type(method)
+    if not isinstance(getattr(method, "name", None), str):
+        raise TypeError(f"{method.__name__}.name is missing; it should be the method's name")
+    if not (isinstance(settings, type) and issubclass(settings, base)):
+        raise TypeError(
+            f"{method.__name__}.settings is annotated with {settings}; it should be a dataclass derived from "
+            f"{base.__name__}"
+        )
+    METHODS.add(method.name, method)
+    return method
+
+
+def settings_type(method: type[Method]) -> Any:
+    """The dataclass of a method's settings."""
+    return get_type_hints(method)["settings"]

@@ -1,0 +1,71 @@
+"""The paper's teacher: cross-entropy, and a contrastive loss within each class."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from icckd.losses import TeacherLoss
+from icckd.memory import ClassMemory
+from icckd.methods.base import MethodSettings, Network, Outputs, Rule, Samples, TeacherMethod, above_zero, register
+
+
+@dataclass
+class IntraClassSettings(MethodSettings):
+    """Cross-entropy + weight · intra-class contrastive loss (arXiv 2509.22053).
+
+    Args:
+        weight: Weight λ of the intra-class loss; 0 trains a plain cross-entropy teacher.
+        margin: Threshold δ: only samples whose classification margin exceeds it are anchors.
+        margin_space: Measure the margin on softmax probabilities or on logits.
+        temperature: Temperature τ of the intra-class loss.
+        label_smoothing: Cross-entropy's label smoothing.
+    """
+
+    weight: float = 0.02
+    margin: float = 0.2
+    margin_space: Literal["probability", "logit"] = "probability"
+    temperature: float = 0.1
+    label_smoothing: float = 0.0
+
+    def rules(self) -> dict[str, Rule]:
+        return {
+            **super().rules(),
+            "margin": Rule(self.margin == self.margin, "a number"),
+            "temperature": above_zero(self.temperature),
+            "label_smoothing": Rule(0 <= self.label_smoothing <= 1, "in [0, 1]"),
+        }
+
+
+@register
+class IntraClass(TeacherMethod):
+    """`icckd.TeacherLoss` between two views of each image; with weight 0 there is no second view, and none is made."""
+
+    name = "intra-class"
+    settings: IntraClassSettings
+
+    def __init__(self, settings: IntraClassSettings, network: Network, memory: ClassMemory | None, backend: str):
+        wanted = settings.weight > 0
+        super().__init__(settings, network, memory if wanted else None, backend)
+        self.views = 2 if wanted else 1
+        self.criterion = TeacherLoss(
+            settings.weight,
+            settings.margin,
+            settings.margin_space,
+            settings.temperature,
+            settings.label_smoothing,
+            backend,
+        )
+        self._latest: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, outputs: Outputs, samples: Samples) -> dict[str, Tensor]:
+        count = len(samples.labels)
+        anchor, positive = outputs.features[:count], outputs.features[-count:]
+        losses = self.criterion(outputs.logits[:count], samples.labels, anchor, positive, self.memory)
+        self._latest = (anchor.detach(), samples.labels)
+        return {"loss": losses.total, **{k: v for k, v in losses._asdict().items() if k != "total"}}
+
+    def after_step(self) -> None:
+        if self.memory is not None and self._latest is not None:
+            self.memory.push(*self._latest)
+        self._latest = None

@@ -1,0 +1,35 @@
+"""Every setting of a run, with its default and meaning: the one place where both are written.
+
+Those of a method stand in its own file in `icckd/methods/`; `losses` puts them together. The command line (`icckd.cli`)
+turns these classes into `--help`, YAML files and dotted overrides; `checks` says which values are right.
+"""
+
+from icckd.settings.checks import check, check_text
+from icckd.settings.definition import (
+    STAGES,
+    DataSettings,
+    MemorySettings,
+    Settings,
+    StudentSettings,
+    TeacherSettings,
+    TrainingSettings,
+)
+from icckd.settings.losses import StudentLossSettings, TeacherLossSettings, setting_name
+from icckd.settings.names import flat, refuse_renamed
+
+__all__ = [
+    "STAGES",
+    "DataSettings",
+    "MemorySettings",
+    "Settings",
+    "StudentLossSettings",
+    "StudentSettings",
+    "TeacherLossSettings",
+    "TeacherSettings",
+    "TrainingSettings",
+    "check",
+    "check_text",
+    "flat",
+    "refuse_renamed",
+    "setting_name",
+]

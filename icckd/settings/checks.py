@@ -1,0 +1,97 @@
+"""Whether the settings' values are right."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from icckd.errors import UserError
+from icckd.methods import MethodSettings, Rule, not_negative
+from icckd.settings.definition import STAGES, Settings, StudentSettings, TeacherSettings, TrainingSettings
+from icckd.settings.losses import IntraClass, setting_name
+from icckd.settings.names import flat
+
+# The largest float32: PyTorch's optimisers take no larger factor.
+_LARGEST_FACTOR = (2 - 2**-23) * 2.0**127
+# A setting's name and value, whether it is right, and what would be.
+_Rule = tuple[str, float, bool, str]
+
+
+def check(settings: Settings, stages: Sequence[str] = STAGES) -> None:
+    """Raise UserError, naming the setting, where a value is of the right type but out of range.
+
+    `stages` are those that will be trained: the settings of others are not looked at. Every text must be one that
+    config.yaml and the file system can hold, and every whole number one of 64 bits, which reports read.
+    """
+    for name, value in flat(asdict(settings)).items():
+        if isinstance(value, str):
+            check_text(name, value)
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            raise UserError(f"{name} is {value}; it should be in (-2^63, 2^63)")
+    rules: list[_Rule] = [
+        ("data.validation", settings.data.validation, 0 <= settings.data.validation < 1, "in [0, 1)"),
+        ("checkpoint_every", settings.checkpoint_every, settings.checkpoint_every >= 0, "0 or more"),
+        ("seed", settings.seed, 0 <= settings.seed < 2**63, "in [0, 2^63)"),
+    ]
+    if settings.data.image_size is not None:
+        size = settings.data.image_size
+        rules.append(("data.image_size", size, 8 <= size <= 1024, "in [8, 1024]"))
+    if "teacher" in stages:
+        rules += _teacher_rules(settings.teacher)
+    if "student" in stages:
+        rules += _student_rules(settings.student)
+    for name, number, holds, wanted in rules:
+        if not holds:
+            raise UserError(f"{name} is {number}; it should be {wanted}")
+
+
+def check_text(name: str, value: str) -> None:
+    """Raise UserError, naming the setting, where `value` cannot be a file's name or be written to a file in UTF-8."""
+    try:
+        value.encode("utf-8")
+        os.fsencode(value)
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name} is {value!r}, which is not UTF-8 (or the locale is not); give one that is") from error
+    if "\0" in value:
+        raise UserError(f"{name} is {value!r}; it should hold no zero byte")
+
+
+def _teacher_rules(teacher: TeacherSettings) -> list[_Rule]:
+    method, loss = teacher.loss.method_class(), teacher.loss.method_settings()
+    prefix = "teacher.loss" if method is IntraClass else f"teacher.loss.{setting_name(method.name)}"
+    return [
+        *_training_rules("teacher", teacher),
+        ("teacher.memory.capacity", teacher.memory.capacity, teacher.memory.capacity >= 0, "0 or more"),
+        *_method_rules(prefix, loss),
+    ]
+
+
+def _student_rules(student: StudentSettings) -> list[_Rule]:
+    rules = _training_rules("student", student)
+    weight = student.loss.cross_entropy_weight
+    if weight is not None:
+        rules.append(("student.loss.cross_entropy_weight", weight, *not_negative(weight)))
+    for name, loss in student.loss.method_settings().items():
+        rules += _method_rules(f"student.loss.{setting_name(name)}", loss)
+    return rules
+
+
+def _method_rules(prefix: str, settings: MethodSettings) -> list[_Rule]:
+    rules: dict[str, Rule] = settings.rules()
+    return [(f"{prefix}.{name}", getattr(settings, name), *rule) for name, rule in rules.items()]
+
+
+def _training_rules(name: str, stage: TrainingSettings) -> list[_Rule]:
+    rules: list[_Rule] = [
+        (f"{name}.epochs", stage.epochs, stage.epochs >= 1, "1 or more"),
+        (f"{name}.batch_size", stage.batch_size, stage.batch_size >= 2, "2 or more"),
+        (f"{name}.learning_rate", stage.learning_rate, 0 < stage.learning_rate <= _LARGEST_FACTOR,
+         f"above 0, and {_LARGEST_FACTOR:.3g} at most"),
+        (f"{name}.momentum", stage.momentum, 0 < stage.momentum < 1, "between 0 and 1"),
+        (f"{name}.weight_decay", stage.weight_decay, 0 <= stage.weight_decay <= _LARGEST_FACTOR,
+         f"in [0, {_LARGEST_FACTOR:.3g}]"),
+        (f"{name}.warmup_epochs", stage.warmup_epochs, 0 <= stage.warmup_epochs <= stage.epochs,
+         "between 0 and the number of epochs"),
+        (f"{name}.decay", stage.decay, 0 < stage.decay <= 1, "in (0, 1]"),
+    ]  # fmt: skip
+    rules += [(f"{name}.milestones", m, 0 < m < 1, "fractions between 0 and 1") for m in stage.milestones]
+    return rules

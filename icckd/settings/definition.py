@@ -1,0 +1,116 @@
+"""Every setting of a run but those of its methods."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from icckd.settings.losses import StudentLossSettings, TeacherLossSettings
+
+STAGES = ("teacher", "student")
+
+
+@dataclass
+class DataSettings:
+    """The images to train and test on.
+
+    Args:
+        name: The data set. Only digits is built in; the others are read from root.
+        root: Folder that holds the data set's files (not needed for digits). Nothing is ever downloaded.
+        image_size: Resize images to this many pixels a side (image-folder and tiny-imagenet only; null: as they are).
+        validation: Hold out this fraction of the training images, class by class, and report on them instead of
+            the test images: choose settings with it, then set it back to 0.
+    """
+
+    name: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "image-folder"] = "digits"
+    root: str | None = None
+    image_size: int | None = None
+    validation: float = 0.0
+
+
+@dataclass
+class TrainingSettings:
+    """What teacher and student training share.
+
+    Args:
+        arch: The network's name; `icckd doctor` lists them all.
+        epochs: Passes over the training images.
+        batch_size: Images per step.
+        learning_rate: Peak learning rate of SGD with Nesterov momentum.
+        momentum: SGD's momentum.
+        weight_decay: L2 penalty on the weights (not on biases or normalisation parameters).
+        schedule: How the learning rate falls: cosine to zero, or step by step.
+        warmup_epochs: Epochs over which the learning rate first rises linearly from zero.
+        milestones: Step schedule only: fractions of the training after which the rate falls.
+        decay: Step schedule only: what the rate is multiplied by at each milestone.
+        autocast: Run the network in bfloat16 where that is safe.
+    """
+
+    arch: str = "convnet-large"
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["cosine", "step"] = "cosine"
+    warmup_epochs: float = 1.0
+    milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
+    decay: float = 0.1
+    autocast: bool = False
+
+
+@dataclass
+class MemorySettings:
+    """A cache of each class's embeddings.
+
+    Args:
+        capacity: Cached embeddings per class that serve as further negatives (0: none).
+    """
+
+    capacity: int = 0
+
+
+@dataclass
+class TeacherSettings(TrainingSettings):
+    """The teacher and how it is trained.
+
+    Args:
+        loss: The teacher's loss.
+        memory: A cache of each class's embeddings.
+        weights: Use this trained teacher (a run's teacher/ folder or its model.safetensors) instead of training one.
+    """
+
+    loss: TeacherLossSettings = field(default_factory=TeacherLossSettings)
+    memory: MemorySettings = field(default_factory=MemorySettings)
+    weights: str | None = None
+
+
+@dataclass
+class StudentSettings(TrainingSettings):
+    """The student and how it is distilled.
+
+    Args:
+        loss: The student's loss.
+    """
+
+    arch: str = "convnet-small"
+    loss: StudentLossSettings = field(default_factory=StudentLossSettings)
+
+
+@dataclass
+class Settings:
+    """All settings of a run.
+
+    Args:
+        data: The images to train and test on.
+        teacher: The teacher and how it is trained.
+        student: The student and how it is distilled.
+        seed: Seed of everything random: the same seed on the same machine gives the same bits.
+        device: Where to compute; auto takes a GPU where there is one.
+        checkpoint_every: Save a checkpoint every so many steps, besides the one after each epoch (0: epochs only).
+    """
+
+    data: DataSettings = field(default_factory=DataSettings)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    student: StudentSettings = field(default_factory=StudentSettings)
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_every: int = 200

@@ -1,0 +1,144 @@
+"""The settings of both networks' losses: which method, and those of every method that there is."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, make_dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+from icckd.errors import UserError
+from icckd.methods import METHODS, Method, MethodSettings, StudentMethod, StudentMethodSettings, TeacherMethod
+from icckd.methods import settings_type as type_of
+from icckd.methods.intra_class import IntraClass, IntraClassSettings
+
+Backend = Literal["auto", "reference", "cpu", "cuda", "triton"]
+Kind = TypeVar("Kind", bound=Method)
+NO_METHOD = "none"
+
+
+def setting_name(method: str) -> str:
+    """A method's name as part of a setting's."""
+    return method.replace("-", "_")
+
+
+def methods_of(kind: type[Kind]) -> dict[str, type[Kind]]:
+    """The methods of one kind by name."""
+    named = {name: METHODS.get(name, "method") for name in METHODS.names()}
+    return {name: method for name, method in named.items() if issubclass(method, kind)}
+
+
+def _method_of(kind: type[Kind], name: str, setting: str, others: tuple[str, ...] = ()) -> type[Kind]:
+    known = methods_of(kind)
+    if name not in known and (name in METHODS.missing()):
+        METHODS.get(name, setting)
+    if name not in known:
+        raise UserError(f"{setting} is {name!r}; it should be one of {', '.join((*known, *others))}")
+    return known[name]
+
+
+@dataclass
+class _TeacherLoss(IntraClassSettings):
+    method: str = IntraClass.name
+    backend: Backend = "auto"
+
+    def method_class(self) -> type[TeacherMethod]:
+        """The method in force. Raises UserError where there is none of that name."""
+        return _method_of(TeacherMethod, self.method, "teacher.loss.method")
+
+    def method_settings(self) -> MethodSettings:
+        """The settings of the method in force."""
+        return self if self.method == IntraClass.name else getattr(self, setting_name(self.method))
+
+
+@dataclass
+class _StudentLoss:
+    method: str = "kd"
+    cross_entropy_weight: float | None = None
+    backend: Backend = "auto"
+
+    def method_classes(self) -> dict[str, type[StudentMethod]]:
+        """The methods in force by name; none for "none". Raises UserError where one is unknown or given twice."""
+        if self.method == NO_METHOD:
+            return {}
+        setting = "student.loss.method"
+        names = self.method.split("+")
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"{setting} is {self.method!r}, which names {name} twice; give it once")
+            if name == NO_METHOD:
+                raise UserError(f"{setting} is {self.method!r}; {NO_METHOD} stands alone: it is no method")
+        return {name: _method_of(StudentMethod, name, setting, (NO_METHOD, "several joined by +")) for name in names}
+
+    def method_settings(self) -> dict[str, StudentMethodSettings]:
+        """The settings of the methods in force, by name."""
+        return {name: getattr(self, setting_name(name)) for name in self.method_classes()}
+
+    def weights(self) -> dict[str, float]:
+        """The weights in force, by method."""
+        settings = self.method_settings()
+        return {name: each.weight_of(len(settings)) for name, each in settings.items()}
+
+    def weight_of_cross_entropy(self) -> float:
+        """The weight in force of the cross-entropy with the true labels (METHODS: what is published beside each)."""
+        if self.cross_entropy_weight is not None:
+            return self.cross_entropy_weight
+        methods = list(self.method_classes().values())
+        if any(method.holds_cross_entropy for method in methods):
+            return 0.0
+        return methods[0].cross_entropy_weight if len(methods) == 1 else 1.0
+
+    def in_force(self) -> dict[str, Any]:
+        """What the loss is made of, by name: the settings of the methods in force, with the weights that they have."""
+        weights = self.weights()
+        methods = {
+            setting_name(name): {**asdict(each), "weight": weights[name]}
+            for name, each in self.method_settings().items()
+        }
+        return {"cross_entropy_weight": self.weight_of_cross_entropy(), **methods, "backend": self.backend}
+
+
+def _with_methods(name: str, base: type, methods: Mapping[str, type[Method]], document: str) -> Any:
+    """`base` with a further setting for the settings of each method."""
+    fields = [
+        (setting_name(method), type_of(each), field(default_factory=type_of(each))) for method, each in methods.items()
+    ]
+    lines = [f"        {setting_name(method)}: {_title(type_of(each))}" for method, each in methods.items()]
+    members = {"__doc__": "\n".join([document, *lines]), "__module__": __name__}
+    return make_dataclass(name, fields, bases=(base,), namespace=members)
+
+
+def _cross_entropy_weights() -> str:
+    methods = methods_of(StudentMethod)
+    alone = [f"{m.cross_entropy_weight:g} beside {n} alone" for n, m in methods.items() if m.cross_entropy_weight != 1]
+    held = [f"0 beside {name}, which holds it" for name, method in methods.items() if method.holds_cross_entropy]
+    return ", ".join(["1", *alone, *held])
+
+
+def _title(settings: type) -> str:
+    return (settings.__doc__ or settings.__name__).strip().splitlines()[0]
+
+
+if TYPE_CHECKING:
+    TeacherLossSettings: TypeAlias = _TeacherLoss
+    StudentLossSettings: TypeAlias = _StudentLoss
+else:
+    TeacherLossSettings = _with_methods(
+        "TeacherLossSettings",
+        _TeacherLoss,
+        {name: method for name, method in methods_of(TeacherMethod).items() if name != IntraClass.name},
+        f"""The teacher's loss. The settings of intra-class stand here; other methods have theirs under their names.
+
+        Args:
+            method: How the teacher is trained: {", ".join(methods_of(TeacherMethod))}.
+            backend: Who computes the losses: auto, reference, cpu, cuda or triton.""",
+    )
+    StudentLossSettings = _with_methods(
+        "StudentLossSettings",
+        _StudentLoss,
+        methods_of(StudentMethod),
+        f"""The student's loss: cross_entropy_weight · cross-entropy + the weighted losses of the methods.
+
+        Args:
+            method: Distillation method, or several joined by + (kd+rkd): {", ".join(methods_of(StudentMethod))}; or
+                {NO_METHOD}, for cross-entropy alone. Settings of methods that are not in force are ignored.
+            cross_entropy_weight: Weight of the cross-entropy with the true labels (null: {_cross_entropy_weights()}).
+            backend: Who computes the losses: auto, reference, cpu, cuda or triton.""",
+    )
