@@ -16,8 +16,15 @@ from icckd.environment import describe
 from icckd.errors import TrainingDiverged, UserError
 from icckd.evaluation import Predictions, finite, measure, predict
 from icckd.files import write_whole
-from icckd.model_files import ModelDescription, file_digest, load_model, save_model
-from icckd.models import ARCHITECTURES, Model, build_model
+from icckd.models import (
+    ARCHITECTURES,
+    Model,
+    ModelDescription,
+    build_model,
+    file_digest,
+    load_model,
+    save_model,
+)
 from icckd.progress import TrainingProgress
 from icckd.report import write_report
 from icckd.report.examples import choose_examples
