@@ -1,5 +1,7 @@
 """What `icckd doctor` says: versions, devices, backends and networks, each available or why not."""
 
+from textwrap import wrap
+
 import torch
 
 from icckd import backends
@@ -25,7 +27,7 @@ def diagnose() -> str:
     lines += ["", "what backend='auto' takes"]
     for device in ("cpu", "cuda"):
         lines += _automatic_lines(device)
-    return "\n".join([*lines, "", f"networks      {', '.join(ARCHITECTURES)}"])
+    return "\n".join([*lines, "", "networks", *_network_lines()])
 
 
 def _available(backend: str) -> str:
@@ -42,6 +44,12 @@ def _automatic_lines(device: str) -> list[str]:
     if len(set(choices.values())) == 1:
         choices = {"": next(iter(choices.values()))}
     return [f"  {f'{device} {family}':<20}{choice.backend}: {choice.reason}" for family, choice in choices.items()]
+
+
+def _network_lines() -> list[str]:
+    text = ", ".join(ARCHITECTURES)
+    lines = wrap(text, 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    return [*lines, *(f"  {problem}" for problem in ARCHITECTURES.problems())]
 
 
 def _cuda_lines() -> list[str]:

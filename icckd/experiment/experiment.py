@@ -19,8 +19,15 @@ from icckd.experiment.examples import choose_examples
 from icckd.experiment.progress import TrainingProgress
 from icckd.experiment.run_folder import RunFolder
 from icckd.files import write_whole
-from icckd.model_files import ModelDescription, file_digest, load_model, save_model
-from icckd.models import ARCHITECTURES, Model, build_model
+from icckd.models import (
+    ARCHITECTURES,
+    Model,
+    ModelDescription,
+    build_model,
+    file_digest,
+    load_model,
+    save_model,
+)
 from icckd.report import write_report
 from icckd.settings import STAGES, Settings, TrainingSettings, check
 from icckd.training import DistillationTask, FrozenTeacher, StopSignal, Task, TeacherTask, Training

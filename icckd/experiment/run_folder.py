@@ -12,7 +12,7 @@ import yaml
 
 from icckd.errors import UserError
 from icckd.files import json_line, write_json, write_text
-from icckd.model_files import DESCRIPTION, WEIGHTS
+from icckd.models import DESCRIPTION, WEIGHTS
 from icckd.settings import STAGES, Settings, check_text, flat
 from icckd.training import Checkpoint
 

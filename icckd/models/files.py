@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from icckd.environment import versions
 from icckd.errors import UserError
 from icckd.files import write_json, write_whole
-from icckd.models import Model, build_model, not_finite
+from icckd.models.model import Model, build_model, not_finite
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from icckd.errors import UserError
-from icckd.model_files import ModelDescription, file_digest, load_model, read_description, save_model
-from icckd.models import build_model
+from icckd.models import ModelDescription, build_model, file_digest, load_model, read_description, save_model
 
 
 @pytest.fixture
