@@ -1,6 +1,6 @@
 """The stages of a run: data → teacher → student → report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from icckd import backends
-from icckd.data import Batches, load_data
+from icckd.data import Batch, Batches, load_data
 from icckd.data.digest import digests
 from icckd.environment import describe
-from icckd.errors import TrainingDiverged, UserError
+from icckd.errors import BackendUnavailable, TrainingDiverged, UserError
 from icckd.experiment.evaluation import Predictions, finite, measure, predict
 from icckd.experiment.examples import choose_examples
 from icckd.experiment.progress import TrainingProgress
@@ -33,6 +33,7 @@ from icckd.settings import STAGES, Settings, TrainingSettings, check
 from icckd.training import DistillationTask, FrozenTeacher, StopSignal, Task, TeacherTask, Training
 
 _EVALUATION_BATCH = 500
+_REHEARSED = 4
 Results = dict[str, Any]
 
 
@@ -64,6 +65,7 @@ class Experiment:
             self._check_batch_size(stage)
         weights = settings.teacher.weights
         self.given_teacher = None if weights is None else self._load_teacher("teacher.weights", Path(weights))
+        self._rehearse()
         self.summary: Results = {}
 
     def run(self, folder: RunFolder, *, resume: bool = False, overwrite: bool = False) -> Results:
@@ -124,8 +126,7 @@ class Experiment:
             return self._load_teacher("the run's teacher", folder.stage("teacher"))
         settings = self.settings.teacher
         teacher = self._untrained(settings)
-        task = TeacherTask(teacher.model, settings)
-        seconds, predictions = self._train(folder, "teacher", task, settings)
+        seconds, predictions = self._train(folder, "teacher", TeacherTask(teacher.model, settings), settings)
         self._conclude(folder, "teacher", teacher, predictions, {"seconds": seconds})
         return teacher
 
@@ -134,14 +135,16 @@ class Experiment:
             return
         settings = self.settings.student
         student = self._untrained(settings)
-        own = (teacher.description.mean, teacher.description.std)
-        frozen = FrozenTeacher(teacher.model.to(self.device), own, (self.data.mean, self.data.std))
-        labels = self.data.train_labels.to(self.device)
-        task = DistillationTask(student.model.to(self.device), frozen, labels, settings.loss)
-        seconds, predictions = self._train(folder, "student", task, settings)
+        seconds, predictions = self._train(folder, "student", self._distillation(student, teacher), settings)
         loss = settings.loss
         results = {"seconds": seconds, "method": loss.method, "settings": loss.in_force()}
         self._conclude(folder, "student", student, predictions, results)
+
+    def _distillation(self, student: Trained, teacher: Trained) -> Task:
+        own = (teacher.description.mean, teacher.description.std)
+        frozen = FrozenTeacher(teacher.model.to(self.device), own, (self.data.mean, self.data.std))
+        labels = self.data.train_labels.to(self.device)
+        return DistillationTask(student.model.to(self.device), frozen, labels, self.settings.student.loss)
 
     def _is_finished(self, folder: RunFolder, stage: str) -> bool:
         """Is `stage` told of in the summary, which is written last, and is its network still there?
@@ -228,6 +231,22 @@ class Experiment:
         if settings.arch not in ARCHITECTURES:
             raise UserError(f"{stage}.arch is {settings.arch!r}; it should be one of {', '.join(ARCHITECTURES)}")
         _check_backend(f"{stage}.loss.backend", settings.loss.backend, self.device)
+
+    def _rehearse(self) -> None:
+        """Find out now, not after the teacher's training, that a loss cannot be computed: on a few black images."""
+        teacher = self.given_teacher or self._untrained(self.settings.teacher)
+        tasks: dict[str, Callable[[], Task]] = {
+            "teacher": lambda: TeacherTask(teacher.model, self.settings.teacher),
+            "student": lambda: self._distillation(self._untrained(self.settings.student), teacher),
+        }
+        labels = self.data.train_labels[:_REHEARSED].to(self.device)
+        images = torch.zeros(len(labels), *self.data.train_images.shape[1:], device=self.device)
+        for stage in self.stages:
+            task = tasks[stage]().to(self.device)
+            try:
+                task(Batch((images,) * task.views, labels, torch.arange(len(labels), device=self.device)))
+            except BackendUnavailable as error:
+                raise UserError(f"{stage}.loss.backend: {error}") from error
 
     def _check_batch_size(self, stage: str) -> None:
         size, images = getattr(self.settings, stage).batch_size, len(self.data.train_images)

@@ -146,7 +146,7 @@ class Training:
             )
 
     def _check_network(self) -> None:
-        spoilt = not_finite(self.task.state_dict())
+        spoilt = not_finite({name.removeprefix("model."): x for name, x in self.task.state_dict().items()})
         if spoilt:
             raise TrainingDiverged(
                 f"after {self.epoch * len(self.batches) + self.step} steps the network is not finite, in {spoilt}"

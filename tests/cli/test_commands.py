@@ -485,16 +485,16 @@ def test_only_the_settings_of_stages_that_run_are_checked(small, tmp_path, capsy
     wrong = {
         stage: [
             *(f"--{stage}.batch_size", "500", f"--{stage}.arch", "none", f"--{stage}.epochs", "0"),
-            *(f"--{stage}.loss.backend", "cuda", f"--{stage}.loss.temperature", "-1"),
+            *(f"--{stage}.loss.backend", "cuda", f"--{stage}.loss.{temperature}", "-1"),
         ]
-        for stage in ("teacher", "student")
+        for stage, temperature in (("teacher", "temperature"), ("student", "kd.temperature"))
     }
     assert run("teacher", *settings, *wrong["student"], "--output", tmp_path / "teacher") == 0
     assert run("distill", *settings, *weights, *wrong["teacher"], "--output", tmp_path / "distilled") == 0
     assert run("run", *settings, *weights, *wrong["teacher"], "--output", tmp_path / "given") == 0
     assert run("evaluate", *settings, *weights, *wrong["teacher"], *wrong["student"]) == 0
     capsys.readouterr()
-    for setting in ("batch_size", "arch", "epochs", "loss.temperature"):
+    for setting in ("batch_size", "arch", "epochs", "loss.kd.temperature"):
         value = wrong["student"][wrong["student"].index(f"--student.{setting}") + 1]
         for command in ("run", "distill"):
             assert run(command, *settings, *weights, f"--student.{setting}", value, "--output", tmp_path / "no") == 2
@@ -657,7 +657,16 @@ def test_killed_and_resumed_ends_in_the_same_bits(finished, tmp_path):
 
 @pytest.mark.slow
 def test_killed_a_dozen_times_and_resumed_ends_in_the_same_bits(tmp_path):
-    settings = ["--teacher.epochs", "60", "--student.epochs", "60", "--checkpoint_every", "5", "--teacher.memory", "16"]
+    settings = [
+        "--teacher.epochs",
+        "60",
+        "--student.epochs",
+        "60",
+        "--checkpoint_every",
+        "5",
+        "--teacher.memory.capacity",
+        "16",
+    ]
     assert run("run", "--output", tmp_path / "whole", *settings) == 0
     kill_and_resume(tmp_path / "run", tmp_path / "whole", settings, kills=12)
 

@@ -89,7 +89,7 @@ def test_views_of_one_batch_differ(images):
 def test_normalisation(images):
     mean, std = (0.1, 0.5, 0.7), (0.2, 0.3, 0.4)
     batches = make(images, mean=mean, std=std, augmentation=None, shuffle=False, batch_size=50, views=1)
-    ((view,), labels) = next(iter(batches))
+    ((view,), labels, _) = next(iter(batches))
     expected = (images.double() / 255 - torch.tensor(mean).double().view(3, 1, 1)) / torch.tensor(std).double().view(
         3, 1, 1
     )

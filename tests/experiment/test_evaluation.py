@@ -184,6 +184,7 @@ def batches(sizes, seed):
         Batch(
             (torch.randn(n, 1, 2, 2, generator=generator), torch.full((n, 1, 2, 2), torch.nan)),
             torch.randint(3, (n,), generator=generator),
+            torch.arange(n),
         )
         for n in sizes
     ]
@@ -209,7 +210,7 @@ def test_predict_leaves_the_model_as_it_was():
     predict(model, batches([5], 16))
     assert [m.training for m in (model, model.norm, model.dropout, model.head)] == [True, False, True, True]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    broken = [Batch((torch.zeros(2, 9, 2, 2),), torch.zeros(2, dtype=torch.int64))]
+    broken = [Batch((torch.zeros(2, 9, 2, 2),), torch.zeros(2, dtype=torch.int64), torch.arange(2))]
     with pytest.raises(RuntimeError):
         predict(model, broken)
     assert model.training

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from icckd.experiment.evaluation import Predictions
-from icckd.experiment.examples import choose_examples, softened
+from icckd.experiment.examples import choose_examples
 
 
 def random_case(seed, count=80, classes=5):
@@ -68,11 +68,3 @@ def test_images_without_finite_logits_are_left_out():
 def test_images_that_do_not_fit_are_refused(images):
     with pytest.raises(ValueError, match="images is"):
         choose_examples(random_case(5)[0], images)
-
-
-def test_softened_is_the_softmax_at_a_temperature():
-    logits = 5 * torch.randn(6, 4, generator=torch.Generator().manual_seed(6))
-    weights = (logits.double() / 3).exp()
-    torch.testing.assert_close(softened(logits, 3.0), weights / weights.sum(1, keepdim=True))
-    scaled = softened(7 * logits + 2, 3.0, standardize=True)
-    torch.testing.assert_close(scaled, softened(logits, 3.0, standardize=True), atol=1e-6, rtol=1e-6)

@@ -117,7 +117,7 @@ def test_every_curve_of_a_complete_run_is_drawn(run):
 
 
 def test_soft_labels_are_shown_at_both_temperatures(run):
-    run.settings["student"]["loss"]["temperature"] = 2.5
+    run.settings["student"]["loss"]["kd"]["temperature"] = 2.5
     run.examples["logits"] = torch.tensor([[3.0, 1.0, 0.0, -2.0]]).repeat(3, 1)
     run.examples["labels"] = torch.tensor([0, 0, 1])
     run.write()
@@ -131,7 +131,7 @@ def test_soft_labels_are_shown_at_both_temperatures(run):
 
 def test_standardised_logits_are_shown_as_the_student_is_given_them(run):
     logits = torch.tensor([9.0, 2.0, 0.0, -3.0])
-    run.settings["student"]["loss"]["standardize"] = True
+    run.settings["student"]["loss"]["kd"]["standardize"] = True
     run.examples["logits"] = logits.repeat(3, 1)
     run.write()
     text = Page(report(run)[0]).text

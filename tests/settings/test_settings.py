@@ -3,7 +3,15 @@ from dataclasses import replace
 import pytest
 
 from icckd.errors import UserError
-from icckd.settings import DataSettings, Settings, StudentSettings, TeacherLossSettings, TeacherSettings, check
+from icckd.settings import (
+    DataSettings,
+    MemorySettings,
+    Settings,
+    StudentSettings,
+    TeacherLossSettings,
+    TeacherSettings,
+    check,
+)
 
 
 def test_defaults_are_valid():
@@ -19,7 +27,7 @@ def test_defaults_are_valid():
         (Settings(data=DataSettings(validation=1.0)), "data.validation"),
         (Settings(data=DataSettings(image_size=4)), "data.image_size"),
         (Settings(teacher=TeacherSettings(epochs=0)), "teacher.epochs"),
-        (Settings(teacher=TeacherSettings(memory=-1)), "teacher.memory"),
+        (Settings(teacher=TeacherSettings(memory=MemorySettings(-1))), "teacher.memory.capacity"),
         (Settings(teacher=TeacherSettings(batch_size=1)), "teacher.batch_size"),
         (Settings(teacher=TeacherSettings(milestones=[0.5, 1.0])), "teacher.milestones"),
         (Settings(teacher=TeacherSettings(learning_rate=float("nan"))), "teacher.learning_rate"),
