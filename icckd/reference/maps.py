@@ -1,6 +1,5 @@
 """The definition of what compares feature maps."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from icckd.reference.arithmetic import accumulated, unit
@@ -23,5 +22,5 @@ def attention_transfer(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     Returns:
         A scalar, float32 (float64 for float64 inputs); 0 for N = 0.
     """
-    attention = [unit(accumulated(x).square().mean(dim=1).flatten(1)) for x in (student_map, teacher_map.detach())]
-    return F.mse_loss(*attention, reduction="sum") / max(attention[0].numel(), 1)
+    s, t = (unit(accumulated(x).square().mean(dim=1).flatten(1)) for x in (student_map, teacher_map.detach()))
+    return (s - t).square().sum() / max(s.numel(), 1)
