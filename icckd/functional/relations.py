@@ -92,7 +92,7 @@ def similarity_preserving(
         BackendUnavailable: The backend asked for cannot run here.
     """
     student, teacher, own, share = _flat_rows(student, teacher, group, backend, "similarity_preserving")
-    if len(student) == 0:
+    if student.shape[0] == 0:
         return student.sum()
     with full_precision(student):
         s, t = (unit(x[own] @ x.T) for x in map(_within_one, (student, teacher)))
@@ -154,7 +154,7 @@ def _flat_rows(
 
         student, teacher, together = gather_sides({"student": student}, {"teacher": teacher}, group)
         own, ranks = together.own, len(together.counts)
-    return *accumulated(student, teacher), own, ranks / max(len(student) ** 2, 1)
+    return *accumulated(student, teacher), own, ranks / max(student.shape[0] ** 2, 1)
 
 
 def _within_one(x: Tensor) -> Tensor:

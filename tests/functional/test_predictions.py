@@ -8,7 +8,7 @@ from icckd.functional import dist, dkd, nkd, ttm
 from tests.conftest import CPU_BACKENDS
 from tests.problems import SMALL, assert_as_accurate, logits_and_labels, loss_and_gradient, student_and_teacher
 
-SIZES = [(1, 1), (7, 2), (5, 3), (31, 17), (64, 100), (3, 1000)]
+SIZES = [(1, 1), (7, 2), (31, 17), (3, 1000)]
 FAMILIES = {dkd: "rest_divergence", nkd: "rest_divergence", ttm: "transformed_teacher", dist: "dist"}
 OPTIONS = {
     dkd: [{"alpha": 0.5, "beta": 2.0, "temperature": 2.5}],
