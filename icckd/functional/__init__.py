@@ -5,14 +5,23 @@
 
 import icckd.ops.flops  # noqa: F401  (FlopCounterMode then knows the operators)
 from icckd.functional.cross_entropy import classification_margin, cross_entropy_with_margin
-from icckd.functional.distillation import kd_kl, rkd_angle, rkd_distance
 from icckd.functional.intra_class import intra_class_contrastive
+from icckd.functional.maps import attention_transfer
+from icckd.functional.predictions import dist, dkd, kd_kl, nkd, ttm
+from icckd.functional.relations import pkt, rkd_angle, rkd_distance, similarity_preserving
 
 __all__ = [
+    "attention_transfer",
     "classification_margin",
     "cross_entropy_with_margin",
+    "dist",
+    "dkd",
     "intra_class_contrastive",
     "kd_kl",
+    "nkd",
+    "pkt",
     "rkd_angle",
     "rkd_distance",
+    "similarity_preserving",
+    "ttm",
 ]

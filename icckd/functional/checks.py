@@ -23,12 +23,26 @@ def is_tensor(name: str, x: object) -> None:
 
 def float_matrix(name: str, x: Tensor, rows: int | None = None, columns: int | None = None) -> None:
     """`x` should be a two-dimensional float tensor, with so many rows and columns where they are given."""
-    is_tensor(name, x)
-    if x.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"{name} has dtype {x.dtype}; it should be {_choices(FLOAT_DTYPES)}")
+    _float_tensor(name, x)
     if x.dim() != 2 or (rows is not None and x.shape[0] != rows) or (columns is not None and x.shape[1] != columns):
         wanted = f"({'N' if rows is None else rows}, {'D' if columns is None else columns})"
         raise ValueError(f"{name} has shape {tuple(x.shape)}; it should be {wanted}")
+
+
+def float_rows(name: str, x: Tensor, rows: int | None = None) -> None:
+    """`x` should be a float tensor of so many rows, if given, of any shape with at least one number each."""
+    _float_tensor(name, x)
+    if x.dim() < 2 or (rows is not None and x.shape[0] != rows) or 0 in x.shape[1:]:
+        wanted = f"({'N' if rows is None else rows}, …)"
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it should be {wanted} with at least one number in a row")
+
+
+def float_maps(name: str, x: Tensor, rows: int | None = None) -> None:
+    """`x` should be a float tensor (N, C, H, W), with so many rows if given, and at least one number each."""
+    _float_tensor(name, x)
+    if x.dim() != 4 or (rows is not None and x.shape[0] != rows) or 0 in x.shape[1:]:
+        wanted = f"({'N' if rows is None else rows}, C, H, W)"
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it should be {wanted} with at least one number in a map")
 
 
 def integer_vector(name: str, x: Tensor, size: int) -> None:
@@ -73,6 +87,13 @@ def positive_number(name: str, value: float) -> None:
         raise ValueError(f"{name} is {value}; it should be a finite number above 0")
 
 
+def non_negative_number(name: str, value: float) -> None:
+    """`value` should be a finite number of 0 or more."""
+    is_number(name, value)
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} is {value}; it should be a finite number of 0 or more")
+
+
 def positive_integer(name: str, value: int) -> None:
     # While torch.jit traces, sizes are tensors.
     integers = (int, torch.SymInt, Tensor) if torch.jit.is_tracing() else (int, torch.SymInt)
@@ -111,6 +132,12 @@ def temperature(name: str, value: float | Tensor, device: torch.device | None = 
         raise ValueError(f"{name} is on {value.device}; it should be on {device}, as the other tensors are")
     if readable(value):
         positive_number(name, value.item())
+
+
+def _float_tensor(name: str, x: Tensor) -> None:
+    is_tensor(name, x)
+    if x.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name} has dtype {x.dtype}; it should be {_choices(FLOAT_DTYPES)}")
 
 
 def _choices(options: Sequence[object]) -> str:

@@ -1,5 +1,6 @@
 """Rows of every rank of a process group, for losses whose pairs span the ranks."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from icckd.ops.saved_gradient import depending_once
+from icckd.ops.transforms import transformed
 
 
 @dataclass
@@ -53,25 +55,44 @@ class RankRows:
         return _Gather.apply(values, self)
 
 
-def line_up(values: Tensor, group: dist.ProcessGroup) -> RankRows:
-    """Tell every rank of `group` how many rows of `values` (n, D) this one has.
+def line_up(group: dist.ProcessGroup, values: Mapping[str, Tensor], *others: Tensor) -> RankRows:
+    """Tell every rank of `group` how many rows this one has in each of `values`: (n, D), by the arguments' names.
+
+    others: What is differentiated besides.
 
     Raises, on every rank alike: ValueError where the ranks' rows differ in D; RuntimeError where some ranks compute
-    gradients and others do not, which would leave the former waiting in backward.
+    gradients and others do not, which would leave the former waiting in backward; RuntimeError within a transform.
     """
+    if transformed(*values.values(), *others):
+        raise RuntimeError(
+            "group is given within a transform of torch.func or in forward mode, in which ranks cannot exchange rows; "
+            "use ordinary autograd"
+        )
     rank = dist.get_rank(group)
     if rank < 0:
         raise ValueError("group does not contain this process; it should be a process group that it is a member of")
-    mine = torch.tensor([*values.shape, torch.is_grad_enabled()], device=values.device)
+    first = next(iter(values.values()))
+    columns = [x.shape[1] for x in values.values()]
+    mine = torch.tensor([len(first), torch.is_grad_enabled(), *columns], device=first.device)
     table = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(table, mine, group=group)
-    counts, dims, gradients = torch.stack(table, dim=1).tolist()
-    if len(set(dims)) > 1:
-        raise ValueError(f"anchor has {dims} columns on the ranks of group; they should be equal")
+    counts, gradients, *dims = torch.stack(table, dim=1).tolist()
+    for name, widths in zip(values, dims, strict=True):
+        if len(set(widths)) > 1:
+            raise ValueError(f"{name} has {widths} columns on the ranks of group; they should be equal")
     if len(set(gradients)) > 1:
         raise RuntimeError("gradients are enabled on some ranks of group only; they should be on all ranks or none")
     start = sum(counts[:rank])
     return RankRows(counts, slice(start, start + counts[rank]), group)
+
+
+def gather_sides(
+    student: dict[str, Tensor], teacher: dict[str, Tensor], group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor, RankRows]:
+    """All ranks' rows of a student, with gradient, and of its teacher, without, each given as {name: (n, D)}."""
+    ranks = line_up(group, student | teacher)
+    (own,), (others,) = student.values(), teacher.values()
+    return ranks.gather_with_gradient(own), ranks.gather(others), ranks
 
 
 class _Gather(torch.autograd.Function):

@@ -9,7 +9,7 @@ from icckd import backends
 from icckd.backends.eager.intra_class import anchor_weights
 from icckd.functional import checks
 from icckd.ops import intra_class as ops
-from icckd.ops.transforms import call, differentiable, transformed, wants_gradient
+from icckd.ops.transforms import call, differentiable, wants_gradient
 from icckd.ops.values import has_values
 
 if TYPE_CHECKING:
@@ -140,12 +140,7 @@ def _gathered(
     # Not every build of PyTorch has torch.distributed.
     from icckd.functional.gather import line_up
 
-    if transformed(batch.anchor, batch.positive, temperature):
-        raise RuntimeError(
-            "group is given within a transform of torch.func or in forward mode, in which ranks cannot exchange rows; "
-            "use ordinary autograd"
-        )
-    ranks = line_up(batch.anchor, group)
+    ranks = line_up(group, {"anchor": batch.anchor}, batch.positive, temperature)
     weight = anchor_weights(batch.labels, batch.weight, num_classes, temperature.dtype)
     if mean:
         total = ranks.mean(weight.sum())

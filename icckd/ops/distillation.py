@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef
 
 from icckd import backends
 from icckd.ops.saved_gradient import along, scaled_once
@@ -37,6 +38,20 @@ def kd_kl_sum(
     return backends.module(backend).kd_kl_sum(student, teacher, temperature, standardize, scale)
 
 
+@torch.library.custom_op("icckd::transformed_teacher_rows", mutates_args=())
+def transformed_teacher_rows(student: Tensor, teacher: Tensor, gamma: float, weighted: bool, backend: str) -> Tensor:
+    """KL(q^γ / Z ‖ p) of every row, times Z = Σ q^γ where they are weighted."""
+    return backends.module(backend).transformed_teacher_rows(student, teacher, gamma, weighted)
+
+
+@torch.library.custom_op("icckd::transformed_teacher_rows_backward", mutates_args=())
+def transformed_teacher_rows_backward(
+    grad_rows: Tensor, student: Tensor, teacher: Tensor, gamma: float, weighted: bool, backend: str
+) -> Tensor:
+    """The gradient of Σ grad_rows · rows with respect to the student's logits."""
+    return backends.module(backend).transformed_teacher_rows_backward(grad_rows, student, teacher, gamma, weighted)
+
+
 @torch.library.custom_op("icckd::rkd_distance", mutates_args=())
 def rkd_distance(student: Tensor, teacher: Tensor, need_grad: bool, backend: str) -> tuple[Tensor, Tensor]:
     """The distance-wise relational loss, and its gradient with respect to the student in the loss's dtype."""
@@ -50,12 +65,14 @@ def rkd_angle(student: Tensor, teacher: Tensor, need_grad: bool, backend: str) -
 
 
 @kd_kl_rows.register_fake
-def _(student: Tensor, teacher: Tensor, *_: object) -> Tensor:
+@transformed_teacher_rows.register_fake
+def _rows_fake(student: Tensor, teacher: Tensor, *_: object) -> Tensor:
     return student.new_empty(student.shape[0], dtype=_loss_dtype(student, teacher))
 
 
 @kd_kl_rows_backward.register_fake
-def _(grad_rows: Tensor, student: Tensor, *_: object) -> Tensor:
+@transformed_teacher_rows_backward.register_fake
+def _rows_backward_fake(grad_rows: Tensor, student: Tensor, *_: object) -> Tensor:
     return torch.empty_like(student, memory_format=torch.contiguous_format)
 
 
@@ -77,19 +94,22 @@ def _save_rows(ctx: Any, inputs: tuple, output: Tensor) -> None:
     save(ctx, student, teacher)
 
 
-def _rows_backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
-    return _rows_gradient(ctx, grad_rows), None, None, None, None
+def _register_rows(operator: CustomOpDef, backward_operator: CustomOpDef) -> None:
+    """Formulas for rows that each depend on their own logits, by the operator of their gradient."""
 
+    def gradient(ctx: Any, grad_rows: Tensor) -> Tensor:
+        return call(backward_operator, grad_rows, *ctx.saved_tensors, *ctx.settings)
 
-def _rows_along(ctx: Any, d_student: Tensor, *_: object) -> Tensor:
-    student, teacher = ctx.saved_tensors
-    # A row's loss depends on its own logits only.
-    ones = student.new_ones(student.shape[0], dtype=_loss_dtype(student, teacher))
-    return (_rows_gradient(ctx, ones) * d_student).sum(1, dtype=ones.dtype)
+    def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
+        return gradient(ctx, grad_rows), None, None, None, None
 
+    def along_rows(ctx: Any, d_student: Tensor, *_: object) -> Tensor:
+        student, teacher = ctx.saved_tensors
+        ones = student.new_ones(student.shape[0], dtype=_loss_dtype(student, teacher))
+        return (gradient(ctx, ones) * d_student).sum(1, dtype=ones.dtype)
 
-def _rows_gradient(ctx: Any, grad_rows: Tensor) -> Tensor:
-    return call(kd_kl_rows_backward, grad_rows, *ctx.saved_tensors, *ctx.settings)
+    register(operator, backward, _save_rows, along_rows)
+    register(backward_operator, refuse_second_derivative)
 
 
 def _save_gradient(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -111,8 +131,8 @@ def _along_gradient(ctx: Any, d_student: Tensor, *_: object) -> tuple[Tensor, No
     return along([gradient], [d_student], loss), None
 
 
-register(kd_kl_rows, _rows_backward, _save_rows, _rows_along)
-register(kd_kl_rows_backward, refuse_second_derivative)
+_register_rows(kd_kl_rows, kd_kl_rows_backward)
+_register_rows(transformed_teacher_rows, transformed_teacher_rows_backward)
 for operator in (kd_kl_sum, rkd_distance, rkd_angle):
     register(operator, _scaled_gradient, _save_gradient, _along_gradient)
 

@@ -44,6 +44,16 @@ def labels_below(name: str, labels: Tensor | None, num_classes: int | None) -> N
         raise ValueError(f"{name} reach {highest}; they should be below num_classes = {num_classes}")
 
 
+def labels_name_classes(name: str, labels: Tensor, classes: int) -> None:
+    """Raise ValueError for a label that is none of `classes` classes."""
+    if not readable(labels) or labels.numel() == 0:
+        return
+    lowest, highest = map(int, labels.aminmax())
+    if lowest < 0 or highest >= classes:
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(f"{name} holds {wrong}; each should be in [0, {classes}), the classes of the logits")
+
+
 def finite_weights(name: str, weight: Tensor | None) -> None:
     """Raise ValueError for weights that are not finite numbers of 0 or more."""
     if weight is None or not readable(weight) or weight.numel() == 0:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from icckd import reference
+from icckd import functional, reference
 from icckd.functional import intra_class_contrastive
 
 WORLD = 3
@@ -184,6 +184,48 @@ def check_a_group_of_some_ranks(rank):
     torch.testing.assert_close(loss, expected.split([4, 5])[rank // 2])
 
 
+# --- distillation: what compares the rows of a batch ------------------------------------------------------------------
+
+RELATIONS = ("rkd_distance", "rkd_angle", "similarity_preserving", "pkt", "dist")
+
+
+def check_relations_of_all_ranks_are_those_of_one_batch(rank, counts, dtype=torch.float64, tolerance=1e-12):
+    generator = torch.Generator().manual_seed(sum(counts))
+    teachers, students = torch.randn(2, sum(counts), 4, generator=generator, dtype=torch.float64).to(dtype)
+    close = {"rtol": tolerance, "atol": tolerance, "check_dtype": False}
+    for name in RELATIONS:
+        network = torch.eye(4, dtype=dtype, requires_grad=True)
+        own, teacher = students.split(counts)[rank], teachers.split(counts)[rank].requires_grad_()
+        # An empty batch's rows come from no network: its rank has to serve the others all the same.
+        features = own @ network if len(own) else own
+        loss = getattr(functional, name)(features, teacher, group=dist.group.WORLD)
+        loss.backward()
+        assert teacher.grad is None
+        single = torch.eye(4, dtype=torch.float64, requires_grad=True)
+        expected = getattr(reference, name)(students.double() @ single, teachers.double())
+        expected.backward()
+        torch.testing.assert_close(mean_over_ranks(loss), expected.detach(), **close)
+        gradient = torch.zeros_like(network) if network.grad is None else network.grad
+        torch.testing.assert_close(mean_over_ranks(gradient), single.grad, **close)
+        with torch.no_grad():
+            torch.testing.assert_close(getattr(functional, name)(own, teacher, group=dist.group.WORLD), loss)
+
+
+def check_relations_name_what_is_wrong(rank):
+    x = torch.ones(2, 4)
+    for name in RELATIONS:
+        function = getattr(functional, name)
+        student, teacher = ("student_logits", "teacher_logits") if name == "dist" else ("student", "teacher")
+        wide = torch.ones(2, 4 + rank)
+        with pytest.raises(ValueError, match=rf"{student} has \[4, 5, 6\] columns on the ranks of group"):
+            function(wide, wide, group=dist.group.WORLD)
+        if name != "dist":
+            with pytest.raises(ValueError, match=rf"{teacher} has \[4, 5, 6\] columns on the ranks of group"):
+                function(x, wide, group=dist.group.WORLD)
+        with pytest.raises(RuntimeError, match=r"group is given within a transform of torch\.func"):
+            torch.func.grad(lambda z, f=function: f(z, x, group=dist.group.WORLD))(x)
+
+
 def every_check(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
@@ -205,6 +247,10 @@ def every_check(rank, folder):
         check_second_derivatives_are_refused(rank)
         check_narrow_labels_meet_wide_ones(rank)
         check_a_label_beyond_the_classes_is_noticed_by_all(rank)
+        for counts in ([4, 4, 4], [7, 1, 12], [5, 0, 9], [0, 0, 0]):
+            check_relations_of_all_ranks_are_those_of_one_batch(rank, counts)
+        check_relations_of_all_ranks_are_those_of_one_batch(rank, [7, 2, 12], torch.float32, 1e-5)
+        check_relations_name_what_is_wrong(rank)
     except BaseException:
         Path(folder, f"failure-{rank}").write_text(traceback.format_exc())
         raise

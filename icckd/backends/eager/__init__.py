@@ -12,12 +12,15 @@ from icckd.backends.eager.distillation import (
     kd_kl_sum,
     rkd_angle,
     rkd_distance,
+    transformed_teacher_rows,
+    transformed_teacher_rows_backward,
 )
 from icckd.backends.eager.intra_class import (
     intra_class_rows,
     intra_class_rows_backward,
     intra_class_sum,
 )
+from icckd.backends.eager.rest_divergence import rest_divergence_rows, rest_divergence_rows_backward
 from icckd.backends.eager.saved_gradient import scale_gradients
 
 __all__ = [
@@ -31,7 +34,11 @@ __all__ = [
     "kd_kl_rows",
     "kd_kl_rows_backward",
     "kd_kl_sum",
+    "rest_divergence_rows",
+    "rest_divergence_rows_backward",
     "rkd_angle",
     "rkd_distance",
     "scale_gradients",
+    "transformed_teacher_rows",
+    "transformed_teacher_rows_backward",
 ]

@@ -32,6 +32,22 @@ def kd_kl_sum(
     return scale * rows.sum(), gradient
 
 
+def transformed_teacher_rows(student: Tensor, teacher: Tensor, gamma: float, weighted: bool) -> Tensor:
+    """KL(q^γ / Z ‖ p) of every row, times Z = Σ q^γ where they are weighted; float32 (float64 where an input is)."""
+    student, teacher = _accumulable(student, teacher)
+    log_q, weight = _transformed(teacher, gamma, weighted)
+    return weight * _divergence(log_q, student.log_softmax(1))
+
+
+def transformed_teacher_rows_backward(
+    grad_rows: Tensor, student: Tensor, teacher: Tensor, gamma: float, weighted: bool
+) -> Tensor:
+    """The gradient of Σ grad_rows · rows with respect to the student's logits, in their dtype."""
+    x, y = _accumulable(student, teacher)
+    log_q, weight = _transformed(y, gamma, weighted)
+    return ((grad_rows * weight)[:, None] * (x.softmax(1) - log_q.exp())).to(student.dtype)
+
+
 def rkd_distance(student: Tensor, teacher: Tensor, need_grad: bool) -> tuple[Tensor, Tensor]:
     """The distance-wise relational loss and its gradient with respect to the student, in the loss's dtype."""
     s, t = _accumulable(student, teacher)
@@ -81,6 +97,13 @@ def _standardized(x: Tensor) -> tuple[Tensor, Tensor]:
     centred = x - x.mean(1, keepdim=True)
     std = (centred.square().sum(1, keepdim=True) / max(x.shape[1] - 1, 1)).sqrt()
     return centred / (std + 1e-7), std
+
+
+def _transformed(teacher: Tensor, gamma: float, weighted: bool) -> tuple[Tensor, Tensor]:
+    """log (q^γ / Z), and the weight of every row: Z or 1."""
+    powers = gamma * teacher.log_softmax(1)
+    total = powers.logsumexp(1)
+    return powers - total[:, None], total.exp() if weighted else torch.ones_like(total)
 
 
 def _divergence(log_q: Tensor, log_p: Tensor) -> Tensor:

@@ -1,0 +1,76 @@
+"""The label's class apart from the rest, in plain PyTorch: any device, float16 to float64."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class _Apart(NamedTuple):
+    """Rows of logits apart from their label's class.
+
+    log_share: log-softmax over the other classes (N, C), −∞ in the label's, and everywhere if there is no other.
+    odds: The log-odds of the label (N,), the logarithm of its share over that of the others.
+    """
+
+    log_share: Tensor
+    odds: Tensor
+
+
+def rest_divergence_rows(
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, odds_temperature: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """KL(q̂ ‖ p̂), entropy of q̂, and log-odds of either network; float32 (float64 where an input is)."""
+    x, y = _accumulable(student, teacher)
+    own = _own(labels, x)
+    log_p, log_q = (_apart(z / temperature, own).log_share for z in (x, y))
+    odds, teacher_odds = (_apart(z / odds_temperature, own).odds for z in (x, y))
+    p, q = log_p.exp(), log_q.exp()
+    entropy = -(q * log_q.masked_fill(q == 0, 0)).sum(1)
+    # Σ (p − q) = 0 is added, as in the divergence of whole rows; not so where the teacher leaves no class.
+    excess = torch.where(q == 0, 1, log_q - log_p)
+    close = torch.expm1(-excess.clamp(-1, 1)) + excess
+    divergence = torch.where(excess.abs() < 1, q * close, q * (excess - 1) + p).sum(1)
+    divergence = divergence.masked_fill((q == 0).all(1), 0)
+    wrong = ~own.any(1)
+    rows = (z.masked_fill(wrong, torch.nan) for z in (divergence, entropy, odds, teacher_odds))
+    return tuple(rows)  # type: ignore[return-value]
+
+
+def rest_divergence_rows_backward(
+    grad_divergence: Tensor,
+    grad_odds: Tensor,
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    temperature: float,
+    odds_temperature: float,
+) -> Tensor:
+    """The gradient of Σ grad_divergence · divergence + grad_odds · odds, in the student's dtype."""
+    x, y = _accumulable(student, teacher)
+    own = _own(labels, x)
+    p, q = (_apart(z / temperature, own).log_share.exp() for z in (x, y))
+    of_odds = own.to(x.dtype) - _apart(x / odds_temperature, own).log_share.exp()
+    # Without a share that the teacher gives away, there is nothing to differ from.
+    nothing = (q == 0).all(1, keepdim=True)
+    gradient = (grad_divergence / temperature)[:, None] * (p - q).masked_fill(nothing, 0)
+    gradient = gradient + (grad_odds / odds_temperature)[:, None] * of_odds
+    return gradient.masked_fill(~own.any(1, keepdim=True), torch.nan).to(student.dtype)
+
+
+def _own(labels: Tensor, logits: Tensor) -> Tensor:
+    """Where a row's class is its label's (N, C)."""
+    return labels[:, None] == torch.arange(logits.shape[1], device=labels.device)
+
+
+def _apart(x: Tensor, own: Tensor) -> _Apart:
+    others = x.masked_fill(own, -torch.inf)
+    nothing = (others == -torch.inf).all(1, keepdim=True)
+    log_share = others.masked_fill(nothing, 0).log_softmax(1).masked_fill(nothing, -torch.inf)
+    total = others.logsumexp(1)
+    return _Apart(log_share, torch.where(own, x, 0).sum(1) - total)
+
+
+def _accumulable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    return student.to(dtype), teacher.to(dtype)

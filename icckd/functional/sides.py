@@ -1,0 +1,53 @@
+"""What the losses of two sides share, a student's and a teacher's: who computes, in which precision; unit vectors."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from icckd import backends
+
+
+def select(backend: str, student: Tensor, teacher: Tensor, family: str) -> str:
+    """The backend that serves `family` on these tensors when `backend` was asked for."""
+    return backends.select(backend, student.device, torch.promote_types(student.dtype, teacher.dtype), family)
+
+
+def loss_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
+    """float64 where a side is, else float32."""
+    return torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+
+
+def accumulated(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sides in the loss's dtype."""
+    dtype = loss_dtype(student, teacher)
+    return student.to(dtype), teacher.to(dtype)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """No autocast, which would round products to half precision, on the device of `x`."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def norm(x: Tensor, dim: int = 1) -> Tensor:
+    """Euclidean norms along a dimension, kept, whose squares neither overflow nor underflow; 0 has no gradient."""
+    largest = _largest(x, dim)
+    squared = (x / largest).square().sum(dim, keepdim=True)
+    zero = squared == 0
+    return largest * squared.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)
+
+
+def unit(x: Tensor, dim: int = 1) -> Tensor:
+    """x divided by its norms along a dimension; a zero vector stays zero, without gradient."""
+    x = x / _largest(x, dim)
+    squared = x.square().sum(dim, keepdim=True)
+    return x * torch.where(squared == 0, 0, squared.masked_fill(squared == 0, 1).rsqrt())
+
+
+def _largest(x: Tensor, dim: int) -> Tensor:
+    """The largest magnitude along a dimension, and 1 where all are 0: what a norm can be divided by beforehand."""
+    if x.shape[dim] == 0:
+        return torch.ones_like(x.sum(dim, keepdim=True))
+    largest = x.detach().abs().amax(dim, keepdim=True)
+    return torch.where(largest == 0, 1, largest)
