@@ -262,3 +262,20 @@ def _check_class_bound(num_classes: int | None, *label_sets: Tensor | None) -> N
             continue
         if bool((labels >= num_classes).any()):
             raise ValueError(f"num_classes is {num_classes}, but labels reach {int(labels.max())}")
+
+
+def bank_products(query: Tensor, bank: Tensor, index: Tensor) -> Tensor:
+    """query_b · bank[index_bk]: each query's products with the rows of a memory bank that its indices name.
+
+    The products of contrastive representation distillation, Tian et al. 2020 (arXiv 1910.10699).
+
+    Args:
+        query: (B, D) float.
+        bank: (N, D) float, never differentiated.
+        index: (B, K) integers in [0, N).
+
+    Returns:
+        (B, K), float32 (float64 where an input is).
+    """
+    rows = _accumulated(bank.detach())[index.long()]
+    return (_accumulated(query)[:, None, :] * rows).sum(dim=2)

@@ -18,7 +18,7 @@ BACKENDS = ("reference", "cpu", "cuda", "triton")
 # What is proven together, and chosen together: the files of `icckd/ops/`, and the two losses of `distillation`.
 FAMILIES = ("intra_class", "cross_entropy", "kd_kl", "relational", "class_memory")
 # Further families, which not every backend computes: those that do, besides "reference".
-PARTLY_SERVED: dict[str, tuple[str, ...]] = {}
+PARTLY_SERVED: dict[str, tuple[str, ...]] = {"bank": ("cpu", "triton")}
 _MODULES = {
     "reference": "icckd.backends.eager",
     "cpu": "icckd.backends.native",
