@@ -41,6 +41,9 @@ STABLE_TORCH_LIBRARY(icckd_native, m) {
       "-> (Tensor loss, Tensor d_student)");
   m.def("rkd_distance(Tensor student, Tensor teacher, bool need_grad) -> (Tensor loss, Tensor d_student)");
   m.def("rkd_angle(Tensor student, Tensor teacher, bool need_grad) -> (Tensor loss, Tensor d_student)");
+
+  m.def("bank_products(Tensor query, Tensor bank, Tensor index) -> Tensor products");
+  m.def("bank_sums(Tensor weight, Tensor bank, Tensor index) -> Tensor sums");
 }
 
 static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};

@@ -25,6 +25,7 @@ PARTLY_SERVED: dict[str, tuple[str, ...]] = {
     "similarity_preserving": (),
     "pkt": (),
     "attention_transfer": (),
+    "bank": ("cpu", "triton"),
 }
 _MODULES = {
     "reference": "icckd.backends.eager",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from icckd.backends.eager.class_memory import class_memory_push
-from icckd.kernels import cross_entropy, distillation, intra_class, relational, scaling
+from icckd.kernels import bank, cross_entropy, distillation, intra_class, relational, scaling
 from icckd.kernels.tables import interpreted
 
 DEVICE = "cpu" if interpreted() else "cuda"
@@ -41,6 +41,8 @@ def on_device_of_tensors(operator: Callable) -> Callable:
     return launch
 
 
+bank_products = on_device_of_tensors(bank.bank_products)
+bank_sums = on_device_of_tensors(bank.bank_sums)
 cross_entropy_margin_rows = on_device_of_tensors(cross_entropy.cross_entropy_margin_rows)
 cross_entropy_margin_rows_backward = on_device_of_tensors(cross_entropy.cross_entropy_margin_rows_backward)
 cross_entropy_margin_sum = on_device_of_tensors(cross_entropy.cross_entropy_margin_sum)

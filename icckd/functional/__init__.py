@@ -4,6 +4,7 @@
 """
 
 import icckd.ops.flops  # noqa: F401  (FlopCounterMode then knows the operators)
+from icckd.functional.bank import bank_products
 from icckd.functional.cross_entropy import classification_margin, cross_entropy_with_margin
 from icckd.functional.intra_class import intra_class_contrastive
 from icckd.functional.maps import attention_transfer
@@ -12,6 +13,7 @@ from icckd.functional.relations import pkt, rkd_angle, rkd_distance, similarity_
 
 __all__ = [
     "attention_transfer",
+    "bank_products",
     "classification_margin",
     "cross_entropy_with_margin",
     "dist",

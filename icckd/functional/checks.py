@@ -53,6 +53,15 @@ def integer_vector(name: str, x: Tensor, size: int) -> None:
     vector(name, x, size)
 
 
+def integer_matrix(name: str, x: Tensor, rows: int) -> None:
+    """`x` should be a two-dimensional integer tensor with so many rows."""
+    is_tensor(name, x)
+    if x.dtype not in INTEGER_DTYPES:
+        raise TypeError(f"{name} has dtype {x.dtype}; it should be an integer type: torch.int64 or a narrower one")
+    if x.dim() != 2 or x.shape[0] != rows:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it should be ({rows}, K)")
+
+
 def vector(name: str, x: Tensor, size: int) -> None:
     """`x` should be one-dimensional, of `size` elements."""
     is_tensor(name, x)

@@ -7,6 +7,7 @@ other losses' work is done number by number, which it counts as 0 in PyTorch too
                   2·P·D for the losses; for the gradient of the anchors as much again, and 2·D·Σ_c a_c n_c as negatives
     rkd_distance  2·N²·D for the distances of each network, and 2·N²·D for the gradient
     rkd_angle     as much, and 4·N³ for the cosines of each network by the law of cosines, 8·N³ for their gradient
+    bank          2·B·K·D for the products, and as much for the gradient
 
 P needs the labels' values. Where they may not be read (on a GPU, of fake tensors) all rows count as anchors, spread
 evenly over num_classes; where that is not given, as one class: the most that it can be.
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 # The operators have to be there.
-from icckd.ops import distillation, intra_class  # noqa: F401
+from icckd.ops import bank, distillation, intra_class  # noqa: F401
 from icckd.ops.values import readable
 
 
@@ -54,6 +55,11 @@ def _rkd_distance(student: torch.Size, teacher: torch.Size, need_grad: bool, *_:
 def _rkd_angle(student: torch.Size, teacher: torch.Size, need_grad: bool, *_: object, **__: object) -> int:
     cosines = 4 * student[0] ** 3
     return _rkd_distance(student, teacher, need_grad) + cosines * (4 if need_grad else 2)
+
+
+@register_flop_formula([torch.ops.icckd.bank_products, torch.ops.icckd.bank_sums])
+def _bank(_given: torch.Size, rows: torch.Size, index: torch.Size, *_: object, **__: object) -> int:
+    return 2 * index[0] * index[1] * rows[1]
 
 
 def _pairs(

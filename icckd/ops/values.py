@@ -61,3 +61,13 @@ def finite_weights(name: str, weight: Tensor | None) -> None:
     lowest, highest = weight.aminmax()
     if not 0 <= lowest <= highest < torch.inf:
         raise ValueError(f"{name} holds a negative or non-finite value; its weights should be finite and 0 or more")
+
+
+def indices_below(name: str, index: Tensor, rows: int) -> None:
+    """Raise ValueError for an index of no row among `rows`."""
+    if not readable(index) or index.numel() == 0:
+        return
+    lowest, highest = map(int, index.aminmax())
+    if not 0 <= lowest <= highest < rows:
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(f"{name} holds {wrong}; each should be in [0, {rows})")

@@ -6,6 +6,7 @@ bfloat16 are computed in float32, float64 throughout in float64), and ordinary a
 as wanted.
 """
 
+from icckd.reference.bank import bank_products
 from icckd.reference.cross_entropy import classification_margin, cross_entropy_with_margin
 from icckd.reference.intra_class import intra_class_contrastive
 from icckd.reference.maps import attention_transfer
@@ -14,6 +15,7 @@ from icckd.reference.relations import pkt, rkd_angle, rkd_distance, similarity_p
 
 __all__ = [
     "attention_transfer",
+    "bank_products",
     "classification_margin",
     "cross_entropy_with_margin",
     "dist",

@@ -1,5 +1,6 @@
 """The reference backend: class-sorted and chunked PyTorch, on any device, float16 to float64."""
 
+from icckd.backends.eager.bank import bank_products, bank_sums
 from icckd.backends.eager.class_memory import class_memory_push
 from icckd.backends.eager.cross_entropy import (
     cross_entropy_margin_rows,
@@ -24,6 +25,8 @@ from icckd.backends.eager.rest_divergence import rest_divergence_rows, rest_dive
 from icckd.backends.eager.saved_gradient import scale_gradients
 
 __all__ = [
+    "bank_products",
+    "bank_sums",
     "class_memory_push",
     "cross_entropy_margin_rows",
     "cross_entropy_margin_rows_backward",
