@@ -1,8 +1,11 @@
-"""Reads and writes the files of `kernels/tables/`: launch options, and comments that say where they were measured."""
+"""Reads and writes the files of `kernels/tables/`: launch options, and comments that say where they were measured.
+
+A file says all size classes of a kernel and width, or leaves them to `kernels/tables/shared.py`.
+"""
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,10 +38,15 @@ class LaunchTable:
         docstring = ast.get_docstring(module, clean=False) or ""
         return cls(docstring, ast.literal_eval(assignment.value), comments)
 
-    def measured(self, place: Place, options: Options, comment: str) -> None:
-        """Put an entry in its place, with what was measured."""
+    def measured(self, place: Place, options: Options, comment: str, classes: Mapping[int, Mapping[str, int]]) -> None:
+        """Put an entry in its place among the size classes of its kernel and width, with what was measured.
+
+        classes: These size classes as they are, for a file that has left them to the shared one.
+        """
         kernel, width, bound = place
-        self.table[str(kernel)][str(width)][int(bound)] = options
+        widths = self.table.setdefault(str(kernel), {})
+        own = widths.setdefault(str(width), {size: dict(present) for size, present in classes.items()})
+        own[int(bound)] = options
         self.comments[place] = [comment]
         self.docstring = self.docstring.replace(_UNMEASURED, _REST_UNMEASURED)
 

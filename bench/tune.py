@@ -8,7 +8,8 @@ SPACE says which options are tried. Of their combinations those are left that co
 memory on chip and with the matrix instruction that `bench.aot` asks for, and whose results are as exact as
 `bench.gpu.accuracy` allows. Each of these takes the steps of one case, replayed from a CUDA graph; the best and the
 present entry meet again in a last round, taking turns. The table file is written whole after each size class, with
-time, device and date above each measured entry. Commit it with the run's rows (--json).
+time, device and date above each measured entry; size classes that it had left to `shared` become its own. Commit it
+with the run's rows (--json).
 """
 
 import argparse
@@ -17,7 +18,7 @@ import datetime
 import importlib
 import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,11 @@ class Entry:
         return DTYPES[self.width]
 
     @property
+    def classes(self) -> Mapping[int, Mapping[str, int]]:
+        """The size classes among which it is, with the present options of each."""
+        return tables.table(self.architecture)[self.kernel][self.width]
+
+    @property
     def typical(self) -> int:
         """A size of this class: its bound, or where that is far off, the least above the class before, at least 512."""
         return self.bound if self.bound <= 1024 else max(512, 2 * self.lower)
@@ -129,9 +135,8 @@ def _columns(entry: Entry) -> int:
 
 def entries(architecture: str, kernels: Iterable[str]) -> Iterator[Entry]:
     """The table's entries of these kernels."""
-    table = LaunchTable.read(FOLDER / f"{architecture}.py").table
     for kernel in kernels:
-        for width, classes in table[kernel].items():
+        for width, classes in tables.table(architecture)[kernel].items():
             lower = 0
             for bound in classes:
                 yield Entry(architecture, kernel, width, lower, bound)
@@ -164,14 +169,14 @@ def _registers(options: Options) -> float:
 @contextlib.contextmanager
 def installed(entry: Entry, options: Options) -> Iterator[None]:
     """The table with these options in the entry's place."""
-    classes = importlib.import_module(f"icckd.kernels.tables.{entry.architecture}").TABLE[entry.kernel][entry.width]
-    before = classes[entry.bound]
-    classes[entry.bound] = options
+    widths = tables.table(entry.architecture)[entry.kernel]
+    before = widths[entry.width]
+    widths[entry.width] = {**before, entry.bound: options}
     tables.options.cache_clear()
     try:
         yield
     finally:
-        classes[entry.bound] = before
+        widths[entry.width] = before
         tables.options.cache_clear()
 
 
@@ -245,8 +250,7 @@ def tune(entry: Entry, device: torch.device, *, dry_run: bool) -> tuple[Options,
     """The entry's best options, and a row of what was measured."""
     case = case_for(entry)
     case = case.tiny() if dry_run else case
-    classes = importlib.import_module(f"icckd.kernels.tables.{entry.architecture}").TABLE[entry.kernel][entry.width]
-    tried = candidates(entry, classes[entry.bound])
+    tried = candidates(entry, entry.classes[entry.bound])
     print(f"\n{entry.kernel}, {entry.width}, up to {entry.bound}: {len(tried)} candidates on {case.name}", flush=True)
     if dry_run:
         fitting = tried[:2]
@@ -292,7 +296,7 @@ def main() -> int:
         if not options.dry_run:
             file = FOLDER / f"{architecture}.py"
             table = LaunchTable.read(file)
-            table.measured((entry.kernel, entry.width, entry.bound), best, comment(row))
+            table.measured((entry.kernel, entry.width, entry.bound), best, comment(row), entry.classes)
             table.write(file)
     return 0
 

@@ -14,7 +14,7 @@ classes in the same tile.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import triton
@@ -28,6 +28,9 @@ from icckd.kernels.one_tile import OneTile
 from icckd.kernels.precision import product_precision
 from icckd.kernels.totals import total
 
+if TYPE_CHECKING:
+    from icckd.backends.problem import IntraClassProblem, Needs
+
 # Rows that one program of `row_losses` takes.
 _ROWS = 256
 # Programs per multiprocessor that a split of the memory aims at, and the most splits.
@@ -37,23 +40,10 @@ _ROW_PROGRAMS, _TILE_PROGRAMS = 16, 4
 
 
 def intra_class_rows(
-    anchor: Tensor,
-    positive: Tensor,
-    labels: Tensor,
-    weight: Tensor | None,
-    memory: Tensor | None,
-    memory_labels: Tensor | None,
-    temperature: Tensor,
-    mean: bool,
-    normalize: bool,
-    num_classes: int | None,
-    small_classes: "SmallClassesFor" = OneTile.for_rows,
+    problem: "IntraClassProblem", small_classes: "SmallClassesFor" = OneTile.for_rows
 ) -> tuple[Tensor, Tensor]:
     """The weighted loss of every row and its log-sum-exp, both (N,), 0 where a row is no anchor."""
-    batch = Batch.of(
-        anchor, positive, labels, weight, memory, memory_labels, temperature, mean, normalize, num_classes,
-        small_classes, need_temperature=False,
-    )  # fmt: skip
+    batch = Batch.of(problem, small_classes, need_temperature=False)
     rows, lse = batch.per_row(), batch.per_row()
     nothing = Gradients.of(batch, False, False, False)
     batch.compute_small(rows, lse, None, nothing)
@@ -65,27 +55,13 @@ def intra_class_rows(
 def intra_class_rows_backward(
     grad_rows: Tensor,
     lse: Tensor,
-    anchor: Tensor,
-    positive: Tensor,
-    labels: Tensor,
-    weight: Tensor | None,
-    memory: Tensor | None,
-    memory_labels: Tensor | None,
-    temperature: Tensor,
-    mean: bool,
-    normalize: bool,
-    num_classes: int | None,
-    need_anchor: bool,
-    need_positive: bool,
-    need_temperature: bool,
+    problem: "IntraClassProblem",
+    needs: "Needs",
     small_classes: "SmallClassesFor" = OneTile.for_rows,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of Σ grad_rows · rows; an empty tensor for each that is not needed."""
-    batch = Batch.of(
-        anchor, positive, labels, weight, memory, memory_labels, temperature, mean, normalize, num_classes,
-        small_classes, need_temperature,
-    )  # fmt: skip
-    gradients = Gradients.of(batch, need_anchor, need_positive, need_temperature)
+    batch = Batch.of(problem, small_classes, needs.temperature)
+    gradients = Gradients.of(batch, *needs)
     grad_rows = grad_rows.contiguous()
     batch.compute_small(None, None, grad_rows, gradients)
     if len(lse):
@@ -94,27 +70,11 @@ def intra_class_rows_backward(
 
 
 def intra_class_sum(
-    anchor: Tensor,
-    positive: Tensor,
-    labels: Tensor,
-    weight: Tensor | None,
-    memory: Tensor | None,
-    memory_labels: Tensor | None,
-    temperature: Tensor,
-    mean: bool,
-    normalize: bool,
-    num_classes: int | None,
-    need_anchor: bool,
-    need_positive: bool,
-    need_temperature: bool,
-    small_classes: "SmallClassesFor" = OneTile.for_rows,
+    problem: "IntraClassProblem", needs: "Needs", small_classes: "SmallClassesFor" = OneTile.for_rows
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The weighted sum of the losses, and its gradients; an empty tensor for each that is not needed."""
-    batch = Batch.of(
-        anchor, positive, labels, weight, memory, memory_labels, temperature, mean, normalize, num_classes,
-        small_classes, need_temperature,
-    )  # fmt: skip
-    gradients = Gradients.of(batch, need_anchor, need_positive, need_temperature)
+    batch = Batch.of(problem, small_classes, needs.temperature)
+    gradients = Gradients.of(batch, *needs)
     rows, lse = batch.per_row(), batch.per_row()
     batch.compute_small(rows, lse, None, gradients)
     if len(rows):
@@ -150,7 +110,7 @@ SmallClassesFor = Callable[[Tensor, int | None], SmallClasses]
 
 @dataclass
 class Batch:
-    """The arguments of an operator as kernels take them, and the layout of its rows.
+    """A problem as kernels take it, and the layout of its rows.
 
     weight, scale: Losses are multiplied by both, (N,) and (1,); 1 where None.
     temperature: Where it lies on the device, or the number itself.
@@ -167,35 +127,23 @@ class Batch:
     layout: Layout
 
     @classmethod
-    def of(
-        cls,
-        anchor: Tensor,
-        positive: Tensor,
-        labels: Tensor,
-        weight: Tensor | None,
-        memory: Tensor | None,
-        memory_labels: Tensor | None,
-        temperature: Tensor,
-        mean: bool,
-        normalize: bool,
-        num_classes: int | None,
-        small_classes: "SmallClassesFor",
-        need_temperature: bool,
-    ) -> "Batch":
-        anchor, positive = _with_unit_columns(anchor), _with_unit_columns(positive)
+    def of(cls, problem: "IntraClassProblem", small_classes: "SmallClassesFor", need_temperature: bool) -> "Batch":
+        anchor, positive = _with_unit_columns(problem.anchor), _with_unit_columns(problem.positive)
+        memory, memory_labels, num_classes = problem.memory, problem.memory_labels, problem.num_classes
         if memory is not None and len(memory):
             memory = _with_unit_columns(memory)
         else:
             memory = memory_labels = None
-        labels, weight = labels.contiguous(), None if weight is None else weight.contiguous()
+        labels = problem.labels.contiguous()
+        weight = None if problem.weight is None else problem.weight.contiguous()
         small = small_classes(anchor, num_classes)
         limit = small.limit if memory is None else 0
         layout = small.layout(labels, weight, memory_labels, num_classes, limit)
-        scale = layout.scale if mean else None
+        scale = layout.scale if problem.mean else None
         # What the host knows kernels get as a number: nothing has to fill memory on the device.
-        known = temperature.device.type == "cpu" and not need_temperature
-        tau = temperature.item() if known else temperature
-        return cls(anchor, positive, weight, scale, memory, tau, normalize, small, layout)
+        known = problem.temperature.device.type == "cpu" and not need_temperature
+        tau = problem.temperature.item() if known else problem.temperature
+        return cls(anchor, positive, weight, scale, memory, tau, problem.normalize, small, layout)
 
     def compute_small(
         self, rows: Tensor | None, lse: Tensor | None, upstream: Tensor | None, gradients: "Gradients"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from icckd import BackendUnavailable, backends
+from icckd.backends.problem import IntraClassProblem
 from icckd.cli.doctor import diagnose
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -88,7 +89,9 @@ def test_triton_kernels_are_launched_on_their_tensors_device(monkeypatch):
     tensor = torch.zeros(1)
     operator = backends.module("triton").on_device_of_tensors(lambda *arguments: (len(entered), *arguments))
     assert operator(tensor, 2) == (1, tensor, 2)
-    assert entered == [tensor]
+    problem = IntraClassProblem(tensor, *[torch.empty(0)] * 6, mean=True, normalize=True, num_classes=None)
+    assert operator(problem, 3)[0] == 2
+    assert all(x is tensor for x in entered)
 
 
 def test_without_triton_its_backends_are_missing_and_nothing_else():

@@ -16,6 +16,7 @@ from icckd.backends.eager.class_memory import class_memory_push
 from icckd.backends.eager.cross_entropy import sum_by_weights
 from icckd.backends.eager.intra_class import anchor_weights
 from icckd.backends.eager.saved_gradient import scale_gradients
+from icckd.backends.problem import IntraClassProblem, Needs
 
 # PyTorch's own, which C++ would not outdo; the others are found by __getattr__.
 __all__ = ["class_memory_push", "scale_gradients"]
@@ -35,27 +36,25 @@ def __getattr__(name: str) -> Callable:
     return operator.default
 
 
-def _with_weights(name: str, first: int) -> Callable:
-    """An operator of the intra-class loss, whose anchors are its argument number `first`."""
-
-    def operator(*arguments: Any) -> Any:
-        anchor, positive, labels, weight, *memory_and_temperature, mean, normalize, num_classes = arguments[
-            first : first + _SHARED
-        ]
-        weight = anchor_weights(labels, weight, num_classes, torch.float32, mean)
-        return getattr(torch.ops.icckd_native, name)(
-            *arguments[:first], anchor, positive, labels, weight, *memory_and_temperature, normalize, num_classes,
-            *arguments[first + _SHARED :],
-        )  # fmt: skip
-
-    return operator
+def intra_class_rows(problem: IntraClassProblem) -> tuple[Tensor, Tensor]:
+    return torch.ops.icckd_native.intra_class_rows(*_with_weights(problem))
 
 
-# How many arguments the operators of the intra-class loss share.
-_SHARED = 10
-intra_class_rows = _with_weights("intra_class_rows", 0)
-intra_class_rows_backward = _with_weights("intra_class_rows_backward", 2)
-intra_class_sum = _with_weights("intra_class_sum", 0)
+def intra_class_rows_backward(
+    grad_rows: Tensor, lse: Tensor, problem: IntraClassProblem, needs: Needs
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.ops.icckd_native.intra_class_rows_backward(grad_rows, lse, *_with_weights(problem), *needs)
+
+
+def intra_class_sum(problem: IntraClassProblem, needs: Needs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.ops.icckd_native.intra_class_sum(*_with_weights(problem), *needs)
+
+
+def _with_weights(problem: IntraClassProblem) -> tuple[Any, ...]:
+    """The problem's fields as the extension takes them, one by one."""
+    weight = anchor_weights(problem.labels, problem.weight, problem.num_classes, torch.float32, problem.mean)
+    *tensors, _mean, normalize, num_classes = problem._replace(weight=weight)
+    return *tensors, normalize, num_classes
 
 
 @sum_by_weights

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from icckd.backends.eager.class_memory import class_memory_push
+from icckd.backends.problem import IntraClassProblem
 from icckd.kernels import bank, cross_entropy, distillation, intra_class, relational, scaling
 from icckd.kernels.tables import interpreted
 
@@ -34,8 +35,8 @@ def on_device_of_tensors(operator: Callable) -> Callable:
     """The operator on its tensors' device: Triton launches on the current one, whatever device the tensors are on."""
 
     @wraps(operator)
-    def launch(first: Tensor, *others: Any) -> Any:
-        with torch.cuda.device_of(first):
+    def launch(first: Tensor | IntraClassProblem, *others: Any) -> Any:
+        with torch.cuda.device_of(first if isinstance(first, Tensor) else first.anchor):
             return operator(first, *others)
 
     return launch

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from icckd.backends.problem import IntraClassProblem
+
 # The operators have to be there.
 from icckd.ops import bank, distillation, intra_class  # noqa: F401
 from icckd.ops.values import readable
@@ -26,18 +28,17 @@ from icckd.ops.values import readable
 
 @register_flop_formula(torch.ops.icckd.intra_class_rows, get_raw=True)
 def _intra_class_rows(*inputs: Any, need_anchor: bool = False, **_: object) -> int:
-    anchor, _positive, labels, weight, _memory, memory_labels = inputs[:6]
-    num_classes = inputs[9]
-    batch, remembered = _pairs(labels, weight, memory_labels, num_classes)
+    problem = intra_class.problem_of(inputs)
+    batch, remembered = _pairs(problem)
     products = batch + remembered
     if need_anchor:
         products += batch + remembered + batch
-    return 2 * anchor.shape[1] * products
+    return 2 * problem.anchor.shape[1] * products
 
 
 @register_flop_formula(torch.ops.icckd.intra_class_sum, get_raw=True)
 def _intra_class_sum(*inputs: Any, **_: object) -> int:
-    return _intra_class_rows(*inputs, need_anchor=inputs[10])
+    return _intra_class_rows(*inputs, need_anchor=intra_class.needs_of(inputs).anchor)
 
 
 @register_flop_formula(torch.ops.icckd.intra_class_rows_backward, get_raw=True)
@@ -62,14 +63,13 @@ def _bank(_given: torch.Size, rows: torch.Size, index: torch.Size, *_: object, *
     return 2 * index[0] * index[1] * rows[1]
 
 
-def _pairs(
-    labels: Tensor, weight: Tensor | None, memory_labels: Tensor | None, num_classes: int | None
-) -> tuple[int, int]:
+def _pairs(problem: IntraClassProblem) -> tuple[int, int]:
     """How many pairs of an anchor with a row of its class there are, and with a memory row of its class."""
+    labels, weight, memory_labels = problem.labels, problem.weight, problem.memory_labels
     given = [x for x in (labels, weight, memory_labels) if x is not None]
     if not all(map(readable, given)):
         remembered = 0 if memory_labels is None else memory_labels.numel()
-        classes = num_classes or 1
+        classes = problem.num_classes or 1
         return labels.numel() ** 2 // classes, labels.numel() * remembered // classes
     anchors = labels[labels >= 0 if weight is None else (labels >= 0) & (weight > 0)]
     return _equal(anchors, labels), 0 if memory_labels is None else _equal(anchors, memory_labels)

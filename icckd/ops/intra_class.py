@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from icckd import backends
+from icckd.backends.problem import IntraClassProblem, Needs
 from icckd.ops.saved_gradient import along, scaled_once
 from icckd.ops.transforms import call, refuse_forward_mode, refuse_second_derivative, register, save
 from icckd.ops.values import finite_weights, labels_below
 
-# The places of anchor, positive and temperature among the operators' arguments.
-_DIFFERENTIATED = (0, 1, 6)
+# How many arguments the operators share, and the places among them of anchor, positive and temperature.
+_SHARED = len(IntraClassProblem._fields)
+_DIFFERENTIATED = tuple(IntraClassProblem._fields.index(name) for name in Needs._fields)
 
 
 @torch.library.custom_op("icckd::intra_class_rows", mutates_args=())
@@ -36,10 +38,11 @@ def intra_class_rows(
 
     A weight that is None is 1. `mean` divides by the sum of the labelled rows' weights, and gives 0 where that is 0.
     """
-    _check_values(labels, weight, memory_labels, num_classes)
-    return backends.module(backend).intra_class_rows(
+    problem = IntraClassProblem(
         anchor, positive, labels, weight, memory, memory_labels, temperature, mean, normalize, num_classes
     )
+    _check_values(problem)
+    return backends.module(backend).intra_class_rows(problem)
 
 
 @torch.library.custom_op("icckd::intra_class_rows_backward", mutates_args=())
@@ -62,23 +65,11 @@ def intra_class_rows_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of Σ grad_rows · rows with respect to anchor, positive and temperature; empty if not needed."""
-    return backends.module(backend).intra_class_rows_backward(
-        grad_rows,
-        lse,
-        anchor,
-        positive,
-        labels,
-        weight,
-        memory,
-        memory_labels,
-        temperature,
-        mean,
-        normalize,
-        num_classes,
-        need_anchor,
-        need_positive,
-        need_temperature,
+    problem = IntraClassProblem(
+        anchor, positive, labels, weight, memory, memory_labels, temperature, mean, normalize, num_classes
     )
+    needs = Needs(need_anchor, need_positive, need_temperature)
+    return backends.module(backend).intra_class_rows_backward(grad_rows, lse, problem, needs)
 
 
 @torch.library.custom_op("icckd::intra_class_sum", mutates_args=())
@@ -99,22 +90,11 @@ def intra_class_sum(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The weighted sum of the losses and its gradients with respect to anchor, positive and temperature."""
-    _check_values(labels, weight, memory_labels, num_classes)
-    return backends.module(backend).intra_class_sum(
-        anchor,
-        positive,
-        labels,
-        weight,
-        memory,
-        memory_labels,
-        temperature,
-        mean,
-        normalize,
-        num_classes,
-        need_anchor,
-        need_positive,
-        need_temperature,
+    problem = IntraClassProblem(
+        anchor, positive, labels, weight, memory, memory_labels, temperature, mean, normalize, num_classes
     )
+    _check_values(problem)
+    return backends.module(backend).intra_class_sum(problem, Needs(need_anchor, need_positive, need_temperature))
 
 
 @intra_class_rows.register_fake
@@ -124,60 +104,33 @@ def _(anchor: Tensor, positive: Tensor, labels: Tensor, *_: object) -> tuple[Ten
 
 
 @intra_class_rows_backward.register_fake
-def _(
-    grad_rows: Tensor,
-    lse: Tensor,
-    anchor: Tensor,
-    positive: Tensor,
-    labels: Tensor,
-    weight: Tensor | None,
-    memory: Tensor | None,
-    memory_labels: Tensor | None,
-    temperature: Tensor,
-    mean: bool,
-    normalize: bool,
-    num_classes: int | None,
-    need_anchor: bool,
-    need_positive: bool,
-    need_temperature: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_gradients(anchor, positive, temperature, need_anchor, need_positive, need_temperature)
+def _(grad_rows: Tensor, lse: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_gradients(problem_of(inputs), needs_of(inputs))
 
 
 @intra_class_sum.register_fake
-def _(
-    anchor: Tensor,
-    positive: Tensor,
-    labels: Tensor,
-    weight: Tensor | None,
-    memory: Tensor | None,
-    memory_labels: Tensor | None,
-    temperature: Tensor,
-    mean: bool,
-    normalize: bool,
-    num_classes: int | None,
-    need_anchor: bool,
-    need_positive: bool,
-    need_temperature: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    gradients = _empty_gradients(anchor, positive, temperature, need_anchor, need_positive, need_temperature)
-    return anchor.new_empty((), dtype=_loss_dtype(anchor)), *gradients
+def _(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    problem = problem_of(inputs)
+    loss = problem.anchor.new_empty((), dtype=_loss_dtype(problem.anchor))
+    return loss, *_empty_gradients(problem, needs_of(inputs))
 
 
-def _empty_gradients(
-    anchor: Tensor,
-    positive: Tensor,
-    temperature: Tensor,
-    need_anchor: bool,
-    need_positive: bool,
-    need_temperature: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def problem_of(inputs: Sequence[Any]) -> IntraClassProblem:
+    """The record of an operator's arguments from `anchor` on."""
+    return IntraClassProblem(*inputs[:_SHARED])
+
+
+def needs_of(inputs: Sequence[Any]) -> Needs:
+    """The needed gradients among the same arguments."""
+    return Needs(*inputs[_SHARED : _SHARED + len(Needs._fields)])
+
+
+def _empty_gradients(problem: IntraClassProblem, needs: Needs) -> tuple[Tensor, Tensor, Tensor]:
+    anchor, positive, temperature = problem.anchor, problem.positive, problem.temperature
     return (
-        anchor.new_empty(anchor.shape if need_anchor else (0,)),
-        positive.new_empty(positive.shape if need_positive else (0,)),
-        temperature.new_empty(() if need_temperature else (0,)),
+        anchor.new_empty(anchor.shape if needs.anchor else (0,)),
+        positive.new_empty(positive.shape if needs.positive else (0,)),
+        temperature.new_empty(() if needs.temperature else (0,)),
     )
 
 
@@ -218,10 +171,9 @@ def _sum_along(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
     return along(gradients, [tangents[place] for place in _DIFFERENTIATED], loss), None, None, None
 
 
-def _needs(ctx: Any) -> tuple[bool, bool, bool]:
+def _needs(ctx: Any) -> Needs:
     """Whether anchor, positive and temperature need a gradient."""
-    anchor, positive, temperature = (ctx.needs_input_grad[place] for place in _DIFFERENTIATED)
-    return anchor, positive, temperature
+    return Needs(*[ctx.needs_input_grad[place] for place in _DIFFERENTIATED])
 
 
 def _to_inputs(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
@@ -237,7 +189,7 @@ register(intra_class_rows_backward, refuse_second_derivative)
 register(intra_class_sum, _sum_backward, _save_sum, _sum_along)
 
 
-def _check_values(labels: Tensor, weight: Tensor | None, memory_labels: Tensor | None, num_classes: int | None) -> None:
-    labels_below("labels", labels, num_classes)
-    labels_below("memory_labels", memory_labels, num_classes)
-    finite_weights("gate", weight)
+def _check_values(problem: IntraClassProblem) -> None:
+    labels_below("labels", problem.labels, problem.num_classes)
+    labels_below("memory_labels", problem.memory_labels, problem.num_classes)
+    finite_weights("gate", problem.weight)

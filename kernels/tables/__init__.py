@@ -1,4 +1,7 @@
-"""Tile sizes, warps and pipeline stages of every kernel: one table per architecture, searched by `bench.tune` only.
+"""Tile sizes, warps and pipeline stages of every kernel on every architecture, searched by `bench.tune` only.
+
+An architecture's file holds what sets it apart, and what has been measured on it, with a comment that says so; `shared`
+holds the rest. All size classes of a kernel and width come from one of the two. `interpreter` says everything itself.
 
 A table maps kernel → width of the elements ("half": 2 bytes, "float": 4 bytes) → size class → launch options. A size
 class is the largest size that it serves, the last one serves all larger ones too; what "size" is, is said where the
@@ -13,7 +16,7 @@ import torch
 import triton
 
 Options = Mapping[str, int]
-Table = Mapping[str, Mapping[str, Mapping[int, Options]]]
+Table = dict[str, dict[str, Mapping[int, Options]]]
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 
@@ -47,5 +50,11 @@ def options(kernel: str, architecture: str, element_size: int, size: int) -> Opt
 
 def entries(kernel: str, architecture: str, element_size: int) -> Mapping[int, Options]:
     """All size classes of `kernel` for elements of `element_size` bytes."""
-    table: Table = import_module(f"icckd.kernels.tables.{architecture}").TABLE
-    return table[kernel]["half" if element_size == 2 else "float"]
+    return table(architecture)[kernel]["half" if element_size == 2 else "float"]
+
+
+@cache
+def table(architecture: str) -> Table:
+    """The whole table of `architecture`."""
+    own, shared = (import_module(f"icckd.kernels.tables.{name}").TABLE for name in (architecture, "shared"))
+    return {kernel: {**shared.get(kernel, {}), **own.get(kernel, {})} for kernel in {**shared, **own}}

@@ -4,38 +4,16 @@ No entry has been measured yet: all are chosen by what fits, without spills.
 """
 
 TABLE = {
-    "prepare": {
-        "half": {
-            4096: {"BLOCK": 8, "BLOCK_K": 512, "num_warps": 4},
-        },
-        "float": {
-            4096: {"BLOCK": 4, "BLOCK_K": 512, "num_warps": 4},
-        },
-    },
-    "memory_norms": {
-        "half": {
-            4096: {"BLOCK": 8, "BLOCK_K": 512, "num_warps": 4},
-        },
-        "float": {
-            4096: {"BLOCK": 4, "BLOCK_K": 512, "num_warps": 4},
-        },
-    },
     "log_sum_exp": {
         "half": {
             64: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2},
             128: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 128, "num_warps": 8, "num_stages": 2},
             4096: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2},
         },
-        "float": {
-            4096: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
-        },
     },
     "log_sum_exp_memory": {
         "half": {
             4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2},
-        },
-        "float": {
-            4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
         },
     },
     "gradient": {
@@ -56,28 +34,11 @@ TABLE = {
             4096: {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32, "BLOCK_V": 64, "num_warps": 4, "num_stages": 2},
         },
     },
-    "add_splits": {
-        "half": {
-            4096: {"BLOCK": 16, "BLOCK_K": 64, "num_warps": 4},
-        },
-        "float": {
-            4096: {"BLOCK": 16, "BLOCK_K": 64, "num_warps": 4},
-        },
-    },
     "one_tile": {
         "half": {
             32: {"BLOCK": 32, "BLOCK_K": 64, "STAGES": 3, "num_warps": 4},
             64: {"BLOCK": 64, "BLOCK_K": 64, "STAGES": 3, "num_warps": 8},
             128: {"BLOCK": 128, "BLOCK_K": 64, "STAGES": 2, "num_warps": 8},
-        },
-        "float": {
-            32: {"BLOCK": 32, "BLOCK_K": 32, "STAGES": 2, "num_warps": 4},
-            64: {"BLOCK": 64, "BLOCK_K": 32, "STAGES": 2, "num_warps": 8},
-        },
-    },
-    "layout": {
-        "float": {
-            1048576: {"BLOCK": 64, "CLASSES": 8, "OTHERS": 256, "PLACED": 128, "num_warps": 2},
         },
     },
     "cross_entropy_whole": {
@@ -100,9 +61,6 @@ TABLE = {
         "half": {
             1048576: {"BLOCK": 4096, "STAGES": 3, "num_warps": 16},
         },
-        "float": {
-            1048576: {"BLOCK": 2048, "STAGES": 3, "num_warps": 16},
-        },
     },
     "kd_kl_whole": {
         "half": {
@@ -121,32 +79,6 @@ TABLE = {
     "kd_kl_swept": {
         "half": {
             1048576: {"BLOCK": 2048, "STAGES": 3, "num_warps": 16},
-        },
-        "float": {
-            1048576: {"BLOCK": 2048, "STAGES": 3, "num_warps": 16},
-        },
-    },
-    "squared_distances": {
-        "float": {
-            512: {"BLOCK": 16, "UNROLL": 4, "num_warps": 2},
-            4096: {"BLOCK": 32, "UNROLL": 4, "num_warps": 4},
-        },
-    },
-    "compare_distances": {
-        "float": {
-            4096: {"BLOCK": 32, "num_warps": 4},
-        },
-    },
-    "compare_angles": {
-        "float": {
-            512: {"BLOCK": 16, "UNROLL": 2, "num_warps": 4},
-            4096: {"BLOCK": 32, "UNROLL": 1, "num_warps": 8},
-        },
-    },
-    "pull": {
-        "float": {
-            512: {"BLOCK": 16, "BLOCK_K": 16, "UNROLL": 4, "num_warps": 2},
-            4096: {"BLOCK": 32, "BLOCK_K": 32, "UNROLL": 4, "num_warps": 4},
         },
     },
 }

@@ -4,22 +4,6 @@ Entries with times above them have been measured; all others are chosen by what 
 """
 
 TABLE = {
-    "prepare": {
-        "half": {
-            4096: {"BLOCK": 8, "BLOCK_K": 512, "num_warps": 4},
-        },
-        "float": {
-            4096: {"BLOCK": 4, "BLOCK_K": 512, "num_warps": 4},
-        },
-    },
-    "memory_norms": {
-        "half": {
-            4096: {"BLOCK": 8, "BLOCK_K": 512, "num_warps": 4},
-        },
-        "float": {
-            4096: {"BLOCK": 4, "BLOCK_K": 512, "num_warps": 4},
-        },
-    },
     "log_sum_exp": {
         "half": {
             64: {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
@@ -30,16 +14,10 @@ TABLE = {
             512: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 512, "num_warps": 8, "num_stages": 1},
             4096: {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
         },
-        "float": {
-            4096: {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 2},
-        },
     },
     "log_sum_exp_memory": {
         "half": {
             4096: {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3},
-        },
-        "float": {
-            4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
         },
     },
     "gradient": {
@@ -52,24 +30,10 @@ TABLE = {
             512: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 512, "BLOCK_V": 512, "num_warps": 8, "num_stages": 2},
             4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 128, "BLOCK_V": 512, "num_warps": 8, "num_stages": 2},
         },
-        "float": {
-            4096: {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32, "BLOCK_V": 64, "num_warps": 8, "num_stages": 2},
-        },
     },
     "gradient_memory": {
         "half": {
             4096: {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_V": 128, "num_warps": 8, "num_stages": 2},
-        },
-        "float": {
-            4096: {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 32, "BLOCK_V": 64, "num_warps": 8, "num_stages": 2},
-        },
-    },
-    "add_splits": {
-        "half": {
-            4096: {"BLOCK": 16, "BLOCK_K": 64, "num_warps": 4},
-        },
-        "float": {
-            4096: {"BLOCK": 16, "BLOCK_K": 64, "num_warps": 4},
         },
     },
     "one_tile": {
@@ -84,23 +48,10 @@ TABLE = {
             64: {"BLOCK": 64, "BLOCK_K": 32, "STAGES": 1, "num_warps": 8},
         },
     },
-    "layout": {
-        "float": {
-            1048576: {"BLOCK": 64, "CLASSES": 8, "OTHERS": 256, "PLACED": 128, "num_warps": 2},
-        },
-    },
     "cross_entropy_whole": {
         "half": {
             # H100, Triton 3.6, bfloat16, 2026-11-26, µs with gradient: N = 262,144, C = 100: 57.5 (TILE 1024: 129, by 2
             # warps 67.9). N = 65,536, C = 1000: 91.7 by 1 warp and by 2, 112.8 by 4; with label smoothing 110.
-            128: {"TILE": 512, "num_warps": 1},
-            1024: {"TILE": 1024, "num_warps": 1},
-            2048: {"TILE": 2048, "num_warps": 2},
-            4096: {"TILE": 4096, "num_warps": 4},
-            8192: {"TILE": 8192, "num_warps": 8},
-            16384: {"TILE": 16384, "num_warps": 16},
-        },
-        "float": {
             128: {"TILE": 512, "num_warps": 1},
             1024: {"TILE": 1024, "num_warps": 1},
             2048: {"TILE": 2048, "num_warps": 2},
@@ -114,9 +65,6 @@ TABLE = {
             # H100, Triton 3.6, bfloat16, 2026-11-26, µs with gradient, the kernel of 44 instructions a logit: N = 8192,
             # C = 32,768: 471 (1024 by 8 warps: 510, 2048 by 16, 3 stages: 540, 4096 by 8, 3 stages: 514, by 16: 653).
             1048576: {"BLOCK": 2048, "STAGES": 4, "num_warps": 8},
-        },
-        "float": {
-            1048576: {"BLOCK": 2048, "STAGES": 3, "num_warps": 16},
         },
     },
     "kd_kl_whole": {
@@ -142,32 +90,6 @@ TABLE = {
             # H100, Triton 3.6, bfloat16, 2026-11-26, µs with gradient, the kernel of 89 instructions a class: N = 8192,
             # C = 32,768: 879, the best of six.
             1048576: {"BLOCK": 2048, "STAGES": 4, "num_warps": 8},
-        },
-        "float": {
-            1048576: {"BLOCK": 2048, "STAGES": 3, "num_warps": 16},
-        },
-    },
-    "squared_distances": {
-        "float": {
-            512: {"BLOCK": 16, "UNROLL": 4, "num_warps": 2},
-            4096: {"BLOCK": 32, "UNROLL": 4, "num_warps": 4},
-        },
-    },
-    "compare_distances": {
-        "float": {
-            4096: {"BLOCK": 32, "num_warps": 4},
-        },
-    },
-    "compare_angles": {
-        "float": {
-            512: {"BLOCK": 16, "UNROLL": 2, "num_warps": 4},
-            4096: {"BLOCK": 32, "UNROLL": 1, "num_warps": 8},
-        },
-    },
-    "pull": {
-        "float": {
-            512: {"BLOCK": 16, "BLOCK_K": 16, "UNROLL": 4, "num_warps": 2},
-            4096: {"BLOCK": 32, "BLOCK_K": 32, "UNROLL": 4, "num_warps": 4},
         },
     },
 }

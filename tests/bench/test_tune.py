@@ -1,6 +1,5 @@
 """The files of launch options survive being written, and the search takes what is right and fast."""
 
-import importlib
 import subprocess
 import sys
 
@@ -13,8 +12,7 @@ from bench import tune
 from bench.launch_tables import LaunchTable
 from icckd.kernels import tables
 
-ARCHITECTURES = [*tables.ARCHITECTURES, "interpreter"]
-FILES = {name: tune.FOLDER / f"{name}.py" for name in ARCHITECTURES}
+FILES = {name: tune.FOLDER / f"{name}.py" for name in (*tables.ARCHITECTURES, "interpreter", "shared")}
 CPU = torch.device("cpu")
 MEASURED = "0.1234 ms for intra_class bfloat16 n=32768 d=512 c=16 on NVIDIA H200, 2026-01-01"
 
@@ -32,7 +30,7 @@ def ruff(*arguments):
     )
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", FILES)
 def test_a_table_comes_back_as_it_was_written(architecture, tmp_path):
     before = LaunchTable.read(FILES[architecture])
     before.write(tmp_path / "table.py")
@@ -42,14 +40,14 @@ def test_a_table_comes_back_as_it_was_written(architecture, tmp_path):
     assert after.source() == (tmp_path / "table.py").read_text()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", FILES)
 def test_a_written_table_is_as_ruff_formats_it(architecture, tmp_path):
     written = LaunchTable.read(FILES[architecture])
     for kernel, widths in written.table.items():
         for width, classes in widths.items():
             bound = next(iter(classes))
             long = {f"OPTION_{k}": 128 for k in range(8)} if kernel == "gradient" else classes[bound]
-            written.measured((kernel, width, bound), long, MEASURED)
+            written.measured((kernel, width, bound), long, MEASURED, classes)
     written.write(tmp_path / "table.py")
     for command in (("format", "--check", "--line-length", 120), ("check", "--select", "E,W", "--line-length", 120)):
         result = ruff(*command, tmp_path / "table.py")
@@ -75,7 +73,7 @@ TABLE = {
 }
 ''')
     table = LaunchTable.read(tmp_path / "table.py")
-    table.measured(("prepare", "half", 128), {"BLOCK": 32, "num_warps": 8}, MEASURED)
+    table.measured(("prepare", "half", 128), {"BLOCK": 32, "num_warps": 8}, MEASURED, {})
     table.write(tmp_path / "table.py")
     assert (
         (tmp_path / "table.py").read_text()
@@ -100,8 +98,40 @@ TABLE = {{
 
 
 @pytest.mark.parametrize("architecture", tables.ARCHITECTURES)
+def test_a_file_repeats_of_the_shared_one_only_what_was_measured(architecture):
+    own, shared = LaunchTable.read(FILES[architecture]), table_of(FILES["shared"])
+    repeated = [
+        (kernel, width)
+        for kernel, widths in own.table.items()
+        for width, classes in widths.items()
+        if classes == shared.get(kernel, {}).get(width) and not any(p[:2] == (kernel, width) for p in own.comments)
+    ]
+    assert not repeated
+
+
+@pytest.mark.parametrize("architecture", tables.ARCHITECTURES)
+def test_what_a_file_says_stands_and_the_rest_is_shared(architecture):
+    own, shared = table_of(FILES[architecture]), table_of(FILES["shared"])
+    whole = {
+        (kernel, width): classes for kernel, x in tables.table(architecture).items() for width, classes in x.items()
+    }
+    for (kernel, width), classes in whole.items():
+        # Size classes of the two are not mixed.
+        source = own if width in own.get(kernel, {}) else shared
+        assert classes == source[kernel][width]
+    said = {(kernel, width) for table in (own, shared) for kernel, widths in table.items() for width in widths}
+    assert whole.keys() == said
+
+
+def test_the_interpreter_takes_nothing_of_what_gpus_share():
+    own = table_of(FILES["interpreter"])
+    assert own == tables.table("interpreter")
+    assert own.keys() == tune.SPACE.keys()
+
+
+@pytest.mark.parametrize("architecture", tables.ARCHITECTURES)
 def test_every_entry_has_a_space_to_search_and_a_case_of_its_size(architecture):
-    table = table_of(FILES[architecture])
+    table = tables.table(architecture)
     assert table.keys() == tune.SPACE.keys()
     for entry in tune.entries(architecture, table):
         present = table[entry.kernel][entry.width][entry.bound]
@@ -126,10 +156,14 @@ def an_entry(kernel="one_tile"):
 def test_a_candidate_is_in_the_table_only_while_it_is_tried():
     entry = an_entry()
     options = {"BLOCK": 16, "mark": 1}
-    before = tables.options(entry.kernel, "interpreter", 2, entry.bound)
+    before, shared = tables.options(entry.kernel, "interpreter", 2, entry.bound), table_of(FILES["shared"])
     with tune.installed(entry, options):
         assert tables.options(entry.kernel, "interpreter", 2, entry.bound) is options
     assert tables.options(entry.kernel, "interpreter", 2, entry.bound) is before
+    (common,) = (e for e in tune.entries("sm_90", ["layout"]) if e.width == "float")
+    with tune.installed(common, options):
+        assert tables.table("sm_90")["layout"]["float"][common.bound] is options
+        assert tables.table("sm_80")["layout"] == shared["layout"]
 
 
 def test_what_does_not_fit_is_found_before_it_is_tried():
@@ -204,7 +238,18 @@ def test_a_measured_entry_is_written_into_the_table(tmp_path, monkeypatch):
     table = LaunchTable.read(tmp_path / "sm_90.py")
     assert table.table["prepare"]["half"][4096] == {"BLOCK": 77, "num_warps": 4}
     assert "0.5000 ms for intra_class bfloat16 n=1 on NVIDIA Made-Up, 20" in table.comments["prepare", "half", 4096][0]
-    unchanged = importlib.import_module("icckd.kernels.tables.sm_90").TABLE
-    assert {k: v for k, v in table.table.items() if k != "prepare"} == {
-        k: v for k, v in unchanged.items() if k != "prepare"
-    }
+    # Both widths of this kernel were shared: the file says them itself now, and of the others what it said before.
+    assert table.table.pop("prepare").keys() == {"half", "float"}
+    assert table.table == table_of(FILES["sm_90"])
+
+
+def test_size_classes_that_were_shared_become_the_files_own_together(tmp_path):
+    (tmp_path / "table.py").write_text('"""Options."""\n\nTABLE = {}\n')
+    table = LaunchTable.read(tmp_path / "table.py")
+    shared = {64: {"BLOCK": 8}, 128: {"BLOCK": 16}}
+    table.measured(("prepare", "half", 128), {"BLOCK": 32}, MEASURED, shared)
+    assert table.table == {"prepare": {"half": {64: {"BLOCK": 8}, 128: {"BLOCK": 32}}}}
+    # What it has of its own stays.
+    table.measured(("prepare", "half", 64), {"BLOCK": 4}, MEASURED, shared)
+    assert table.table == {"prepare": {"half": {64: {"BLOCK": 4}, 128: {"BLOCK": 32}}}}
+    assert shared == {64: {"BLOCK": 8}, 128: {"BLOCK": 16}}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from icckd import reference
+from icckd.backends.problem import IntraClassProblem, Needs
 from icckd.kernels import intra_class as kernels
 from icckd.kernels import one_tile, tables
 from tests.problems import SMALL, assert_as_exact, exact, with_gradients
@@ -18,12 +19,13 @@ SINGLE = [1] * 37
 BOTH_SIDES = [31, 32, 33, 1, 65, 16, 17]
 SKEWED = [100, 1, 1, 1, 2, 3]
 ALIKE = [8] * 9 + [5] * 4
+ALL = Needs(anchor=True, positive=True, temperature=True)
 HALF = [torch.bfloat16, torch.float16]
 SIZES = {"ragged": RAGGED, "single": SINGLE, "both sides": BOTH_SIDES, "skewed": SKEWED, "alike": ALIKE}
 
 
 class Problem:
-    """The arguments of the operators. Classes have odd names; three rows are ignored, and NaN."""
+    """A random problem. Classes have odd names; three rows are ignored, and NaN."""
 
     def __init__(self, sizes, dim=9, dtype=torch.float32, slots=0, inactive=0.3, temperature=0.2, normalize=True):
         generator = torch.Generator().manual_seed(sum(sizes) + dim)
@@ -49,8 +51,8 @@ class Problem:
         self.temperature, self.normalize = temperature, normalize
         self.num_classes = 2 * len(sizes) + 4
 
-    def arguments(self, guard, num_classes):
-        """What the operators take, between guard rows, with NaN in what they should not read."""
+    def inputs(self, guard, num_classes):
+        """What backends take, between guard rows, with NaN in what they should not read."""
         out = (self.labels < 0) | (self.labels >= (num_classes or 2**62))
         anchor, positive = (x.masked_fill(out[:, None], torch.nan) for x in (self.anchor, self.positive))
         memory = memory_labels = None
@@ -61,7 +63,9 @@ class Problem:
         weight, temperature = guard(self.weight * ~out), guard(torch.tensor(self.temperature))
         labels = guard(self.labels)
         batch = (guard(anchor), guard(positive), labels, weight)
-        return *batch, memory, memory_labels, temperature, False, self.normalize, num_classes
+        return IntraClassProblem(
+            *batch, memory, memory_labels, temperature, mean=False, normalize=self.normalize, num_classes=num_classes
+        )
 
     def defined(self, num_classes, reduction):
         """Loss and gradients by the definition, in float64 and in the inputs' precision."""
@@ -86,18 +90,18 @@ class Problem:
 
 def check(guard, problem, num_classes=None):
     """Every operator against the definition."""
-    arguments = problem.arguments(guard, num_classes)
+    inputs = problem.inputs(guard, num_classes)
     kappa, total = 1 / problem.temperature, problem.weight.sum().item()
     absolute = (2e-7, 2e-6 * kappa, 2e-7 * kappa, 2e-7 * kappa**2 * total)
     truth, plain = problem.defined(num_classes, "none")
-    rows, lse = kernels.intra_class_rows(*arguments)
-    grad_rows = guard(torch.where(arguments[3] > 0, problem.grad_rows, torch.nan))
-    gradients = kernels.intra_class_rows_backward(grad_rows, lse, *arguments, True, True, True)
+    rows, lse = kernels.intra_class_rows(inputs)
+    grad_rows = guard(torch.where(inputs.weight > 0, problem.grad_rows, torch.nan))
+    gradients = kernels.intra_class_rows_backward(grad_rows, lse, inputs, ALL)
     assert_as_exact((rows, *gradients), plain, truth, problem.temperature, absolute)
     if num_classes is None or num_classes >= problem.num_classes:
         torch.testing.assert_close(lse.double(), problem.lse(), rtol=1e-6, atol=1e-6 / problem.temperature)
     truth, plain = problem.defined(num_classes, "sum")
-    assert_as_exact(kernels.intra_class_sum(*arguments, True, True, True), plain, truth, problem.temperature, absolute)
+    assert_as_exact(kernels.intra_class_sum(inputs, ALL), plain, truth, problem.temperature, absolute)
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
@@ -178,10 +182,10 @@ def test_opposite_rows_stay_finite(guard, dtype, size, temperature, weight):
     problem = Problem([size], dtype=dtype, temperature=temperature)
     problem.anchor = problem.anchor[:1] * torch.where(torch.arange(len(problem.anchor)) % 2 == 0, 1, -1)[:, None]
     problem.positive, problem.weight = problem.anchor.clone(), problem.weight * weight
-    arguments = problem.arguments(guard, None)
-    rows, lse = kernels.intra_class_rows(*arguments)
-    gradients = kernels.intra_class_rows_backward(problem.grad_rows.abs(), lse, *arguments, True, True, True)
-    for x in (rows, *gradients, *kernels.intra_class_sum(*arguments, True, True, True)):
+    inputs = problem.inputs(guard, None)
+    rows, lse = kernels.intra_class_rows(inputs)
+    gradients = kernels.intra_class_rows_backward(problem.grad_rows.abs(), lse, inputs, ALL)
+    for x in (rows, *gradients, *kernels.intra_class_sum(inputs, ALL)):
         assert x.isfinite().all()
 
 
@@ -213,9 +217,9 @@ def test_small_weights_do_not_vanish_in_float16(guard, slots):
     problem = Problem([3, 40, 8], dtype=torch.float16, slots=slots)
     _, plain = problem.defined(None, "none")
     problem.weight, problem.grad_rows = problem.weight * 1e-7, problem.grad_rows * 1e7
-    arguments = problem.arguments(guard, None)
-    _, lse = kernels.intra_class_rows(*arguments)
-    gradients = kernels.intra_class_rows_backward(problem.grad_rows, lse, *arguments, True, True, True)
+    inputs = problem.inputs(guard, None)
+    _, lse = kernels.intra_class_rows(inputs)
+    gradients = kernels.intra_class_rows_backward(problem.grad_rows, lse, inputs, ALL)
     for x, y in zip(gradients[:2], plain[1:3], strict=True):
         torch.testing.assert_close(x, y, rtol=2e-3, atol=1e-3 * y.abs().max().item())
 
@@ -240,10 +244,10 @@ def test_no_rows_and_none_that_counts(guard, slots, counted):
     check(guard, problem, problem.num_classes if counted else None)
     for name in ("anchor", "positive", "labels", "weight", "grad_rows"):
         setattr(problem, name, getattr(problem, name)[:0])
-    arguments = problem.arguments(guard, problem.num_classes if counted else None)
-    rows, lse = kernels.intra_class_rows(*arguments)
+    inputs = problem.inputs(guard, problem.num_classes if counted else None)
+    rows, lse = kernels.intra_class_rows(inputs)
     assert rows.shape == lse.shape == (0,)
-    loss, d_anchor, d_positive, d_temperature = kernels.intra_class_sum(*arguments, True, True, True)
+    loss, d_anchor, d_positive, d_temperature = kernels.intra_class_sum(inputs, ALL)
     assert loss == d_temperature == 0
     assert d_anchor.shape == d_positive.shape == (0, 9)
 
@@ -252,16 +256,16 @@ def test_no_rows_and_none_that_counts(guard, slots, counted):
 @pytest.mark.parametrize("needs", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)])
 def test_only_what_is_needed(guard, slots, needs):
     problem = Problem([3, 34, 8], slots=slots)
-    arguments = problem.arguments(guard, None)
-    _, lse = kernels.intra_class_rows(*arguments)
-    everything = kernels.intra_class_sum(*arguments, True, True, True)
-    some = kernels.intra_class_sum(*arguments, *map(bool, needs))
+    inputs = problem.inputs(guard, None)
+    _, lse = kernels.intra_class_rows(inputs)
+    everything = kernels.intra_class_sum(inputs, ALL)
+    some = kernels.intra_class_sum(inputs, Needs(*map(bool, needs)))
     assert torch.equal(some[0], everything[0])
     ones = torch.ones_like(lse)
-    backward = kernels.intra_class_rows_backward(ones, lse, *arguments, True, True, True)
+    backward = kernels.intra_class_rows_backward(ones, lse, inputs, ALL)
     for complete, partial in (
         (everything[1:], some[1:]),
-        (backward, kernels.intra_class_rows_backward(ones, lse, *arguments, *map(bool, needs))),
+        (backward, kernels.intra_class_rows_backward(ones, lse, inputs, Needs(*map(bool, needs)))),
     ):
         for x, y, need in zip(complete, partial, needs, strict=True):
             assert torch.equal(y, x) if need else y.shape == (0,)
@@ -271,8 +275,8 @@ def test_only_what_is_needed(guard, slots, needs):
 def test_strides(guard, slots):
     """Every second row, a part of wider rows, columns first: the same bits, and nothing beside them is read."""
     problem = Problem([3, 40, 8], slots=slots)
-    plain = problem.arguments(guard, None)
-    expected = kernels.intra_class_sum(*plain, True, True, True)
+    plain = problem.inputs(guard, None)
+    expected = kernels.intra_class_sum(plain, ALL)
 
     def every_second(x):
         return guard(torch.stack([x, torch.full_like(x, torch.nan) if x.is_floating_point() else x], 1))[:, 0]
@@ -280,11 +284,12 @@ def test_strides(guard, slots):
     def wider(x):
         return guard(torch.cat([x, torch.full_like(x, torch.nan)], 1))[:, : x.shape[1]]
 
-    anchor, positive, labels, weight, memory, memory_labels, *rest = plain
     for rearrange in (every_second, wider, lambda x: guard(x.T.contiguous()).T):
-        strided = [rearrange(anchor), rearrange(positive), every_second(labels), every_second(weight)]
-        strided += [memory, memory_labels] if memory is None else [rearrange(memory), every_second(memory_labels)]
-        result = kernels.intra_class_sum(*strided, *rest, True, True, True)
+        matrices = ("anchor", "positive", "memory") if slots else ("anchor", "positive")
+        vectors = ("labels", "weight", "memory_labels") if slots else ("labels", "weight")
+        changed = {name: rearrange(getattr(plain, name)) for name in matrices}
+        changed |= {name: every_second(getattr(plain, name)) for name in vectors}
+        result = kernels.intra_class_sum(plain._replace(**changed), ALL)
         assert all(torch.equal(x, y) for x, y in zip(result, expected, strict=True))
 
 
@@ -295,8 +300,7 @@ def test_counting_and_sorting_give_the_same_bits(guard, monkeypatch, sizes, slot
     # Without a promise the tile is chosen for any size: the same one, then, for both.
     monkeypatch.setattr(one_tile, "_likely_size", lambda *_: 32)
     one, other = (
-        kernels.intra_class_sum(*problem.arguments(guard, num_classes), True, True, True)
-        for num_classes in (None, problem.num_classes)
+        kernels.intra_class_sum(problem.inputs(guard, num_classes), ALL) for num_classes in (None, problem.num_classes)
     )
     assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
 
@@ -312,7 +316,7 @@ def test_nan_stays_in_its_class(guard):
     """Classes that share no tile with it, that is."""
     problem = Problem([40, 50], inactive=0)
     problem.anchor[(problem.labels == 1).nonzero()[0]] = torch.nan
-    arguments = problem.arguments(guard, None)
-    rows, _ = kernels.intra_class_rows(*arguments)
+    inputs = problem.inputs(guard, None)
+    rows, _ = kernels.intra_class_rows(inputs)
     assert rows[problem.labels == 1].isnan().all()
     assert rows[problem.labels == 3].isfinite().all()

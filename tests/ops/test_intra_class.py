@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from icckd import backends
+from icckd.backends.problem import IntraClassProblem, Needs
 from icckd.functional import intra_class_contrastive
 from icckd.ops import intra_class as ops
 
@@ -85,6 +86,13 @@ def test_lse(backend):
         )
         expected = (similarities / temperature).logsumexp(0) if weight[i] > 0 else torch.tensor(0.0)
         torch.testing.assert_close(lse[i], expected)
+
+
+@pytest.mark.parametrize(("name", "first"), [("rows", 0), ("rows_backward", 2), ("sum", 0)])
+def test_the_record_names_the_operators_arguments_in_their_order(name, first):
+    schema = getattr(torch.ops.icckd, f"intra_class_{name}").default._schema
+    needs = [] if name == "rows" else [f"need_{field}" for field in Needs._fields]
+    assert [x.name for x in schema.arguments[first:]] == [*IntraClassProblem._fields, *needs, "backend"]
 
 
 class Recorder:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from icckd.backends.problem import IntraClassProblem, Needs
+
 # Numbers in one tile of similarities, or in the rows gathered for it: what a CPU's cache holds a few times.
 _TILE = 1 << 18
 # Anchors that a chunk of a large class has at least: fewer would make the matrix products slow.
@@ -27,22 +29,11 @@ _MIN_ANCHORS = 64
 _SIMILAR = 0.75
 
 
-def intra_class_rows(
-    anchor: Tensor,
-    positive: Tensor,
-    labels: Tensor,
-    weight: Tensor | None,
-    memory: Tensor | None,
-    memory_labels: Tensor | None,
-    temperature: Tensor,
-    mean: bool,
-    normalize: bool,
-    num_classes: int | None,
-) -> tuple[Tensor, Tensor]:
+def intra_class_rows(problem: IntraClassProblem) -> tuple[Tensor, Tensor]:
     """The weighted loss of every row and its log-sum-exp, both (N,), 0 where a row is no anchor."""
-    with torch.autocast(anchor.device.type, enabled=False):
-        layout = _sort(anchor, positive, labels, weight, memory, memory_labels, mean, normalize, num_classes)
-        kappa = 1 / temperature
+    with torch.autocast(problem.anchor.device.type, enabled=False):
+        layout = _sort(problem)
+        kappa = 1 / problem.temperature
         negatives = torch.full_like(layout.weight, -torch.inf)
         for block in layout.blocks:
             similarity, _ = _similarity(layout, block, kappa)
@@ -53,26 +44,12 @@ def intra_class_rows(
 
 
 def intra_class_rows_backward(
-    grad_rows: Tensor,
-    lse: Tensor,
-    anchor: Tensor,
-    positive: Tensor,
-    labels: Tensor,
-    weight: Tensor | None,
-    memory: Tensor | None,
-    memory_labels: Tensor | None,
-    temperature: Tensor,
-    mean: bool,
-    normalize: bool,
-    num_classes: int | None,
-    need_anchor: bool,
-    need_positive: bool,
-    need_temperature: bool,
+    grad_rows: Tensor, lse: Tensor, problem: IntraClassProblem, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of Σ grad_rows · rows; an empty tensor for each that is not needed."""
-    with torch.autocast(anchor.device.type, enabled=False):
-        layout = _sort(anchor, positive, labels, weight, memory, memory_labels, mean, normalize, num_classes)
-        gradient = _Gradient(layout, 1 / temperature, need_anchor, need_temperature)
+    with torch.autocast(problem.anchor.device.type, enabled=False):
+        layout = _sort(problem)
+        gradient = _Gradient(layout, 1 / problem.temperature, needs)
         upstream = layout.weight * layout.sorted(grad_rows)
         # +inf makes the shares of a row that is no anchor vanish.
         lse = layout.sorted(lse, fill=torch.inf)
@@ -80,28 +57,14 @@ def intra_class_rows_backward(
             similarity, rows = _similarity(layout, block, gradient.kappa)
             share = similarity.sub_(lse[block.anchors].unsqueeze(-1)).exp_()
             gradient.add(block, rows, share, share.sum(-1), upstream[block.anchors])
-        return gradient.of_inputs(anchor, positive, need_positive)
+        return gradient.of_inputs(problem)
 
 
-def intra_class_sum(
-    anchor: Tensor,
-    positive: Tensor,
-    labels: Tensor,
-    weight: Tensor | None,
-    memory: Tensor | None,
-    memory_labels: Tensor | None,
-    temperature: Tensor,
-    mean: bool,
-    normalize: bool,
-    num_classes: int | None,
-    need_anchor: bool,
-    need_positive: bool,
-    need_temperature: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def intra_class_sum(problem: IntraClassProblem, needs: Needs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The weighted sum of the losses, and its gradients; an empty tensor for each that is not needed."""
-    with torch.autocast(anchor.device.type, enabled=False):
-        layout = _sort(anchor, positive, labels, weight, memory, memory_labels, mean, normalize, num_classes)
-        gradient = _Gradient(layout, 1 / temperature, need_anchor, need_temperature)
+    with torch.autocast(problem.anchor.device.type, enabled=False):
+        layout = _sort(problem)
+        gradient = _Gradient(layout, 1 / problem.temperature, needs)
         own = layout.spread(gradient.kappa * layout.agreement)
         negatives = torch.full_like(own, -torch.inf)
         for block in layout.blocks:
@@ -116,7 +79,7 @@ def intra_class_sum(
             gradient.add(block, rows, share, total, layout.weight[block.anchors] * scale)
         excess = _excess(negatives[layout.anchors], own[layout.anchors])
         loss = layout.weight[layout.anchors].dot(excess)
-        return loss, *gradient.of_inputs(anchor, positive, need_positive)
+        return loss, *gradient.of_inputs(problem)
 
 
 @dataclass
@@ -186,10 +149,10 @@ class _Layout:
 class _Gradient:
     """The gradients, gathered tile by tile."""
 
-    def __init__(self, layout: _Layout, kappa: Tensor, need_anchor: bool, need_temperature: bool):
-        self.layout, self.kappa = layout, kappa
-        self.d_z = torch.zeros_like(layout.z) if need_anchor else None
-        self.d_kappa = torch.zeros_like(kappa) if need_temperature else None
+    def __init__(self, layout: _Layout, kappa: Tensor, needs: Needs):
+        self.layout, self.kappa, self.needs = layout, kappa, needs
+        self.d_z = torch.zeros_like(layout.z) if needs.anchor else None
+        self.d_kappa = torch.zeros_like(kappa) if needs.temperature else None
         self.r = torch.zeros_like(layout.weight)
 
     def add(self, block: _Block, rows: Tensor, share: Tensor, total: Tensor, factor: Tensor) -> None:
@@ -213,15 +176,15 @@ class _Gradient:
             d_z[:, block.first : block.last] += attraction
             self.d_z.index_copy_(0, block.rows[:, : block.trained].flatten(), d_z.flatten(0, 1))
 
-    def of_inputs(self, anchor: Tensor, positive: Tensor, need_positive: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def of_inputs(self, problem: IntraClassProblem) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of anchor, positive and temperature, once every tile has been added."""
         r = self.r[self.layout.anchors]
-        d_anchor, d_positive = anchor.new_empty(0), positive.new_empty(0)
+        d_anchor, d_positive = problem.anchor.new_empty(0), problem.positive.new_empty(0)
         d_temperature = self.kappa.new_empty(0)
         if self.d_z is not None:
-            d_anchor = self._of_anchor(self.d_z, r, anchor)
-        if need_positive:
-            d_positive = self._of_positive(r).to(positive.dtype)
+            d_anchor = self._of_anchor(self.d_z, r, problem.anchor)
+        if self.needs.positive:
+            d_positive = self._of_positive(r).to(problem.positive.dtype)
         if self.d_kappa is not None:
             d_temperature = (r.dot(self.layout.agreement) - self.d_kappa) * self.kappa * self.kappa
         return d_anchor, d_positive, d_temperature
@@ -260,24 +223,15 @@ def _excess(negatives: Tensor, own: Tensor) -> Tensor:
     return torch.logaddexp(torch.zeros_like(own), negatives - own)
 
 
-def _sort(
-    anchor: Tensor,
-    positive: Tensor,
-    labels: Tensor,
-    weight: Tensor | None,
-    memory: Tensor | None,
-    memory_labels: Tensor | None,
-    mean: bool,
-    normalize: bool,
-    num_classes: int | None,
-) -> _Layout:
+def _sort(problem: IntraClassProblem) -> _Layout:
+    anchor, labels, num_classes = problem.anchor, problem.labels, problem.num_classes
     batch_size, dtype = len(labels), torch.promote_types(anchor.dtype, torch.float32)
-    weight = anchor_weights(labels, weight, num_classes, dtype, mean)
+    weight = anchor_weights(labels, problem.weight, num_classes, dtype, problem.mean)
     is_anchor, candidates = weight > 0, anchor
-    if memory is not None and memory_labels is not None:
-        candidates = torch.cat([anchor.to(dtype), memory.to(dtype)])
-        labels = torch.cat([labels, memory_labels])
-        is_anchor = torch.cat([is_anchor, is_anchor.new_zeros(len(memory))])
+    if problem.memory is not None and problem.memory_labels is not None:
+        candidates = torch.cat([anchor.to(dtype), problem.memory.to(dtype)])
+        labels = torch.cat([labels, problem.memory_labels])
+        is_anchor = torch.cat([is_anchor, is_anchor.new_zeros(len(problem.memory))])
     labelled = labels >= 0
     if num_classes is not None:
         labelled &= labels < num_classes
@@ -288,9 +242,9 @@ def _sort(
     anchor_source = source[anchors]
     z = anchor.new_zeros((len(source) + 1, anchor.shape[1]), dtype=dtype)
     z[:-1] = candidates[source]
-    z, inverse_norm = _unit(z) if normalize else (z, None)
-    p = positive[anchor_source].to(dtype)
-    p, positive_inverse_norm = _unit(p) if normalize else (p, None)
+    z, inverse_norm = _unit(z) if problem.normalize else (z, None)
+    p = problem.positive[anchor_source].to(dtype)
+    p, positive_inverse_norm = _unit(p) if problem.normalize else (p, None)
     layout = _Layout(
         z=z,
         inverse_norm=inverse_norm,
