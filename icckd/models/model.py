@@ -91,7 +91,7 @@ class Model(nn.Module):
     def forward(
         self, images: Tensor, stages: Sequence[str] = ()
     ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Float images (B, channels, H, W) → features (B, feature_dim), which the classifier sees, and logits (B, classes).
+        """Float images (B, channels, H, W) → features (B, feature_dim), the classifier's input, and logits (B, classes).
 
         With `stages`, names from `stage_names`, also a dictionary of these stages' maps (B, C, h, w), each taken where
         it is computed: no module runs twice. Raises UserError for a stage that the network does not have.
@@ -112,7 +112,7 @@ def build_model(arch: str, channels: int = 3, classes: int = 100, image_size: in
     Normalisations start as the identity. Raises UserError for an `arch` that is not in `ARCHITECTURES` or cannot take
     images so small, ValueError where `channels`, `classes` or `image_size` is below 1.
     """
-    build = ARCHITECTURES.find(arch)
+    build = ARCHITECTURES.find(arch).build
     for name, value in (("channels", channels), ("classes", classes), ("image_size", image_size)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it should be 1 or more")
