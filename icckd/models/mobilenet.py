@@ -23,7 +23,7 @@ _GROUPS = (
 
 
 class InvertedResidual(nn.Module):
-    """A 1×1 convolution that widens, a depthwise 3×3 and a 1×1 without activation; added to the input of equal shape."""
+    """A 1×1 convolution that widens, a depthwise 3×3, a 1×1 without activation; added to an input of equal shape."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int, expansion: int):
         super().__init__()

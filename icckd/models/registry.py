@@ -20,9 +20,9 @@ GROUP = "icckd.models"
 # From a network's name, the number of its images' channels and their size in pixels to its trunk.
 Build = Callable[[str, int, int], "Trunk"]
 
-# Patterns and what they become, each applied once and in order: a tensor's name in another project's state dict becomes
-# its place in the trunk, "stage2.0.convolution1.0.weight" (the stage, or stem or head; the layer in it; the name there),
-# or "classifier.weight".
+# Patterns and what they become, each applied once, in order: a tensor's name in another project's state dict becomes
+# "classifier.weight" or its place in the trunk: the stage, or stem or head, the layer's number there, and the name in
+# the layer, as in "stage2.0.convolution1.0.weight".
 Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 
 
