@@ -1,4 +1,4 @@
-"""Trained networks on disk: model.safetensors (the weights) and model.json (what they are weights of)."""
+"""Trained networks on disk: model.safetensors (the weights) and model.json (what they are weights of); others' too."""
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ from icckd.environment import versions
 from icckd.errors import UserError
 from icckd.files import write_json, write_whole
 from icckd.models.model import Model, build_model, not_finite
+from icckd.models.published import load_published
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
@@ -44,38 +45,53 @@ def save_model(folder: Path, model: Model, description: ModelDescription) -> Non
     write_whole(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary))
 
 
-def load_model(path: Path) -> tuple[Model, ModelDescription]:
+def is_state_dict(path: Path) -> bool:
+    """Whether `path` is a file that can only be another project's: it does not end in .safetensors."""
+    return path.is_file() and path.suffix != Path(WEIGHTS).suffix
+
+
+def load_model(path: Path, published_as: ModelDescription | None = None) -> tuple[Model, ModelDescription]:
     """The network saved at `path`, a folder that `save_model` wrote or the model.safetensors in it, on the CPU.
 
-    Raises UserError where a file is missing or broken, does not fit the other, or holds a number that is not finite.
+    Or another project's state dict (`is_state_dict`), which says nothing of its network: `published_as` is then the
+    description returned. Raises UserError where a file is missing or broken, does not fit the description, or holds a
+    number that is not finite.
     """
     weights = path / WEIGHTS if path.is_dir() else path
     if not weights.is_file():
         raise UserError(f"{weights} does not exist; give a run's teacher/ folder or its {WEIGHTS}")
-    description = read_description(weights.with_name(DESCRIPTION))
+    if is_state_dict(path):
+        if published_as is None:
+            raise UserError(f"{path} is another project's file, which does not say what network it holds")
+        description, read = published_as, load_published
+    else:
+        description, read = read_description(weights.with_name(DESCRIPTION)), _load_weights
     model = build_model(
         description.arch,
         channels=description.channels,
         classes=len(description.classes),
         image_size=description.image_size,
     )
-    try:
-        tensors = load_file(weights)
-        model.load_state_dict(tensors)
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{weights} does not hold the weights that {DESCRIPTION} describes: {reason}") from error
-    spoilt = not_finite(tensors)
+    read(model, weights)
+    spoilt = not_finite(model.state_dict())
     if spoilt:
         raise UserError(f"{weights} holds numbers that are not finite, in {spoilt}; its training diverged")
     return model, description
+
+
+def _load_weights(model: Model, path: Path) -> None:
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} does not hold the weights that {DESCRIPTION} describes: {reason}") from error
 
 
 def file_digest(path: Path) -> str:
     """The SHA-256 of the files that `load_model` reads at `path`."""
     weights = path / WEIGHTS if path.is_dir() else path
     content = hashlib.sha256()
-    for file in (weights, weights.with_name(DESCRIPTION)):
+    for file in (weights,) if is_state_dict(path) else (weights, weights.with_name(DESCRIPTION)):
         content.update(hashlib.sha256(file.read_bytes()).digest())
     return f"sha256 {content.hexdigest()}"
 

@@ -26,6 +26,10 @@ class Trunk(nn.Module):
     def initialise(self) -> None:
         """Draw the weights anew; by default those that the modules were made with stay."""
 
+    def tensor_name(self, place: str) -> str:
+        """What `state_dict` calls the tensor at `place`, which other projects' state dicts are renamed to."""
+        return place
+
 
 class Stages(Trunk):
     """Layers in order: those of the stem, of each stage, and of a head; the last map is averaged over positions.
@@ -43,14 +47,13 @@ class Stages(Trunk):
         super().__init__()
         self.feature_dim = feature_dim
         self.stage_names = tuple(f"stage{number}" for number in range(1, len(stages) + 1))
-        self._starts: dict[str, int] = {}
-        self._ends: dict[int, str] = {}
+        self._parts: dict[str, range] = {}
         for name, layers in zip(("stem", *self.stage_names, "head"), (stem, *stages, head), strict=True):
-            self._starts[name] = len(self._modules)
-            for layer in layers:
-                self.add_module(str(len(self._modules)), layer)
-            if name in self.stage_names:
-                self._ends[len(self._modules) - 1] = name
+            start = len(self._modules)
+            for number, layer in enumerate(layers, start):
+                self.add_module(str(number), layer)
+            self._parts[name] = range(start, len(self._modules))
+        self._ends = {self._parts[name][-1]: name for name in self.stage_names}
 
     def forward(self, images: Tensor, stages: Sequence[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         x, maps = images, {}
@@ -59,6 +62,13 @@ class Stages(Trunk):
             if stages and self._ends.get(number) in stages:
                 maps[self._ends[number]] = x
         return x.mean(dim=(2, 3)), maps
+
+    def tensor_name(self, place: str) -> str:
+        """`stage2.0.weight` is the second stage's first layer's, called by the layer's number; others stay as they are."""
+        part, _, rest = place.partition(".")
+        layer, _, name = rest.partition(".")
+        layers = self._parts.get(part, range(0))
+        return f"{layers[int(layer)]}.{name}" if layer.isdecimal() and int(layer) < len(layers) else place
 
     def initialise(self) -> None:
         """Convolutions are drawn from He et al.'s normal distribution (fan-out), their biases are 0."""
@@ -91,7 +101,7 @@ class Model(nn.Module):
     def forward(
         self, images: Tensor, stages: Sequence[str] = ()
     ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Float images (B, channels, H, W) → features (B, feature_dim), which the classifier sees, and logits (B, classes).
+        """Float images (B, channels, H, W) → features (B, feature_dim), which are classified, and logits (B, classes).
 
         With `stages`, names from `stage_names`, also a dictionary of these stages' maps (B, C, h, w), each taken where
         it is computed: no module runs twice. Raises UserError for a stage that the network does not have.
@@ -112,7 +122,7 @@ def build_model(arch: str, channels: int = 3, classes: int = 100, image_size: in
     Normalisations start as the identity. Raises UserError for an `arch` that is not in `ARCHITECTURES` or cannot take
     images so small, ValueError where `channels`, `classes` or `image_size` is below 1.
     """
-    build = ARCHITECTURES.find(arch)
+    build = ARCHITECTURES.find(arch).build
     for name, value in (("channels", channels), ("classes", classes), ("image_size", image_size)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it should be 1 or more")

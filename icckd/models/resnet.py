@@ -1,4 +1,4 @@
-"""CIFAR-style residual networks: He et al., "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), section 4.2.
+"""CIFAR-style residual networks: He et al., "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), §4.2.
 
 With the 1×1 convolutions in the shortcuts and the ×4 widths that the distillation literature uses (Tian et al.,
 "Contrastive Representation Distillation", arXiv 1910.10699).
@@ -9,7 +9,7 @@ from torch.nn.functional import relu
 
 from icckd.models.layers import convolution
 from icckd.models.model import Stages
-from icckd.models.registry import register
+from icckd.models.registry import Rules, register
 
 _WIDTHS = {
     **dict.fromkeys((f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56, 110)), (16, 16, 32, 64)),
@@ -31,7 +31,20 @@ class BasicBlock(nn.Module):
         return relu(self.shortcut(x) + self.convolution2(relu(self.convolution1(x))))
 
 
-@register(*_WIDTHS)
+def published(arch: str, image_size: int) -> Rules:
+    """Rules for residual networks with torchvision's names of tensors, or with `shortcut` and `linear` in them."""
+    return [
+        (r"^conv1\.", "stem.0.0."),
+        (r"^bn1\.", "stem.0.1."),
+        (r"^layer(\d)\.", r"stage\1."),
+        (r"\.conv(\d)\.", r".convolution\1.0."),
+        (r"\.bn(\d)\.", r".convolution\1.1."),
+        (r"\.downsample\.", ".shortcut."),
+        (r"^(fc|linear)\.", "classifier."),
+    ]
+
+
+@register(*_WIDTHS, published=published)
 def resnet(arch: str, channels: int, image_size: int) -> Stages:
     """A stem, then three stages of (depth − 2) / 6 blocks; the last two stages halve the size."""
     widths = _WIDTHS[arch]

@@ -1,0 +1,68 @@
+"""`timm:NAME`: the networks of timm (Wightman, "PyTorch Image Models", github.com/huggingface/pytorch-image-models).
+
+They need the extra `timm`, start from timm's random weights (nothing is downloaded), and have as features what timm
+pools for its own classifiers. Their stages are those that timm's `forward_intermediates` counts, its stem included
+where it counts that: stage1, stage2 and so on; networks without it have none.
+"""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from icckd.errors import UserError
+from icckd.models.model import Trunk
+from icckd.models.registry import register
+
+
+class TimmTrunk(Trunk):
+    """A network of timm without its classifier."""
+
+    def __init__(self, network: Any):
+        super().__init__()
+        self.feature_dim = network.head_hidden_size if hasattr(network, "head_hidden_size") else network.num_features
+        count = len(network.feature_info) if hasattr(network, "forward_intermediates") else 0
+        self.stage_names = tuple(f"stage{number}" for number in range(1, count + 1))
+        self.network = network
+
+    def forward(self, images: Tensor, stages: Sequence[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
+        if not stages:
+            return self.network(images), {}
+        wanted = [number for number, name in enumerate(self.stage_names) if name in stages]
+        last, maps = self.network.forward_intermediates(images, indices=wanted, output_fmt="NCHW")
+        return self.network.forward_head(last), {self.stage_names[n]: x for n, x in zip(wanted, maps, strict=True)}
+
+
+@register("timm:")
+def timm_network(arch: str, channels: int, image_size: int) -> TimmTrunk:
+    """The network that `timm.create_model` makes. Raises UserError where timm is missing or has none of that name."""
+    timm = _timm(arch)
+    name = arch.removeprefix("timm:")
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"arch is {arch!r}; timm has no network {name}, timm.list_models() has all{hint}")
+    options = {"pretrained": False, "in_chans": channels, "num_classes": 0}
+    try:
+        try:
+            return TimmTrunk(timm.create_model(name, img_size=image_size, **options))
+        except TypeError:  # Most networks take any size, and no such argument.
+            return TimmTrunk(timm.create_model(name, **options))
+    except (ValueError, AssertionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"timm does not make {name} for {channels} channels of {image_size} pixels: {reason}"
+        ) from error
+
+
+def _timm(arch: str) -> ModuleType:
+    try:
+        import timm
+    except Exception as error:  # Beside a torchvision that does not fit torch, it is no ImportError.
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"arch is {arch!r}, which needs timm, and that cannot be imported ({reason}): pip install 'icckd[timm]'"
+        ) from error
+    return timm
