@@ -105,6 +105,13 @@ def _launch(
 
 
 @triton.jit
+def _named(label, classes):
+    """Whether the label names a class, and the label in 32 bits as columns are; −1, which is no column, where not."""
+    named = (label >= 0) & (label < classes)
+    return named, tl.where(named, label, -1).to(tl.int32)
+
+
+@triton.jit
 def _finite(top):
     """0 for the maximum of nothing: −∞ less it is −∞ then, and no NaN."""
     return tl.where(top == float("-inf"), 0.0, top)
@@ -147,7 +154,7 @@ def rest_divergence_whole(
     valid, within = row < rows, columns_of(classes, BLOCK)
     mask = valid[:, None] & within
     label = tl.load(labels + row, mask=valid, other=0)
-    named = (label >= 0) & (label < classes)
+    named, label = _named(label, classes)
     is_own = tl.arange(0, BLOCK)[None, :] == label[:, None]
     x = load_rows(student, student_groups.to(tl.int64) * GROUP, row, mask, float("-inf"), BLOCK)
     y = load_rows(teacher, teacher_groups.to(tl.int64) * GROUP, row, mask, float("-inf"), BLOCK)
@@ -200,8 +207,7 @@ def rest_divergence_swept(
     LANES: tl.constexpr = BLOCK // WIDTH
     student += row * (student_groups.to(tl.int64) * GROUP)
     teacher += row * (teacher_groups.to(tl.int64) * GROUP)
-    label = tl.load(labels + row)
-    named = (label >= 0) & (label < classes)
+    named, label = _named(tl.load(labels + row), classes)
     factor, odds_factor = LOG2_E / temperature, LOG2_E / odds_temperature
     highest = tl.full((LANES,), LOWEST, tl.float32)
     teacher_highest = tl.full((LANES,), LOWEST, tl.float32)
