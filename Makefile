@@ -6,6 +6,7 @@
 # make aot     compile every Triton kernel for every architecture, no GPU needed, and look at the machine code
 # make cuda    compile the CUDA sources with nvcc, no GPU needed, and report on the machine code
 # make compat  compile all of that for the oldest PyTorch and Triton that are allowed for: downloads 1.5 GB of their wheels
+# make oracles compare the distillation losses with torchdistill's: setup with that package, which nothing else needs
 # Each does only what is out of date.
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find icckd csrc configs -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.yaml')
 
-.PHONY: setup demo test lint bench aot cuda compat clean
+.PHONY: setup demo test lint oracles bench aot cuda compat clean
 setup: $(VENV)/extension.stamp
 
 $(BIN)/python:
@@ -44,6 +45,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+oracles: setup
+	$(PIP) install -q --no-deps torchdistill==1.1.5
+	$(BIN)/python -m pytest tests/oracles
 
 bench: setup
 	$(PIP) install -q --constraint constraints.txt --no-build-isolation --editable '.[bench]'

@@ -39,6 +39,16 @@ STABLE_TORCH_LIBRARY(icckd_native, m) {
   m.def(
       "kd_kl_sum(Tensor student, Tensor teacher, float temperature, bool standardize, float scale) "
       "-> (Tensor loss, Tensor d_student)");
+  m.def("transformed_teacher_rows(Tensor student, Tensor teacher, float gamma, bool weighted) -> Tensor rows");
+  m.def(
+      "transformed_teacher_rows_backward(Tensor grad_rows, Tensor student, Tensor teacher, float gamma, "
+      "bool weighted) -> Tensor d_student");
+  m.def(
+      "rest_divergence_rows(Tensor student, Tensor teacher, Tensor labels, float temperature, "
+      "float odds_temperature) -> (Tensor divergence, Tensor entropy, Tensor odds, Tensor teacher_odds)");
+  m.def(
+      "rest_divergence_rows_backward(Tensor grad_divergence, Tensor grad_odds, Tensor student, Tensor teacher, "
+      "Tensor labels, float temperature, float odds_temperature) -> Tensor d_student");
   m.def("rkd_distance(Tensor student, Tensor teacher, bool need_grad) -> (Tensor loss, Tensor d_student)");
   m.def("rkd_angle(Tensor student, Tensor teacher, bool need_grad) -> (Tensor loss, Tensor d_student)");
 

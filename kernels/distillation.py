@@ -1,10 +1,11 @@
-"""The softened predictions' divergence of rows of student's logits x and teacher's y, at temperature T.
+"""The softened predictions' divergence of rows of student's logits x and teacher's y, at temperatures T and U.
 
-    a = (x − max x) / T,  p = exp(a) / A,  A = Σ exp(a);      b = (y − max y) / T,  q = exp(b) / B,  B = Σ exp(b)
+    a = (x − max x) / T,  p = exp(a) / A,  A = Σ exp(a);      b = (y − max y) / U,  q = exp(b) / B,  B = Σ exp(b)
     loss     = T² (1/B Σ exp(b) (b − a) + log A/B)
     gradient = u T (p − q)
 
-and where rows are standardised first, x = (v − mean v) / (σ + 1e-7) with σ² = Σ (v − mean v)² / (C − 1):
+both times Z = B (Σ exp(y − max y))^(−1/U), the sum of the (1/U)-th powers of softmax(y), where rows are weighted; and
+where rows are standardised first, x = (v − mean v) / (σ + 1e-7) with σ² = Σ (v − mean v)² / (C − 1):
 
     gradient = u T ((p − q) / (σ + 1e-7) − x Σ (p − q) x / ((C − 1) σ)),     as Σ (p − q) = 0
 
@@ -77,6 +78,22 @@ def kd_kl_sum(
     return total(losses), d_student
 
 
+def transformed_teacher_rows(student: Tensor, teacher: Tensor, gamma: float, weighted: bool) -> Tensor:
+    """KL(q^γ / Z ‖ p) of every row (N,), float32, times Z = Σ q^γ where they are weighted."""
+    losses = torch.empty(len(student), dtype=torch.float32, device=student.device)
+    _launch(student, teacher, None, losses, None, 1.0, False, 1.0, 1 / gamma, weighted)
+    return losses
+
+
+def transformed_teacher_rows_backward(
+    grad_rows: Tensor, student: Tensor, teacher: Tensor, gamma: float, weighted: bool
+) -> Tensor:
+    """The gradient of Σ grad_rows · rows with respect to the student's logits, in their dtype."""
+    d_student = torch.empty(student.shape, dtype=student.dtype, device=student.device)
+    _launch(student, teacher, grad_rows, None, d_student, 1.0, False, 1.0, 1 / gamma, weighted)
+    return d_student
+
+
 def _launch(
     student: Tensor,
     teacher: Tensor,
@@ -86,8 +103,13 @@ def _launch(
     temperature: float,
     standardize: bool,
     scale: float,
+    teacher_temperature: float | None = None,
+    weighted: bool = False,
 ) -> None:
-    """Fill in what is given of the losses and the gradients, both times `scale`."""
+    """Fill in what is given of the losses and the gradients, both times `scale`.
+
+    teacher_temperature: U, if it is not the student's T.
+    """
     rows, classes = student.shape
     if rows == 0:
         return
@@ -95,11 +117,12 @@ def _launch(
     group = vector_group(student, teacher)
     arguments = (
         student, teacher, None if upstream is None else upstream.contiguous(), losses, d_student,
-        student.stride(0) // group, teacher.stride(0) // group, rows, classes // group, temperature, scale,
+        student.stride(0) // group, teacher.stride(0) // group, rows, classes // group, temperature,
+        temperature if teacher_temperature is None else teacher_temperature, scale,
     )  # fmt: skip
     constants = {
-        "STANDARDIZE": standardize, "WITH_UPSTREAM": upstream is not None, "WITH_LOSS": losses is not None,
-        "WITH_GRADIENT": d_student is not None, "GROUP": group,
+        "STANDARDIZE": standardize, "WEIGHTED": weighted, "WITH_UPSTREAM": upstream is not None,
+        "WITH_LOSS": losses is not None, "WITH_GRADIENT": d_student is not None, "GROUP": group,
     }  # fmt: skip
     architecture, size = tables.architecture(student.device), max(student.element_size(), teacher.element_size())
     whole = whole_tile("kd_kl_whole", architecture, size, classes)
@@ -134,12 +157,18 @@ def _exponents(x, within, factor, STANDARDIZE: tl.constexpr):
     return exponents
 
 
+@triton.jit
+def _weight(whole, teacher_total, teacher_temperature):
+    """Σ q^γ, γ = 1/teacher_temperature, by Σ exp(y − max y) and Σ exp(γ (y − max y))."""
+    return teacher_total * tl.exp2(-tl.log2(whole) / teacher_temperature)
+
+
 @triton.jit(do_not_specialize=_INTEGERS)
 def kd_kl_whole(
     student, teacher, upstream, losses, d_student,
-    student_groups, teacher_groups, rows, class_groups, temperature, scale,
-    STANDARDIZE: tl.constexpr, WITH_UPSTREAM: tl.constexpr, WITH_LOSS: tl.constexpr, WITH_GRADIENT: tl.constexpr,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    student_groups, teacher_groups, rows, class_groups, temperature, teacher_temperature, scale,
+    STANDARDIZE: tl.constexpr, WEIGHTED: tl.constexpr, WITH_UPSTREAM: tl.constexpr, WITH_LOSS: tl.constexpr,
+    WITH_GRADIENT: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     classes = class_groups * GROUP
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -149,7 +178,7 @@ def kd_kl_whole(
     x = load_rows(student, student_groups.to(tl.int64) * GROUP, row, mask, beyond, BLOCK)
     y = load_rows(teacher, teacher_groups.to(tl.int64) * GROUP, row, mask, beyond, BLOCK)
     factor = LOG2_E / temperature
-    teacher_factor = factor
+    teacher_factor = LOG2_E / teacher_temperature
     if STANDARDIZE:
         x, deviation = _centred(x, within, classes)
         y, teacher_deviation = _centred(y, within, classes)
@@ -164,13 +193,19 @@ def kd_kl_whole(
         cross = tl.sum(q * tl.where(q == 0, 0.0, rise), 1) / LOG2_E
     student_total, teacher_total = tl.sum(p, 1), tl.sum(q, 1)
     per_student, per_teacher = 1 / student_total, 1 / teacher_total
+    if WEIGHTED:
+        weight = _weight(tl.sum(tl.exp2((y - tl.max(y, 1)[:, None]) * LOG2_E), 1), teacher_total, teacher_temperature)
     if WITH_LOSS:
         divergence = cross * per_teacher + tl.log(student_total * per_teacher)
+        if WEIGHTED:
+            divergence *= weight
         tl.store(losses + row, divergence * (temperature * temperature * scale), mask=valid)
     if WITH_GRADIENT:
         u = tl.full((ROWS,), temperature * scale, tl.float32)
         if WITH_UPSTREAM:
             u *= tl.load(upstream + row, mask=valid, other=0.0)
+        if WEIGHTED:
+            u *= weight
         if STANDARDIZE:
             u *= per_deviation
         gradient = p * (u * per_student)[:, None] - q * (u * per_teacher)[:, None]
@@ -235,9 +270,9 @@ def _times(x, share):
 @triton.jit(do_not_specialize=_INTEGERS)
 def kd_kl_swept(
     student, teacher, upstream, losses, d_student,
-    student_groups, teacher_groups, rows, class_groups, temperature, scale,
-    STANDARDIZE: tl.constexpr, WITH_UPSTREAM: tl.constexpr, WITH_LOSS: tl.constexpr, WITH_GRADIENT: tl.constexpr,
-    GROUP: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    student_groups, teacher_groups, rows, class_groups, temperature, teacher_temperature, scale,
+    STANDARDIZE: tl.constexpr, WEIGHTED: tl.constexpr, WITH_UPSTREAM: tl.constexpr, WITH_LOSS: tl.constexpr,
+    WITH_GRADIENT: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     classes = class_groups * GROUP
     row = tl.program_id(0).to(tl.int64)
@@ -246,11 +281,12 @@ def kd_kl_swept(
     student += row * (student_groups.to(tl.int64) * GROUP)
     teacher += row * (teacher_groups.to(tl.int64) * GROUP)
     factor, mean, deviation = _scale(student, classes, temperature, STANDARDIZE, WIDTH, BLOCK, STAGES)
-    teacher_factor, _, _ = _scale(teacher, classes, temperature, STANDARDIZE, WIDTH, BLOCK, STAGES)
+    teacher_factor, _, _ = _scale(teacher, classes, teacher_temperature, STANDARDIZE, WIDTH, BLOCK, STAGES)
     highest = tl.full((LANES,), LOWEST, tl.float32)
     teacher_highest = tl.full((LANES,), LOWEST, tl.float32)
     total = tl.zeros((LANES,), tl.float32)
     teacher_total = tl.zeros((LANES,), tl.float32)
+    whole = tl.zeros((LANES,), tl.float32)
     # Σ exp(b) (b − a) below the maxima so far, a and b to base 2; for the standardised gradient Σ exp(a) x, Σ exp(b) x.
     cross = tl.zeros((LANES,), tl.float32)
     own_along = tl.zeros((LANES,), tl.float32)
@@ -272,6 +308,9 @@ def kd_kl_swept(
             centred = (x - mean) * (factor * temperature)
             own_along = own_along * share + tl.sum(_times(centred, p), 1)
             teacher_along = teacher_along * teacher_share + tl.sum(_times(centred, q), 1)
+        if WEIGHTED:
+            whole = whole * tl.exp2((teacher_before - teacher_highest) * LOG2_E)
+            whole += tl.sum(tl.exp2((y - teacher_highest[:, None]) * LOG2_E), 1)
         total = total * share + tl.sum(p, 1)
         teacher_total = teacher_total * teacher_share + tl.sum(q, 1)
     top, share = lane_shares(highest, total, factor)
@@ -281,13 +320,20 @@ def kd_kl_swept(
         cross = _times(cross + _times(rise, teacher_total), teacher_share)
     total = tl.sum(total * share, 0)
     teacher_total = tl.sum(teacher_total * teacher_share, 0)
+    if WEIGHTED:
+        _, whole_share = lane_shares(teacher_highest, whole, LOG2_E)
+        weight = _weight(tl.sum(whole * whole_share, 0), teacher_total, teacher_temperature)
     if WITH_LOSS:
         divergence = tl.sum(cross, 0) / LOG2_E / teacher_total + tl.log(total / teacher_total)
+        if WEIGHTED:
+            divergence *= weight
         tl.store(losses + row, divergence * (temperature * temperature * scale))
     if WITH_GRADIENT:
         u = temperature * scale
         if WITH_UPSTREAM:
             u *= tl.load(upstream + row)
+        if WEIGHTED:
+            u *= weight
         if STANDARDIZE:
             along = tl.sum(own_along * share, 0) / total - tl.sum(teacher_along * teacher_share, 0) / teacher_total
             along = tl.where(deviation == 0, 0.0, along / (deviation * _degrees(classes)))
@@ -322,6 +368,8 @@ def specializations(architecture: str) -> Iterator[Specialization]:
                 yield _form(kernel, element, options, ("losses",), standardize)
                 yield _form(kernel, element, options, ("upstream", "d_student"), standardize)
             yield _form(kernel, element, options, ("losses", "d_student"), True, group=1)
+            for given in (("losses",), ("upstream", "d_student")):
+                yield _form(kernel, element, options, given, False, weighted=True)
             if kernel is kd_kl_swept:
                 yield _form(kernel, element, options, ("losses", "d_student"), True)
 
@@ -333,14 +381,17 @@ def _form(
     given: tuple[str, ...],
     standardize: bool,
     group: int | None = None,
+    weighted: bool = False,
 ) -> Specialization:
     """A kernel for what is `given`; rows are aligned unless `group` is 1."""
     types = {name: f"*{element}" for name in ("student", "teacher", "d_student")}
-    types |= {"upstream": "*fp32", "losses": "*fp32", "temperature": "fp32", "scale": "fp32"}
+    types |= {"upstream": "*fp32", "losses": "*fp32", "scale": "fp32"}
+    types |= {"temperature": "fp32", "teacher_temperature": "fp32"}
     optional = {"upstream": "WITH_UPSTREAM", "losses": "WITH_LOSS", "d_student": "WITH_GRADIENT"}
     absent = [name for name in optional if name not in given]
     constants = {flag: name in given for name, flag in optional.items()} | dict.fromkeys(absent)
-    constants |= {"STANDARDIZE": standardize, "GROUP": group or 16 // ELEMENTS[element]}
+    constants |= {"STANDARDIZE": standardize, "WEIGHTED": weighted, "GROUP": group or 16 // ELEMENTS[element]}
     columns = f", C ≤ {options['BLOCK']}" if "ROWS" in options else ""
     description = f"{element}{columns}, {' and '.join(given)}" + (", any C" if group else "")
-    return specialize(kernel, types, constants, options, description=description + standardize * ", standardised")
+    description += standardize * ", standardised" + weighted * ", weighted"
+    return specialize(kernel, types, constants, options, description=description)

@@ -18,14 +18,23 @@ struct KdKl {
   Tensor rows, d_student;
 };
 
-Logits describe(const Tensor& x, const char* name) {
-  return {element_of(x, name), x.const_data_ptr(), x.stride(0), x.stride(1)};
+// How the two sides are compared; what each is, KdKlJob says.
+struct Settings {
+  double temperature, teacher_sharpness;
+  bool standardize = false, weighted = false;
+};
+
+Settings softened(double temperature, bool standardize) {
+  return {.temperature = temperature, .teacher_sharpness = 1 / temperature, .standardize = standardize};
+}
+
+Settings transformed_teacher(double gamma, bool weighted) {
+  return {.temperature = 1, .teacher_sharpness = gamma, .weighted = weighted};
 }
 
 // `grad_rows`: the upstream gradient of every row's loss, read only where the student's gradient is wanted.
 KdKl compute_kd_kl(
-    const Tensor& student, const Tensor& teacher, double temperature, bool standardize, bool need_grad,
-    const float* grad_rows) {
+    const Tensor& student, const Tensor& teacher, const Settings& settings, bool need_grad, const float* grad_rows) {
   STD_TORCH_CHECK(student.dim() == 2 && student.size(1) > 0, "student should be (N, C) with C ≥ 1");
   const int64_t count = student.size(0), classes = student.size(1);
   check_shape(student, {count, classes}, "student");
@@ -34,11 +43,13 @@ KdKl compute_kd_kl(
       empty({count}, ScalarType::Float),
       need_grad ? empty({count, classes}, student.scalar_type()) : empty({0}, student.scalar_type())};
   const KdKlJob job{
-      .student = describe(student, "student"),
-      .teacher = describe(teacher, "teacher"),
+      .student = logits_of(student, "student"),
+      .teacher = logits_of(teacher, "teacher"),
       .classes = classes,
-      .temperature = static_cast<float>(temperature),
-      .standardize = standardize,
+      .temperature = static_cast<float>(settings.temperature),
+      .teacher_sharpness = static_cast<float>(settings.teacher_sharpness),
+      .standardize = settings.standardize,
+      .weighted = settings.weighted,
       .grad_rows = grad_rows,
       .rows = result.rows.mutable_data_ptr<float>(),
       .d_student = need_grad ? result.d_student.mutable_data_ptr() : nullptr,
@@ -50,23 +61,35 @@ KdKl compute_kd_kl(
 }
 
 Tensor kd_kl_rows(const Tensor& student, const Tensor& teacher, double temperature, bool standardize) {
-  return compute_kd_kl(student, teacher, temperature, standardize, false, nullptr).rows;
+  return compute_kd_kl(student, teacher, softened(temperature, standardize), false, nullptr).rows;
 }
 
 Tensor kd_kl_rows_backward(
     const Tensor& grad_rows, const Tensor& student, const Tensor& teacher, double temperature, bool standardize) {
   const Tensor upstream = per_row(grad_rows, student.size(0), "grad_rows");
-  return compute_kd_kl(student, teacher, temperature, standardize, true, upstream.const_data_ptr<float>()).d_student;
+  const Settings settings = softened(temperature, standardize);
+  return compute_kd_kl(student, teacher, settings, true, upstream.const_data_ptr<float>()).d_student;
 }
 
 std::tuple<Tensor, Tensor> kd_kl_sum(
     const Tensor& student, const Tensor& teacher, double temperature, bool standardize, double scale) {
   const std::vector<float> upstream(student.size(0), static_cast<float>(scale));
-  const KdKl all = compute_kd_kl(student, teacher, temperature, standardize, true, upstream.data());
+  const KdKl all = compute_kd_kl(student, teacher, softened(temperature, standardize), true, upstream.data());
   const float* row = all.rows.const_data_ptr<float>();
   double total = 0;
   for (int64_t i = 0; i < student.size(0); ++i) total += row[i];
   return {scalar(scale * total), all.d_student};
+}
+
+Tensor transformed_teacher_rows(const Tensor& student, const Tensor& teacher, double gamma, bool weighted) {
+  return compute_kd_kl(student, teacher, transformed_teacher(gamma, weighted), false, nullptr).rows;
+}
+
+Tensor transformed_teacher_rows_backward(
+    const Tensor& grad_rows, const Tensor& student, const Tensor& teacher, double gamma, bool weighted) {
+  const Tensor upstream = per_row(grad_rows, student.size(0), "grad_rows");
+  const Settings settings = transformed_teacher(gamma, weighted);
+  return compute_kd_kl(student, teacher, settings, true, upstream.const_data_ptr<float>()).d_student;
 }
 
 // ---- relational ---------------------------------------------------------------------------------------------------------
@@ -182,6 +205,8 @@ STABLE_TORCH_LIBRARY_IMPL(icckd_native, CPU, m) {
   m.impl("kd_kl_rows", TORCH_BOX(&icckd::kd_kl_rows));
   m.impl("kd_kl_rows_backward", TORCH_BOX(&icckd::kd_kl_rows_backward));
   m.impl("kd_kl_sum", TORCH_BOX(&icckd::kd_kl_sum));
+  m.impl("transformed_teacher_rows", TORCH_BOX(&icckd::transformed_teacher_rows));
+  m.impl("transformed_teacher_rows_backward", TORCH_BOX(&icckd::transformed_teacher_rows_backward));
   m.impl("rkd_distance", TORCH_BOX(&icckd::rkd_distance));
   m.impl("rkd_angle", TORCH_BOX(&icckd::rkd_angle));
 }

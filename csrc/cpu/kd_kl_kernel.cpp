@@ -1,15 +1,16 @@
-// The softened predictions' divergence of whole rows, student x and teacher y, at temperature T:
+// The softened predictions' divergence of whole rows, student x and teacher y, at temperatures T and U:
 //
-//     a = (x − max x) / T,  p = exp(a) / A,  A = Σ exp(a);      b = (y − max y) / T,  q = exp(b) / B,  B = Σ exp(b)
+//     a = (x − max x) / T,  p = exp(a) / A,  A = Σ exp(a);      b = (y − max y) / U,  q = exp(b) / B,  B = Σ exp(b)
 //     loss     = T² (1/B Σ exp(b) (b − a) + log A − log B)
 //     gradient = g T (p − q)
 //
+// both times Z = B (Σ exp(y − max y))^(−1/U), the sum of the (1/U)-th powers of softmax(y), where rows are weighted,
 // and where the rows are standardised first, x = (u − mean u) / (σ + 1e-7) with σ² = Σ (u − mean u)² / (C − 1):
 //
 //     gradient = g T ((p − q) / (σ + 1e-7) − x Σ (p − q) x / ((C − 1) σ)),     as Σ (p − q) = 0
 //
 // Memory: each logit is read once and the student's gradient written once; between, three rows of scratch lie in cache. Work: two
-// exponentials per class.
+// exponentials per class, three where rows are weighted.
 #include "cpu/kd_kl_kernel.h"
 
 #include <cmath>
@@ -79,9 +80,10 @@ void compute_row(const KdKlJob& job, int64_t i, const Scratch& row) {
   fill_padding(row.q, classes, -infinity);
 
   const float top = largest(row.x, classes), teacher_top = largest(row.q, classes);
-  const float sharpness = 1 / job.temperature;
+  const float sharpness = 1 / job.temperature, teacher_sharpness = job.teacher_sharpness;
+  const float whole = job.weighted ? total(classes, [&](int64_t c) { return exp(load(row.q + c) - teacher_top); }) : 0;
   const Sums sums = accumulate(classes, [&](int64_t c) {
-    const Vec a = (load(row.x + c) - top) * sharpness, b = (load(row.q + c) - teacher_top) * sharpness;
+    const Vec a = (load(row.x + c) - top) * sharpness, b = (load(row.q + c) - teacher_top) * teacher_sharpness;
     const Vec p = exp(a), q = exp(b);
     store(row.p + c, p);
     store(row.q + c, q);
@@ -91,11 +93,12 @@ void compute_row(const KdKlJob& job, int64_t i, const Scratch& row) {
   const float student_total = sum(sums.student), teacher_total = sum(sums.teacher), temperature = job.temperature;
   const double log_ratio = std::log(static_cast<double>(student_total) / teacher_total);
   const double divergence = sum(sums.cross) / teacher_total + log_ratio;
-  job.rows[i] = static_cast<float>(divergence * temperature * temperature);
+  const float weight = job.weighted ? teacher_total * std::exp(-teacher_sharpness * std::log(whole)) : 1;
+  job.rows[i] = static_cast<float>(divergence * temperature * temperature * weight);
   if (!job.d_student) return;
 
   T* gradient = static_cast<T*>(job.d_student) + i * classes;
-  const float g = job.grad_rows[i] * temperature;
+  const float g = job.grad_rows[i] * temperature * weight;
   const auto difference = [&](int64_t c) { return load(row.p + c) / student_total - load(row.q + c) / teacher_total; };
   if (!job.standardize) {
     write_row(gradient, classes, [&](int64_t c) { return difference(c) * g; });

@@ -3,22 +3,15 @@
 #include <cstdint>
 
 #include "cpu/dispatch.h"
-#include "cpu/element.h"
+#include "cpu/logits.h"
 
 namespace icckd {
-
-// Row i, class c: element i · row_stride + c · class_stride.
-struct Logits {
-  Element element;
-  const void* data;
-  int64_t row_stride, class_stride;
-};
 
 struct KdKlJob {
   Logits student, teacher;
   int64_t classes;
-  float temperature;
-  bool standardize;
+  float temperature, teacher_sharpness;  // T, and 1 / the teacher's
+  bool standardize, weighted;
   const float* grad_rows;  // (N,), the upstream gradient of each row's loss; read for d_student only
   float* rows;             // (N,)
   void* d_student;         // (N, classes), contiguous, of the student's type; null: not wanted

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/logits.h"
 #include "cpu/parallel.h"
 #include "cpu/tensors.h"
 
@@ -14,6 +15,10 @@ inline Tensor per_row(const Tensor& x, int64_t count, const char* name) {
   check_shape(x, {count}, name);
   check_dtype(x, ScalarType::Float, name);
   return torch::stable::contiguous(x);
+}
+
+inline Logits logits_of(const Tensor& x, const char* name) {
+  return {element_of(x, name), x.const_data_ptr(), x.stride(0), x.stride(1)};
 }
 
 // How long a row of scratch is: whole registers of any instruction set.

@@ -19,8 +19,8 @@ BACKENDS = ("reference", "cpu", "cuda", "triton")
 FAMILIES = ("intra_class", "cross_entropy", "kd_kl", "relational", "class_memory")
 # Further families, which not every backend computes: those that do, besides "reference".
 PARTLY_SERVED: dict[str, tuple[str, ...]] = {
-    "rest_divergence": (),
-    "transformed_teacher": (),
+    "rest_divergence": ("cpu", "triton"),
+    "transformed_teacher": ("cpu", "triton"),
     "dist": (),
     "similarity_preserving": (),
     "pkt": (),

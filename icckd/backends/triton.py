@@ -12,7 +12,7 @@ from torch import Tensor
 
 from icckd.backends.eager.class_memory import class_memory_push
 from icckd.backends.problem import IntraClassProblem
-from icckd.kernels import bank, cross_entropy, distillation, intra_class, relational, scaling
+from icckd.kernels import bank, cross_entropy, distillation, intra_class, relational, rest_divergence, scaling
 from icckd.kernels.tables import interpreted
 
 DEVICE = "cpu" if interpreted() else "cuda"
@@ -53,8 +53,12 @@ intra_class_sum = on_device_of_tensors(intra_class.intra_class_sum)
 kd_kl_rows = on_device_of_tensors(distillation.kd_kl_rows)
 kd_kl_rows_backward = on_device_of_tensors(distillation.kd_kl_rows_backward)
 kd_kl_sum = on_device_of_tensors(distillation.kd_kl_sum)
+rest_divergence_rows = on_device_of_tensors(rest_divergence.rest_divergence_rows)
+rest_divergence_rows_backward = on_device_of_tensors(rest_divergence.rest_divergence_rows_backward)
 rkd_angle = on_device_of_tensors(relational.rkd_angle)
 rkd_distance = on_device_of_tensors(relational.rkd_distance)
 scale_gradients = on_device_of_tensors(scaling.scale_gradients)
+transformed_teacher_rows = on_device_of_tensors(distillation.transformed_teacher_rows)
+transformed_teacher_rows_backward = on_device_of_tensors(distillation.transformed_teacher_rows_backward)
 
 __all__ = ["class_memory_push"]  # PyTorch's own; the others are defined above

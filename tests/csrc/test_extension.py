@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from icckd.backends import native
-from icckd.ops import bank, cross_entropy, distillation, intra_class
+from icckd.ops import bank, cross_entropy, distillation, intra_class, rest_divergence
 
 ROOT = Path(__file__).parents[2]
 needs_extension = pytest.mark.skipif(native.why_unavailable() is not None, reason="icckd._C is not built")
@@ -43,7 +43,7 @@ def test_file_is_for_every_python_and_torch():
 
 
 @needs_extension
-@pytest.mark.parametrize("module", [intra_class, cross_entropy, distillation, bank])
+@pytest.mark.parametrize("module", [intra_class, cross_entropy, distillation, bank, rest_divergence])
 def test_schemas_are_those_of_the_public_operators(module):
     operators = [value for value in vars(module).values() if isinstance(value, torch.library.CustomOpDef)]
     assert operators
