@@ -43,13 +43,14 @@ def main() -> None:
     loss = contenders(case, device)[options.contender]
     evaluate(loss, make_inputs(Case(256, 16, 4), 0, device))  # libraries load their own memory at first use
     inputs = make_inputs(case, 0, device)
-    before = _reset(device)
+    before = reset(device)
     gradients = evaluate(loss, inputs)
-    print(_highest(device) - before)
+    print(highest(device) - before)
     del gradients
 
 
-def _reset(device: torch.device) -> int:
+def reset(device: torch.device) -> int:
+    """Let the highest use of memory count anew; the bytes in use now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -57,7 +58,8 @@ def _reset(device: torch.device) -> int:
     return _status("VmRSS")
 
 
-def _highest(device: torch.device) -> int:
+def highest(device: torch.device) -> int:
+    """The most bytes in use since the last `reset`."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
 
 

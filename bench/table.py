@@ -1,8 +1,8 @@
 """Fills the tables of a Markdown file from recorded rows, so that no number is typed by hand.
 
 `python -m bench.table FILE.md ROWS.json …` replaces what stands between `<!-- table: NAME -->` and `<!-- end -->`.
-NAME is one of: targets, memory, cross_entropy, and those of `bench.gpu.report`, which say that they are owed where no
-rows of a GPU are given.
+NAME is one of: targets, memory, cross_entropy, crd, and those of `bench.gpu.report`, which say that they are owed where
+no rows of a GPU are given.
 """
 
 import json
@@ -61,10 +61,31 @@ def cross_entropy(rows: list[Row]) -> str:
     return "\n".join([*lines, "", _conditions(chosen)])
 
 
+def crd(rows: list[Row]) -> str:
+    chosen = [r for r in rows if r["benchmark"] == "crd"]
+    head = ["way", "milliseconds, median", "× public", "× floor", "largest error", "peak, MB"]
+    lines = [_line(head), _line(["---", *("--:" for _ in head[1:])])]
+    for row in chosen:
+        errors, peak = (row["products_error"], row["gradient_error"]), row["peak_bytes"]
+        lines.append(
+            _line(
+                [
+                    row["contender"],
+                    *(f"{row[key]:.{digits}f}" for key, digits in (("median_ms", 1), ("times_public", 3))),
+                    f"{row['times_floor']:.2f}",
+                    "–" if None in errors else f"{max(errors):.0e}",
+                    "–" if peak is None else f"{peak / 1e6:.0f}",
+                ]
+            )
+        )
+    return "\n".join([*lines, "", _conditions(chosen)])
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "targets": targets,
     "memory": memory,
     "cross_entropy": cross_entropy,
+    "crd": crd,
     **report.TABLES,
 }
 

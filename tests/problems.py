@@ -85,6 +85,21 @@ def assert_as_exact(computed, plain, truth, temperature, absolute=(1e-7, 1e-7, 1
         assert error <= 2 * budget + rounding * scale + least, name
 
 
+# --- products with a memory bank --------------------------------------------------------------------------------------
+
+
+def bank_problem(queries, count, dim, rows, dtype=torch.float32, bank_dtype=None, seed=0, device="cpu"):
+    """Query, bank, indices of which some are repeated, and the products' upstream gradient."""
+    generator = torch.Generator().manual_seed(seed + 1000 * count + dim)
+    query = torch.randn(queries, dim, generator=generator).to(device, dtype)
+    bank = torch.randn(rows, dim, generator=generator).to(device, bank_dtype or dtype)
+    # No number can be drawn below 0, even if none is wanted.
+    index = torch.randint(max(rows, 1), (queries, count), generator=generator)
+    if count > 2:
+        index[:, -1] = index[:, 0]
+    return query, bank, index.to(device), torch.randn(queries, count, generator=generator).to(device)
+
+
 # --- losses of two matrices, or of a matrix and labels ----------------------------------------------------------------
 
 

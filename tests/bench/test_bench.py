@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from bench import cross_entropy, intra_class, measure, peers, plot, table
+from bench import crd, cross_entropy, intra_class, measure, peers, plot, table
 from icckd import reference
 
 CPU = torch.device("cpu")
@@ -100,9 +100,10 @@ def test_contenders_take_turns_and_slow_ones_fewer(monkeypatch):
     assert calls[4:8] == [("a", 0), ("b", 0), ("b", 1), ("a", 1)]
 
 
-@pytest.mark.parametrize(("module", "rows_at_least"), [(intra_class, 6), (cross_entropy, 5)])
+@pytest.mark.parametrize(("module", "rows_at_least"), [(intra_class, 6), (cross_entropy, 5), (crd, 5)])
 def test_the_quick_run_writes_rows(module, rows_at_least, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(crd, "peak", lambda *_: 1000)
     monkeypatch.setattr(intra_class.importlib.util, "find_spec", lambda package: None)
     monkeypatch.setattr(intra_class, "_PEERS", [p for p in intra_class._PEERS if "compile" not in p.name])
     arguments = ["--quick", "--json", str(tmp_path / "rows.json"), "--csv", str(tmp_path / "rows.csv")]
@@ -127,6 +128,39 @@ def test_the_quick_run_writes_rows(module, rows_at_least, tmp_path, monkeypatch)
     assert len(list(csv.DictReader((tmp_path / "rows.csv").open()))) == len(rows)
 
 
+@pytest.mark.parametrize("name", crd.ways(CPU))
+def test_every_way_to_multiply_with_a_bank_computes_the_definition(name):
+    x = crd.make_inputs(crd.Case(b=3, k=2100, d=5, n=70), seed=3, device=CPU)
+    products, gradients = crd.evaluate(crd.ways(CPU)[name], x)
+    for query, bank, upstream, product, gradient in zip(
+        x.queries, x.banks, x.upstream, products, gradients, strict=True
+    ):
+        query = query.double().requires_grad_()
+        expected = reference.bank_products(query, bank.double(), x.index)
+        torch.testing.assert_close(product.double(), expected.detach(), rtol=1e-5, atol=1e-5)
+        (exact,) = torch.autograd.grad(expected, query, upstream.double())
+        torch.testing.assert_close(gradient.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+def test_a_wrong_way_is_an_error():
+    x = crd.make_inputs(crd.QUICK, seed=3, device=CPU)
+    exact = crd.evaluate(crd.whole_bank, x)
+    with pytest.raises(RuntimeError, match="half is wrong"):
+        crd._errors("half", crd.evaluate(lambda *y: 0.5 * crd.whole_bank(*y), x), exact)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells it on Linux")
+def test_the_peak_of_the_public_way_holds_the_gathered_rows(capsys):
+    case = crd.Case(b=16, k=1000, d=128, n=100)
+    gathered = 2 * 4 * case.b * (case.k + 1) * case.d
+    peaks = {}
+    for name in (crd.PUBLIC, "chunks of gathered rows"):
+        crd._print_peak(name, case, CPU)
+        peaks[name] = int(capsys.readouterr().out)
+    assert peaks[crd.PUBLIC] > 0.9 * gathered
+    assert peaks["chunks of gathered rows"] < 0.3 * gathered
+
+
 def fake_rows():
     common = {"processor": "P", "threads": 2, "torch": "2", "icckd": "1", "commit": "c", "date": "2026-01-01T00:00"}
     case = {"n": 8, "d": 4, "c": 2, "sizes": "equal", "median_ms": 1.25, "times_floor": 1.5}
@@ -141,6 +175,8 @@ def fake_rows():
     rows.append(
         {"benchmark": "cross_entropy", "contender": "y", "n": 8, "c": 2, "median_ms": 3.0, "times_eager": 0.4, **common}
     )
+    crd_row = {"contender": "z", "median_ms": 7.0, "times_public": 0.125, "times_floor": 2.0, "peak_bytes": 3_200_000}
+    rows.append({"benchmark": "crd", **crd_row, "products_error": 1e-7, "gradient_error": 2e-6, **common})
     return rows
 
 
@@ -154,13 +190,19 @@ def test_a_copy_without_history_is_told_its_commit_or_says_that_it_does_not_know
 
 
 def test_tables_are_filled_in_place_and_twice_is_the_same():
-    names = ("targets", "memory", "cross_entropy")
+    names = ("targets", "memory", "cross_entropy", "crd")
     text = "before\n" + "".join(f"<!-- table: {name} -->\nold\n<!-- end -->\n" for name in names) + "after\n"
     filled = table.fill(text, fake_rows())
     assert filled.startswith("before\n")
     assert filled.endswith("after\n")
     assert "old" not in filled
-    for cell in ("| icckd cpu | 1.2 (1.50) |", "| x | 1.20 |", "| y | 3.0 (0.40) |", "P, 2 threads"):
+    for cell in (
+        "| icckd cpu | 1.2 (1.50) |",
+        "| x | 1.20 |",
+        "| y | 3.0 (0.40) |",
+        "| z | 7.0 | 0.125 | 2.00 | 2e-06 | 3 |",
+        "P, 2 threads",
+    ):
         assert cell in filled
     assert table.fill(filled, fake_rows()) == filled
 

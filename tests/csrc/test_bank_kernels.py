@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from icckd.backends import native
-from tests.functional.test_bank import problem
+from tests.problems import bank_problem
 
 pytestmark = pytest.mark.skipif(native.why_unavailable() is not None, reason="icckd._C is not built")
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(native.why_unavailable() is not None, reason="ic
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("dim", [*range(1, 19), 127, 128, 145, 300])
 def test_columns(dim, dtype):
-    query, bank, index, weight = problem(2, 21, dim, 30, dtype)
+    query, bank, index, weight = bank_problem(2, 21, dim, 30, dtype)
     rows = bank.double()[index]
     products = native.bank_products(query, bank, index)
     torch.testing.assert_close(products.double(), (query.double()[:, None] * rows).sum(2), rtol=1e-5, atol=1e-5)
@@ -22,7 +22,7 @@ def test_columns(dim, dtype):
 
 @pytest.mark.parametrize("count", [7, 8, 9, 255, 256, 257, 2048, 4099])
 def test_indices(count):
-    query, bank, index, weight = problem(3, count, 20, 50)
+    query, bank, index, weight = bank_problem(3, count, 20, 50)
     rows = bank.double()[index]
     products = native.bank_products(query, bank, index)
     torch.testing.assert_close(products.double(), (query.double()[:, None] * rows).sum(2), rtol=1e-5, atol=1e-5)
@@ -33,7 +33,7 @@ def test_indices(count):
 @pytest.mark.parametrize("wrong", [-1, 9, 2**62, -(2**63)])
 @pytest.mark.parametrize("place", [0, 5])
 def test_an_index_of_no_row_is_refused_instead_of_read(wrong, place):
-    query, bank, index, weight = problem(3, 6, 5, 9)
+    query, bank, index, weight = bank_problem(3, 6, 5, 9)
     index[2, place] = wrong
     for operator, given in ((native.bank_products, query), (native.bank_sums, weight)):
         with pytest.raises(RuntimeError, match=r"index holds an index that is not in \[0, 9\)"):

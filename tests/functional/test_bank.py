@@ -9,24 +9,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from icckd import BackendUnavailable, backends, reference
 from icckd.backends.eager import bank as eager
 from icckd.functional import bank_products
-from tests.problems import SMALL, assert_as_accurate
+from tests.problems import SMALL, assert_as_accurate, bank_problem
 
 # (B, K, D, N): ragged, prime, single, empty; few rows for many indices, and many for few.
 SIZES = [
     (3, 5, 7, 11), (1, 1, 1, 1), (1, 97, 33, 2), (5, 1, 16, 300), (2, 70, 129, 13), (4, 19, 64, 1009), (1, 1, 200, 3),
     (0, 4, 5, 6), (3, 0, 5, 6), (2, 3, 0, 4), (0, 0, 3, 0), (2, 0, 3, 0),
 ]  # fmt: skip
-
-
-def problem(b, k, d, n, dtype=torch.float32, bank_dtype=None, seed=0):
-    """Query, bank, indices with repeats, and an upstream gradient."""
-    generator = torch.Generator().manual_seed(seed + 1000 * k + d)
-    query = torch.randn(b, d, generator=generator).to(dtype)
-    bank = torch.randn(n, d, generator=generator).to(bank_dtype or dtype)
-    index = torch.randint(n, (b, k), generator=generator) if k and b else torch.empty(b, k, dtype=torch.int64)
-    if k > 2:
-        index[:, -1] = index[:, 0]
-    return query, bank, index, torch.randn(b, k, generator=generator)
 
 
 def with_gradient(function, query, bank, index, upstream, **options):
@@ -49,16 +38,16 @@ def assert_right(backend, query, bank, index, upstream):
 @pytest.mark.parametrize("dtype", SMALL, ids=str)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_is_as_accurate_as_pytorch(backend, sizes, dtype):
-    assert_right(backend, *problem(*sizes, dtype=dtype))
+    assert_right(backend, *bank_problem(*sizes, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.float16, torch.float32)], ids=str)
 def test_two_dtypes(backend, dtypes):
-    assert_right(backend, *problem(3, 9, 37, 20, *dtypes))
+    assert_right(backend, *bank_problem(3, 9, 37, 20, *dtypes))
 
 
 def test_double_precision_is_computed_by_the_reference():
-    query, bank, index, upstream = problem(3, 9, 37, 20, torch.float32, torch.float64)
+    query, bank, index, upstream = bank_problem(3, 9, 37, 20, torch.float32, torch.float64)
     products, gradient = with_gradient(bank_products, query, bank, index, upstream)
     expected, expected_gradient = with_gradient(reference.bank_products, query.double(), bank, index, upstream)
     torch.testing.assert_close(products, expected, rtol=1e-13, atol=1e-13)
@@ -67,7 +56,7 @@ def test_double_precision_is_computed_by_the_reference():
 
 @pytest.mark.parametrize("rows", [10, 400])
 def test_gradcheck(rows):
-    query, bank, index, _ = problem(3, 7, 5, rows, torch.float64)
+    query, bank, index, _ = bank_problem(3, 7, 5, rows, torch.float64)
     torch.autograd.gradcheck(
         lambda x: bank_products(x, bank, index), query.requires_grad_(), check_forward_ad=True, check_batched_grad=True
     )
@@ -84,7 +73,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_strides(backend, layout):
-    query, bank, index, upstream = map(LAYOUTS[layout], problem(3, 6, 21, 9))
+    query, bank, index, upstream = map(LAYOUTS[layout], bank_problem(3, 6, 21, 9))
     results = with_gradient(bank_products, query, bank, index, upstream, backend=backend)
     dense = (x.contiguous() for x in (query, bank, index, upstream))
     for actual, expected in zip(results, with_gradient(bank_products, *dense, backend=backend), strict=True):
@@ -93,26 +82,26 @@ def test_any_strides(backend, layout):
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8], ids=str)
 def test_narrow_indices(backend, dtype):
-    query, bank, index, _ = problem(3, 6, 5, 9)
+    query, bank, index, _ = bank_problem(3, 6, 5, 9)
     assert torch.equal(
         bank_products(query, bank, index.to(dtype), backend=backend), bank_products(query, bank, index, backend=backend)
     )
 
 
 def test_same_bits_every_time(backend):
-    inputs = problem(3, 600, 40, 50)
+    inputs = bank_problem(3, 600, 40, 50)
     first = with_gradient(bank_products, *inputs, backend=backend)
     assert all(map(torch.equal, first, with_gradient(bank_products, *inputs, backend=backend)))
 
 
 def test_the_bank_gets_no_gradient(backend):
-    query, bank, index, _ = problem(3, 6, 5, 9)
+    query, bank, index, _ = bank_problem(3, 6, 5, 9)
     assert not bank_products(query, bank.requires_grad_(), index, backend=backend).requires_grad
 
 
 @pytest.mark.parametrize("wrong", [-1, 9, 2**40])
 def test_an_index_of_no_row_is_named(backend, wrong):
-    query, bank, index, _ = problem(3, 6, 5, 9)
+    query, bank, index, _ = bank_problem(3, 6, 5, 9)
     index[1, 2] = wrong
     with pytest.raises(ValueError, match=rf"index holds {wrong}; each should be in \[0, 9\)"):
         bank_products(query, bank, index, backend=backend)
@@ -146,7 +135,7 @@ def test_the_cuda_backend_has_no_kernel_and_says_who_has(monkeypatch):
 
 @pytest.mark.parametrize("dtype", SMALL, ids=str)
 def test_both_ways_of_plain_pytorch_agree(dtype):
-    query, bank, index, _ = problem(4, 50, 30, 40, dtype)
+    query, bank, index, _ = bank_problem(4, 50, 30, 40, dtype)
     expected = reference.bank_products(query.double(), bank.double(), index)
     for way in (eager.whole_bank_products, eager.gathered_products):
         with torch.autocast("cpu", torch.bfloat16):
@@ -158,7 +147,7 @@ def test_both_ways_of_plain_pytorch_agree(dtype):
 
 
 def test_derivatives_of_every_kind(backend):
-    query, bank, index, upstream = problem(2, 6, 5, 9)
+    query, bank, index, upstream = bank_problem(2, 6, 5, 9)
     exact = [x.double() for x in (query, bank)]
 
     def loss(function, bank, **options):
@@ -179,7 +168,7 @@ def test_derivatives_of_every_kind(backend):
 
 
 def test_vmap_over_indices(backend):
-    query, bank, index, _ = problem(4, 6, 5, 9)
+    query, bank, index, _ = bank_problem(4, 6, 5, 9)
     many = torch.stack([index, index.flip(1)])
     expected = torch.stack([bank_products(query, bank, x, backend=backend) for x in many])
     assert torch.equal(vmap(lambda x: bank_products(query, bank, x, backend=backend))(many), expected)
@@ -206,14 +195,14 @@ def test_a_recorded_graph_computes_other_data(backend):
         query = query.detach().requires_grad_()
         return torch.autograd.grad(bank_products(query, bank, index, backend=backend).exp().sum(), query)[0]
 
-    *inputs, _ = problem(3, 6, 5, 9)
+    *inputs, _ = bank_problem(3, 6, 5, 9)
     graph = make_fx(gradient, tracing_mode="symbolic")(*inputs)
-    *others, _ = problem(4, 8, 5, 12, seed=1)
+    *others, _ = bank_problem(4, 8, 5, 12, seed=1)
     torch.testing.assert_close(graph(*others), gradient(*others))
 
 
 def test_inference_tensors_as_bank(backend):
-    query, bank, index, upstream = problem(3, 6, 5, 9)
+    query, bank, index, upstream = bank_problem(3, 6, 5, 9)
     with torch.inference_mode():
         made = bank.clone()
     results = with_gradient(bank_products, query, made, index, upstream, backend=backend)

@@ -6,9 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from icckd.functional import cross_entropy_with_margin, intra_class_contrastive, kd_kl, rkd_angle, rkd_distance
+from icckd.functional import (
+    bank_products,
+    cross_entropy_with_margin,
+    intra_class_contrastive,
+    kd_kl,
+    rkd_angle,
+    rkd_distance,
+)
 from tests.gpu.conftest import Target
-from tests.problems import logits_and_labels, problem, student_and_teacher
+from tests.problems import bank_problem, logits_and_labels, problem, student_and_teacher
 
 
 @dataclass
@@ -80,6 +87,16 @@ def relational(function: Callable[..., Tensor]) -> Callable[..., Step]:
     return make
 
 
+def bank(target: Target, seed: int = 0) -> Step:
+    sizes = target.choose((20, 5000, 128, 3000), (3, 70, 9, 20))
+    tensors = bank_problem(*sizes, dtype=torch.bfloat16, bank_dtype=torch.float32, seed=seed, device=target.device)
+
+    def loss(query: Tensor, bank: Tensor, index: Tensor, upstream: Tensor) -> Tensor:
+        return (bank_products(query, bank, index, backend=target.backend) * upstream).sum()
+
+    return Step(list(tensors), 1, loss)
+
+
 # How to make the step, and an operator that the backend must have for it.
 LOSSES = {
     "intra_class": (intra_class, "intra_class_sum"),
@@ -88,4 +105,5 @@ LOSSES = {
     "kd_kl": (distillation, "kd_kl_sum"),
     "rkd_distance": (relational(rkd_distance), "rkd_distance"),
     "rkd_angle": (relational(rkd_angle), "rkd_angle"),
+    "bank": (bank, "bank_products"),
 }

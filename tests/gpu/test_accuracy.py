@@ -5,12 +5,20 @@ import torch
 import torch.nn.functional as F
 
 from icckd import ClassMemory, reference
-from icckd.functional import cross_entropy_with_margin, intra_class_contrastive, kd_kl, rkd_angle, rkd_distance
+from icckd.functional import (
+    bank_products,
+    cross_entropy_with_margin,
+    intra_class_contrastive,
+    kd_kl,
+    rkd_angle,
+    rkd_distance,
+)
 from icckd.ops.class_memory import class_memory_push
 from tests.problems import (
     SMALL,
     assert_as_accurate,
     assert_as_exact_as_pytorch,
+    bank_problem,
     logits_and_labels,
     loss_and_gradient,
     loss_margin_and_gradient,
@@ -107,6 +115,24 @@ def test_relational(target, function, dtype, rows, student_width, teacher_width)
     single = loss_and_gradient(definition, *pair)
     assert_as_accurate(loss, single[0], exact[0], slack=2e-6 * float(exact[0]) + 1e-9)
     assert_as_accurate(gradient, single[1], exact[1], slack=1e-5 * float(exact[1].abs().max()) + 1e-9)
+
+
+@pytest.mark.parametrize("dtype", SMALL, ids=str)
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (3, 65, 17, 5), (64, 4097, 128, 10_000), (2, 20_000, 301, 500)])
+def test_bank_products(target, dtype, sizes):
+    target.require("bank_products")
+    if target.interpreted:
+        sizes = [min(size, 20) for size in sizes]
+    query, *others, upstream = bank_problem(*sizes, dtype=dtype, device=target.device)
+    results = []
+    for function, of in ((bank_products, None), (reference.bank_products, None), (reference.bank_products, "double")):
+        x, bank, index = (t.double() if of and t.is_floating_point() else t for t in (query, *others))
+        x = x.detach().requires_grad_()
+        products = function(x, bank, index, **({"backend": target.backend} if function is bank_products else {}))
+        (gradient,) = torch.autograd.grad(products, x, upstream.to(products.dtype))
+        results.append((products.detach(), gradient))
+    for computed, single, exact in zip(*results, strict=True):
+        assert_as_accurate(computed, single, exact, slack=1e-6 * float(exact.abs().max()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
