@@ -8,40 +8,20 @@ timed in the same rounds. Medians and ratios count; absolute times depend on wha
 
 import argparse
 import csv
-import importlib.util
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench import measure, memory, peers
+from bench import measure, memory
+from bench.intra_class_cases import ACTIVE, Case, contenders, evaluate, make_inputs, ours
 from bench.measure import Row
-from bench.peers import TEMPERATURE, Inputs, Loss
-from icckd import backends
-from icckd.functional import intra_class_contrastive
+from bench.peers import Inputs, Loss
 
-ACTIVE = 0.7
 INPUT_SETS = 3
-LARGEST_GIGABYTES = 8
-
-
-@dataclass(frozen=True)
-class Case:
-    """N rows of D numbers in C classes: "equal" ones, "skewed" as 1/rank, or "half" of all rows in one."""
-
-    n: int
-    d: int
-    c: int
-    sizes: str = "equal"
-
-    def __str__(self) -> str:
-        return f"N = {self.n:,}, D = {self.d}, C = {self.c:,}, {self.sizes} classes"
-
-
 TARGETS = [Case(8192, 512, 100), Case(16384, 256, 100), Case(16384, 256, 1000), Case(4096, 128, 100)]
 SWEEPS = {
     "classes": [Case(16384, 128, c) for c in (10, 32, 100, 320, 1000, 4096)],
@@ -50,100 +30,6 @@ SWEEPS = {
 }
 MEMORY = Case(131072, 256, 1024)
 QUICK = [Case(512, 32, 8)]
-
-
-def make_inputs(
-    case: Case, seed: int, device: torch.device, dtype: torch.dtype = torch.float32, active: float = ACTIVE
-) -> Inputs:
-    """Fresh random inputs of a case; classes of exactly the sizes it says, in random order."""
-    random = torch.Generator(device).manual_seed(seed)
-    anchor, positive = (torch.randn(case.n, case.d, generator=random, device=device).to(dtype) for _ in range(2))
-    labels = class_labels(case).to(device)[torch.randperm(case.n, generator=random, device=device)]
-    gate = torch.rand(case.n, generator=random, device=device).argsort() < active * case.n
-    return Inputs(anchor, positive, labels, gate, case.c)
-
-
-def class_labels(case: Case) -> Tensor:
-    """The label of every row (N,), class by class."""
-    if case.sizes == "equal":
-        return torch.arange(case.n) * case.c // case.n
-    shares = 1 / torch.arange(1, case.c + 1, dtype=torch.float64)
-    if case.sizes == "half":
-        shares = torch.full((case.c,), 1 / (case.c - 1), dtype=torch.float64)
-        shares[0] = 1
-    ends = (shares.cumsum(0) / shares.sum() * case.n).round()
-    return torch.searchsorted(ends, torch.arange(case.n, dtype=torch.float64), right=True).clamp(max=case.c - 1)
-
-
-def contenders(case: Case, device: torch.device) -> dict[str, Loss]:
-    """Who can compute this case here, by name; a peer that cannot is left out, and said so.
-
-    Peers that need seconds a call are compared at TARGETS only.
-    """
-    chosen: dict[str, Loss] = {}
-    for name in backends.BACKENDS:
-        if backends.why_unavailable(name) is None and name in ("reference", device.type, "triton"):
-            chosen[f"icckd {name}"] = _ours(name)
-    for peer in _PEERS:
-        if peer.targets_only and case not in TARGETS + QUICK:
-            continue
-        reason = _why_not(peer, case)
-        if reason:
-            print(f"    {peer.name}: left out, {reason}")
-        else:
-            chosen[peer.name] = peer.loss
-    return chosen
-
-
-@dataclass(frozen=True)
-class _Peer:
-    """A peer, the numbers of 4 bytes that it holds at once for a case, and the package that it needs."""
-
-    name: str
-    loss: Loss
-    numbers: Callable[[Case], float]
-    package: str | None = None
-    targets_only: bool = False
-
-
-def _padded_numbers(case: Case) -> float:
-    largest = int(class_labels(case).bincount().max())
-    return 4 * case.c * largest**2 + 6 * case.c * largest * case.d
-
-
-_PEERS = [
-    _Peer("loop over classes", peers.loop_over_classes, lambda case: 4 * int(class_labels(case).bincount().max()) ** 2),
-    _Peer("padded bmm", peers.padded_bmm, _padded_numbers),
-    _Peer("padded bmm, gradient by hand", peers.padded_by_hand, _padded_numbers),
-    _Peer("dense", peers.dense, lambda case: 5 * case.n**2, targets_only=True),
-    _Peer(
-        "dense, torch.compile", torch.compile(peers.dense, dynamic=False), lambda case: 5 * case.n**2, targets_only=True
-    ),
-    _Peer("KeOps", peers.keops, lambda case: 6 * case.n * case.d, "pykeops", targets_only=True),
-    # 6.3 GB at N = 4096: its masks over all rows and the listed pairs.
-    _Peer(
-        "pytorch-metric-learning",
-        peers.metric_learning,
-        lambda case: 100 * case.n**2,
-        "pytorch_metric_learning",
-        targets_only=True,
-    ),
-]
-
-
-def _why_not(peer: _Peer, case: Case) -> str | None:
-    if peer.package and importlib.util.find_spec(peer.package) is None:
-        return f"{peer.package} is not installed (pip install icckd[bench])"
-    gigabytes = 4 * peer.numbers(case) / 1e9
-    return f"it would take about {gigabytes:.0f} GB" if gigabytes > LARGEST_GIGABYTES else None
-
-
-def evaluate(loss: Loss, x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and gradients of anchor and positive, through autograd."""
-    anchor, positive = x.anchor.detach().requires_grad_(), x.positive.detach().requires_grad_()
-    value = loss(Inputs(anchor, positive, x.labels, x.gate, x.classes))
-    value.backward()
-    return value.detach(), anchor.grad, positive.grad
 
 
 def floor_parts(case: Case, device: torch.device) -> dict[str, Callable[[int], Any]]:
@@ -169,7 +55,8 @@ def run_case(sweep: str, case: Case, device: torch.device, seconds: float) -> It
     """Measure one case; a row for each contender, and for each part of the floor."""
     print(f"\n{case}")
     inputs = [make_inputs(case, seed, device) for seed in range(INPUT_SETS)]
-    chosen = contenders(case, device)
+    # Those that need seconds a call are compared at the targets only.
+    chosen = contenders(case, device, with_slow=case in TARGETS + QUICK)
     errors = {name: _error(loss, inputs[0]) for name, loss in chosen.items()}
     calls: dict[str, Callable[[int], Any]] = {
         name: lambda k, loss=loss: evaluate(loss, inputs[k % INPUT_SETS]) for name, loss in chosen.items()
@@ -227,15 +114,6 @@ def run_memory(case: Case, device: torch.device) -> Iterator[Row]:
         yield row
 
 
-def _ours(backend: str) -> Loss:
-    def loss(x: Inputs) -> Tensor:
-        return intra_class_contrastive(
-            x.anchor, x.positive, x.labels, gate=x.gate, temperature=TEMPERATURE, num_classes=x.classes, backend=backend
-        )
-
-    return loss
-
-
 @torch.no_grad()
 def _forward(loss: Loss, x: Inputs) -> Tensor:
     return loss(x)
@@ -245,7 +123,7 @@ def _error(loss: Loss, x: Inputs) -> tuple[float, float]:
     """Relative error of the loss, and the gradients' largest error relative to their largest entry, against float64."""
     exact = Inputs(x.anchor.double(), x.positive.double(), x.labels, x.gate, x.classes)
     value, *gradients = evaluate(loss, x)
-    true_value, *true_gradients = evaluate(_ours("reference"), exact)
+    true_value, *true_gradients = evaluate(ours("reference"), exact)
     loss_error = ((value - true_value) / true_value).abs().item()
     errors = [(g - t).abs().max() / t.abs().max() for g, t in zip(gradients, true_gradients, strict=True)]
     gradient_error = torch.stack(errors).max().item()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from bench.intra_class_cases import Case, contenders, evaluate, make_inputs
+
 
 def peak(contender: str, n: int, d: int, c: int, device: str, threads: int) -> int | None:
     """Bytes beyond the inputs that it takes, gradients included; None where its process was killed for them."""
@@ -26,8 +28,6 @@ def peak(contender: str, n: int, d: int, c: int, device: str, threads: int) -> i
 
 
 def main() -> None:
-    from bench.intra_class import Case, contenders, evaluate, make_inputs
-
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

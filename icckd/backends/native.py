@@ -52,9 +52,10 @@ def intra_class_sum(problem: IntraClassProblem, needs: Needs) -> tuple[Tensor, T
 
 def _with_weights(problem: IntraClassProblem) -> tuple[Any, ...]:
     """The problem's fields as the extension takes them, one by one."""
-    weight = anchor_weights(problem.labels, problem.weight, problem.num_classes, torch.float32, problem.mean)
-    *tensors, _mean, normalize, num_classes = problem._replace(weight=weight)
-    return *tensors, normalize, num_classes
+    x = problem
+    weight = anchor_weights(x.labels, x.weight, x.num_classes, torch.float32, x.mean)
+    memory_and_temperature = (x.memory, x.memory_labels, x.temperature)
+    return x.anchor, x.positive, x.labels, weight, *memory_and_temperature, x.normalize, x.num_classes
 
 
 @sum_by_weights

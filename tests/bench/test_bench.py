@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch
 
-from bench import crd, cross_entropy, intra_class, measure, peers, plot, table
+from bench import crd, cross_entropy, intra_class, intra_class_cases, measure, peers, plot, table
 from icckd import reference
 
 CPU = torch.device("cpu")
-CASE = intra_class.Case(60, 8, 5, "skewed")
+CASE = intra_class_cases.Case(60, 8, 5, "skewed")
 
 
 @pytest.mark.parametrize(
@@ -27,10 +27,10 @@ CASE = intra_class.Case(60, 8, 5, "skewed")
     ],
 )
 def test_every_peer_computes_the_definition(peer):
-    x = intra_class.make_inputs(CASE, seed=3, device=CPU)
+    x = intra_class_cases.make_inputs(CASE, seed=3, device=CPU)
     x.anchor, x.positive = x.anchor.double(), x.positive.double()
-    value, d_anchor, d_positive = intra_class.evaluate(peer, x)
-    expected = intra_class.evaluate(
+    value, d_anchor, d_positive = intra_class_cases.evaluate(peer, x)
+    expected = intra_class_cases.evaluate(
         lambda y: reference.intra_class_contrastive(
             y.anchor, y.positive, y.labels, gate=y.gate, temperature=peers.TEMPERATURE
         ),
@@ -41,8 +41,8 @@ def test_every_peer_computes_the_definition(peer):
 
 @pytest.mark.parametrize("sizes", ["equal", "skewed", "half"])
 def test_inputs_are_what_the_case_says(sizes):
-    case = intra_class.Case(1000, 4, 10, sizes)
-    x = intra_class.make_inputs(case, seed=0, device=CPU)
+    case = intra_class_cases.Case(1000, 4, 10, sizes)
+    x = intra_class_cases.make_inputs(case, seed=0, device=CPU)
     counts = x.labels.bincount(minlength=10)
     assert len(counts) == 10
     assert counts.min() > 0
@@ -52,7 +52,7 @@ def test_inputs_are_what_the_case_says(sizes):
 
 def test_keops_computes_the_definition():
     pytest.importorskip("pykeops")
-    x = intra_class.make_inputs(CASE, seed=3, device=CPU)
+    x = intra_class_cases.make_inputs(CASE, seed=3, device=CPU)
     loss_error, gradient_error = intra_class._error(peers.keops, x)
     assert loss_error < 1e-5
     assert gradient_error < 1e-5
@@ -61,7 +61,7 @@ def test_keops_computes_the_definition():
 def test_flex_attention_computes_the_definition():
     from torch.nn.attention.flex_attention import flex_attention
 
-    x = intra_class.make_inputs(intra_class.Case(300, 16, 5, "skewed"), seed=3, device=CPU)
+    x = intra_class_cases.make_inputs(intra_class_cases.Case(300, 16, 5, "skewed"), seed=3, device=CPU)
     torch.testing.assert_close(peers.flex_attention(flex_attention)(x), peers.dense(x), rtol=1e-5, atol=0)
 
 
@@ -77,14 +77,14 @@ def test_every_chunk_holds_the_whole_classes_of_its_rows(sizes):
 
 
 def test_a_peer_that_would_not_fit_is_left_out_and_said_so(capsys):
-    chosen = intra_class.contenders(intra_class.Case(16384, 128, 100, "half"), CPU)
+    chosen = intra_class_cases.contenders(intra_class_cases.Case(16384, 128, 100, "half"), CPU)
     assert "padded bmm" not in chosen
     assert "loop over classes" in chosen
     assert "padded bmm: left out, it would take about" in capsys.readouterr().out
 
 
 def test_a_wrong_contender_is_an_error():
-    x = intra_class.make_inputs(CASE, seed=3, device=CPU)
+    x = intra_class_cases.make_inputs(CASE, seed=3, device=CPU)
     with pytest.raises(RuntimeError, match="a contender is wrong"):
         intra_class._error(lambda y: 1.01 * peers.dense(y), x)
 
@@ -104,8 +104,8 @@ def test_contenders_take_turns_and_slow_ones_fewer(monkeypatch):
 def test_the_quick_run_writes_rows(module, rows_at_least, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(crd, "peak", lambda *_: 1000)
-    monkeypatch.setattr(intra_class.importlib.util, "find_spec", lambda package: None)
-    monkeypatch.setattr(intra_class, "_PEERS", [p for p in intra_class._PEERS if "compile" not in p.name])
+    monkeypatch.setattr(intra_class_cases.importlib.util, "find_spec", lambda package: None)
+    monkeypatch.setattr(intra_class_cases, "_PEERS", [p for p in intra_class_cases._PEERS if "compile" not in p.name])
     arguments = ["--quick", "--json", str(tmp_path / "rows.json"), "--csv", str(tmp_path / "rows.csv")]
     monkeypatch.setattr(sys, "argv", ["bench", *arguments])
     module.main()

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bench import intra_class, peers
+from bench import intra_class_cases, peers
 from bench.gpu.case import Case, Contender, Function, Work, compiled, too_large
 from icckd.functional import intra_class_contrastive
 
@@ -41,7 +41,7 @@ class Inputs(peers.Inputs):
 
 @dataclass(frozen=True)
 class IntraClass(Case):
-    """N rows of D numbers in C classes of `shape` (`bench.intra_class.Case`), `active` of them anchors; M = `slots`.
+    """N rows of D numbers in C classes of `shape` (`Case` of `bench.intra_class_cases`), `active` anchors; M = `slots`.
 
     Peers are asked only where there is no memory, and temperature and normalisation are theirs.
     """
@@ -59,7 +59,7 @@ class IntraClass(Case):
     normalize: bool = True
 
     def inputs(self, seed: int, device: torch.device) -> Inputs:
-        x = intra_class.make_inputs(self._rows, seed, device, self.torch_dtype, self.active)
+        x = intra_class_cases.make_inputs(self._rows, seed, device, self.torch_dtype, self.active)
         if not self.normalize:
             # Similarities of unit size.
             x.anchor, x.positive = (rows / self.d**0.5 for rows in (x.anchor, x.positive))
@@ -122,7 +122,7 @@ class IntraClass(Case):
         """Rows read once, gradients written once; 2 FLOP a pair and number, 4 more for the gradients."""
         element = self.torch_dtype.itemsize
         rows = (4 if backward else 2) * self.n + self.slots
-        sizes = intra_class.class_labels(self._rows).bincount(minlength=self.c)
+        sizes = intra_class_cases.class_labels(self._rows).bincount(minlength=self.c)
         pairs = int(sizes.square().sum()) + round(self.n * self.slots / self.c)
         return Work(rows * self.d * element, (6 if backward else 2) * pairs * self.d)
 
@@ -136,11 +136,11 @@ class IntraClass(Case):
         return 1 / self.temperature
 
     @property
-    def _rows(self) -> intra_class.Case:
-        return intra_class.Case(self.n, self.d, self.c, self.shape)
+    def _rows(self) -> intra_class_cases.Case:
+        return intra_class_cases.Case(self.n, self.d, self.c, self.shape)
 
     def _padded_numbers(self) -> float:
-        largest = int(intra_class.class_labels(self._rows).bincount().max())
+        largest = int(intra_class_cases.class_labels(self._rows).bincount().max())
         return 4 * self.c * largest**2 + 6 * self.c * largest * self.d
 
     def _too_large(self, numbers: float, device: torch.device) -> str | None:
