@@ -64,7 +64,7 @@ class Stages(Trunk):
         return x.mean(dim=(2, 3)), maps
 
     def tensor_name(self, place: str) -> str:
-        """`stage2.0.weight` is the second stage's first layer's, called by the layer's number; others stay as they are."""
+        """`stage2.0.weight` is of the second stage's first layer, whose number it gets; others stay as they are."""
         part, _, rest = place.partition(".")
         layer, _, name = rest.partition(".")
         layers = self._parts.get(part, range(0))

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from icckd.errors import UserError
@@ -20,9 +21,9 @@ from icckd.models.registry import register
 class TimmTrunk(Trunk):
     """A network of timm without its classifier."""
 
-    def __init__(self, network: Any):
+    def __init__(self, network: Any, feature_dim: int):
         super().__init__()
-        self.feature_dim = network.head_hidden_size if hasattr(network, "head_hidden_size") else network.num_features
+        self.feature_dim = feature_dim
         count = len(network.feature_info) if hasattr(network, "forward_intermediates") else 0
         self.stage_names = tuple(f"stage{number}" for number in range(1, count + 1))
         self.network = network
@@ -37,24 +38,30 @@ class TimmTrunk(Trunk):
 
 @register("timm:")
 def timm_network(arch: str, channels: int, image_size: int) -> TimmTrunk:
-    """The network that `timm.create_model` makes. Raises UserError where timm is missing or has none of that name."""
+    """The network that `timm.create_model` makes. Raises UserError where timm is missing, or has none for it."""
     timm = _timm(arch)
     name = arch.removeprefix("timm:")
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"arch is {arch!r}; timm has no network {name}, timm.list_models() has all{hint}")
+    try:
+        network = _create(timm, name, channels, image_size)
+        # Only by trying does one know which sizes it takes, and how many features it has.
+        with torch.no_grad():
+            features = network.eval()(torch.zeros(1, channels, image_size, image_size))
+    except Exception as error:  # Of any kind: each network of timm has a failure of its own.
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"timm's {name} does not take {channels} channels of {image_size} pixels: {reason}") from error
+    return TimmTrunk(network.train(), features.shape[1])
+
+
+def _create(timm: ModuleType, name: str, channels: int, image_size: int) -> Any:
     options = {"pretrained": False, "in_chans": channels, "num_classes": 0}
     try:
-        try:
-            return TimmTrunk(timm.create_model(name, img_size=image_size, **options))
-        except TypeError:  # Most networks take any size, and no such argument.
-            return TimmTrunk(timm.create_model(name, **options))
-    except (ValueError, AssertionError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"timm does not make {name} for {channels} channels of {image_size} pixels: {reason}"
-        ) from error
+        return timm.create_model(name, img_size=image_size, **options)
+    except TypeError:  # Most networks take any size, and no such argument.
+        return timm.create_model(name, **options)
 
 
 def _timm(arch: str) -> ModuleType:
