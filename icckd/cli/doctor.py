@@ -1,4 +1,4 @@
-"""What `icckd doctor` says: versions, devices, backends and networks, each available or why not."""
+"""What `icckd doctor` says: versions, devices, backends, networks and methods, each available or why not."""
 
 from textwrap import wrap
 
@@ -7,7 +7,9 @@ import torch
 from icckd import backends
 from icckd.backends import native
 from icckd.environment import package_versions, processor, versions
+from icckd.methods import METHODS
 from icckd.models import ARCHITECTURES
+from icckd.registry import Registry
 
 
 def diagnose() -> str:
@@ -27,7 +29,8 @@ def diagnose() -> str:
     lines += ["", "what backend='auto' takes"]
     for device in ("cpu", "cuda"):
         lines += _automatic_lines(device)
-    return "\n".join([*lines, "", "networks", *_network_lines()])
+    lines += ["", "networks", *_names(ARCHITECTURES), "", "methods of training", *_names(METHODS)]
+    return "\n".join(lines)
 
 
 def _available(backend: str) -> str:
@@ -46,10 +49,9 @@ def _automatic_lines(device: str) -> list[str]:
     return [f"  {f'{device} {family}':<20}{choice.backend}: {choice.reason}" for family, choice in choices.items()]
 
 
-def _network_lines() -> list[str]:
-    text = ", ".join(ARCHITECTURES)
-    lines = wrap(text, 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
-    return [*lines, *(f"  {problem}" for problem in ARCHITECTURES.problems())]
+def _names(registry: Registry) -> list[str]:
+    lines = wrap(", ".join(registry), 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    return [*lines, *(f"  {problem}" for problem in registry.problems())]
 
 
 def _cuda_lines() -> list[str]:

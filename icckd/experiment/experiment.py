@@ -228,8 +228,7 @@ class Experiment:
     def _check_stage(self, stage: str) -> None:
         """Find out now, not after the teacher's training, that a stage cannot be built."""
         settings = getattr(self.settings, stage)
-        if settings.arch not in ARCHITECTURES:
-            raise UserError(f"{stage}.arch is {settings.arch!r}; it should be one of {', '.join(ARCHITECTURES)}")
+        ARCHITECTURES.find(settings.arch, f"{stage}.arch")
         _check_backend(f"{stage}.loss.backend", settings.loss.backend, self.device)
 
     def _rehearse(self) -> None:

@@ -122,7 +122,7 @@ def build_model(arch: str, channels: int = 3, classes: int = 100, image_size: in
     Normalisations start as the identity. Raises UserError for an `arch` that is not in `ARCHITECTURES` or cannot take
     images so small, ValueError where `channels`, `classes` or `image_size` is below 1.
     """
-    build = ARCHITECTURES.find(arch).build
+    build = ARCHITECTURES.find(arch, "arch").build
     for name, value in (("channels", channels), ("classes", classes), ("image_size", image_size)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it should be 1 or more")

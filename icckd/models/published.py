@@ -28,7 +28,7 @@ def load_published(model: Model, path: Path) -> None:
     "module." before. Nothing is unpickled but tensors and plain values. Raises UserError where the file is none such,
     holds anything else, or does not fit the model.
     """
-    published = ARCHITECTURES.find(model.arch).published
+    published = ARCHITECTURES.find(model.arch, "arch").published
     if published is None:
         raise UserError(f"{path} cannot be read as a {model.arch}: no state dicts of other projects are known of it")
     rules = published(model.arch, model.image_size)

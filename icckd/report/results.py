@@ -209,9 +209,7 @@ def _in_force(settings: dict[str, Any]) -> dict[str, Any]:
         *str(settings.get("teacher.loss.method")).split("+"),
         *str(settings.get("student.loss.method")).split("+"),
     ]
-    unused = tuple(
-        f"{stage}.loss.{setting_name(name)}." for stage in STAGES for name in METHODS.names() if name not in chosen
-    )
+    unused = tuple(f"{stage}.loss.{setting_name(name)}." for stage in STAGES for name in METHODS if name not in chosen)
     return {name: value for name, value in settings.items() if not name.startswith(unused)}
 
 

@@ -21,16 +21,14 @@ def setting_name(method: str) -> str:
 
 def methods_of(kind: type[Kind]) -> dict[str, type[Kind]]:
     """The methods of one kind by name."""
-    named = {name: METHODS.get(name, "method") for name in METHODS.names()}
+    named = {name: METHODS.find(name, "method") for name in METHODS}
     return {name: method for name, method in named.items() if issubclass(method, kind)}
 
 
 def _method_of(kind: type[Kind], name: str, setting: str, others: tuple[str, ...] = ()) -> type[Kind]:
     known = methods_of(kind)
-    if name not in known and (name in METHODS.missing()):
-        METHODS.get(name, setting)
     if name not in known:
-        raise UserError(f"{setting} is {name!r}; it should be one of {', '.join((*known, *others))}")
+        raise METHODS.unknown(name, setting, (*known, *others))
     return known[name]
 
 

@@ -5,12 +5,12 @@ import torch
 
 from icckd import reference
 from icckd.errors import UserError
-from icckd.methods import METHODS, Outputs, StudentMethod
-from icckd.methods.attention import pairs_of_equal_resolution
+from icckd.methods import METHODS, Network, Outputs, Pair, StudentMethod
+from icckd.methods.attention import Attention, AttentionSettings, pairs_of_equal_resolution
 from icckd.settings import StudentLossSettings
 from tests.methods.conftest import Distillation
 
-NAMES = [name for name in METHODS.names() if issubclass(METHODS.get(name, "method"), StudentMethod)]
+NAMES = [name for name in METHODS if issubclass(METHODS.find(name, "method"), StudentMethod)]
 
 
 def test_there_are_the_published_ones():
@@ -177,9 +177,9 @@ def test_stages_are_paired_by_resolution_from_the_last_back():
 
 
 def test_networks_without_a_common_resolution_are_refused_by_attention():
-    pair = Distillation("convnet-small", "resnet8", size=10)
-    with pytest.raises(UserError, match=r"attention needs a stage of equal resolution .* student's are 5×5, 3×3, 2×2"):
-        pair.task("attention")
+    own, other = (Network(3, 5, {"stage1": (4, size, size)}) for size in (5, 6))
+    with pytest.raises(UserError, match=r"attention needs a stage of equal resolution .* student's are 5×5, .* 6×6"):
+        Attention(AttentionSettings(), Pair(own, other, torch.zeros(1)), "auto")
 
 
 def test_hint_averages_the_finer_map_and_names_an_unknown_stage():

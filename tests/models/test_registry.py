@@ -23,7 +23,7 @@ FAMILY = """
 def fresh(monkeypatch):
     """The registry as it is before it looks for networks; what a test registers is forgotten after it."""
     list(ARCHITECTURES)
-    monkeypatch.setattr(ARCHITECTURES, "_families", dict(ARCHITECTURES._families))
+    monkeypatch.setattr(ARCHITECTURES, "_items", dict(ARCHITECTURES._items))
     monkeypatch.setattr(ARCHITECTURES, "_problems", [])
     monkeypatch.setattr(ARCHITECTURES, "_loaded", False)
 
