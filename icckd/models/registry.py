@@ -15,6 +15,7 @@ from icckd.errors import UserError
 if TYPE_CHECKING:
     from icckd.models.model import Trunk
 
+# The package whose files are looked through, and the group of entry points that are.
 GROUP = "icckd.models"
 
 # From a network's name, the number of its images' channels and their size in pixels to its trunk.
