@@ -15,7 +15,7 @@ from torch import Tensor
 
 from icckd.errors import UserError
 from icckd.models.model import Model
-from icckd.models.registry import ARCHITECTURES
+from icckd.models.registry import ARCHITECTURES, Rules
 
 # What training scripts put a network's state dict under, beside the epoch, the optimiser and the like.
 _ENTRIES = ("model", "state_dict", "net")
@@ -79,7 +79,7 @@ def _is_tensor(name: Any, value: Any) -> bool:
     return isinstance(name, str) and isinstance(value, Tensor)
 
 
-def _own_name(model: Model, name: str, rules: Any) -> str:
+def _own_name(model: Model, name: str, rules: Rules) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name, count=1)
     return name if name.startswith("classifier.") else f"trunk.{model.trunk.tensor_name(name)}"

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import icckd.models
+from icckd.doctor import diagnose
 from icckd.errors import UserError
 from icckd.models import ARCHITECTURES, build_model, register
 from icckd.models.registry import Family, Registry
@@ -94,6 +95,7 @@ def test_entry_points_bring_networks_in_and_broken_ones_are_named(fresh, monkeyp
     assert "; the entry point b = outside_taken cannot be imported (ValueError: a network named resnet20 is" in message
     assert "; the entry point lost = outside_missing cannot be imported (ModuleNotFoundError" in message
     assert len(ARCHITECTURES.problems()) == 3
+    assert "\n  the entry point a = outside_broken cannot be imported" in diagnose()
     for name in modules.values():
         sys.modules.pop(name, None)
 
