@@ -125,7 +125,7 @@ class Experiment:
         if finished:
             return self._load_teacher("the run's teacher", folder.stage("teacher"))
         settings = self.settings.teacher
-        teacher = self._untrained(settings)
+        teacher = self._untrained("teacher")
         seconds, predictions = self._train(folder, "teacher", TeacherTask(teacher.model, settings), settings)
         self._conclude(folder, "teacher", teacher, predictions, {"seconds": seconds})
         return teacher
@@ -134,7 +134,7 @@ class Experiment:
         if self._is_finished(folder, "student"):
             return
         settings = self.settings.student
-        student = self._untrained(settings)
+        student = self._untrained("student")
         seconds, predictions = self._train(folder, "student", self._distillation(student, teacher), settings)
         loss = settings.loss
         results = {"seconds": seconds, "method": loss.method, "settings": loss.in_force()}
@@ -215,15 +215,23 @@ class Experiment:
             write_whole(folder.stage(stage) / "examples.safetensors", lambda path: save_file(examples, path))
             folder.write_summary(self.summary)
 
-    def _untrained(self, settings: TrainingSettings) -> Trained:
+    def _untrained(self, stage: str) -> Trained:
         torch.manual_seed(self.settings.seed)
+        description = self._description(stage)
+        try:
+            model = build_model(
+                description.arch, description.channels, len(description.classes), description.image_size
+            )
+        except UserError as error:
+            raise UserError(f"{stage}.arch: {error}") from error
+        return Trained(model, description)
+
+    def _description(self, stage: str) -> ModelDescription:
+        """What model.json says of a network of the stage's architecture for these data."""
         data = self.data
         _, channels, _, size = data.train_images.shape
-        model = build_model(settings.arch, channels=channels, classes=len(data.classes), image_size=size)
-        description = ModelDescription(
-            settings.arch, list(data.classes), channels, size, list(data.mean), list(data.std)
-        )
-        return Trained(model, description)
+        arch = getattr(self.settings, stage).arch
+        return ModelDescription(arch, list(data.classes), channels, size, list(data.mean), list(data.std))
 
     def _check_stage(self, stage: str) -> None:
         """Find out now, not after the teacher's training, that a stage cannot be built."""
@@ -233,10 +241,10 @@ class Experiment:
 
     def _rehearse(self) -> None:
         """Find out now, not after the teacher's training, that a loss cannot be computed: on a few black images."""
-        teacher = self.given_teacher or self._untrained(self.settings.teacher)
+        teacher = self.given_teacher or self._untrained("teacher")
         tasks: dict[str, Callable[[], Task]] = {
             "teacher": lambda: TeacherTask(teacher.model, self.settings.teacher),
-            "student": lambda: self._distillation(self._untrained(self.settings.student), teacher),
+            "student": lambda: self._distillation(self._untrained("student"), teacher),
         }
         labels = self.data.train_labels[:_REHEARSED].to(self.device)
         images = torch.zeros(len(labels), *self.data.train_images.shape[1:], device=self.device)
@@ -254,7 +262,7 @@ class Experiment:
 
     def _load_teacher(self, name: str, path: Path) -> Trained:
         """The network at `path`. Raises UserError, calling it `name`, where it is not one for these data."""
-        model, description = load_model(path)
+        model, description = load_model(path, published_as=self._description("teacher"))
         _, channels, _, size = self.data.train_images.shape
         expected = (list(self.data.classes), channels, size)
         if (description.classes, description.channels, description.image_size) != expected:

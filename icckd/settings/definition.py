@@ -75,7 +75,8 @@ class TeacherSettings(TrainingSettings):
     Args:
         loss: The teacher's loss.
         memory: A cache of each class's embeddings.
-        weights: Use this trained teacher (a run's teacher/ folder or its model.safetensors) instead of training one.
+        weights: Use this trained teacher instead of training one: a run's teacher/ folder or its model.safetensors, or
+            the state dict of a network of RepDistiller, mdistiller or torchvision (.pth), which arch then names.
     """
 
     loss: TeacherLossSettings = field(default_factory=TeacherLossSettings)

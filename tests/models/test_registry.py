@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import icckd.models
-from icckd.doctor import diagnose
+from icckd.cli.doctor import diagnose
 from icckd.errors import UserError
 from icckd.models import ARCHITECTURES, build_model, register
 from icckd.models.registry import Family, Registry

@@ -1,0 +1,128 @@
+"""Methods and networks as the command line names them."""
+
+import json
+import signal
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from icckd.experiment.progress import TrainingProgress
+from icckd.methods import METHODS, StudentMethod
+from tests.cli.test_commands import SMALL, contents, error_line, image_folder, run
+from tests.models.test_published import CLASSES, Published, resnet
+
+STUDENT_METHODS = [name for name in METHODS if issubclass(METHODS.find(name, "method"), StudentMethod)]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A teacher trained for a moment on a folder of images: its folder, and the settings to distil from it."""
+    folder = tmp_path_factory.mktemp("teacher")
+    settings = [*image_folder(folder / "data"), *SMALL, "--student.arch", "resnet8"]
+    assert run("teacher", "--output", folder / "run", *settings, "--teacher.arch", "wrn_16_1") == 0
+    return folder / "run" / "teacher", [*settings, "--teacher.weights", folder / "run" / "teacher"]
+
+
+@pytest.mark.parametrize("method", [*STUDENT_METHODS, "none", "dkd+crd+attention"])
+def test_every_method_distils_and_leaves_a_plain_student(teacher, tmp_path, method):
+    _, settings = teacher
+    assert run("distill", *settings, "--student.loss.method", method, "--output", tmp_path / "run") == 0
+    student = json.loads((tmp_path / "run" / "summary.json").read_text())["student"]
+    assert student["method"] == method
+    names = set() if method == "none" else {name.replace("-", "_") for name in method.split("+")}
+    assert student["settings"].keys() == {"cross_entropy_weight", "backend", *names}
+    (record,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert {f"train_{name}" for name in method.split("+") if method != "none"} <= record.keys()
+    saved = load_file(tmp_path / "run" / "student" / "model.safetensors")
+    assert {name.split(".")[0] for name in saved} == {"trunk", "classifier"}
+    if method == "hint":
+        state = torch.load(tmp_path / "run" / "student" / "checkpoint" / "state.pt", weights_only=True)
+        assert "methods.hint.regressor.0.weight" in state["task"]
+
+
+@pytest.mark.parametrize("method", ["crd", "multi-head+hint"])
+def test_interrupted_and_resumed_ends_in_the_same_bits(teacher, tmp_path, method, monkeypatch):
+    _, settings = teacher
+    settings = [*settings, "--student.loss.method", method, "--student.epochs", "3", "--checkpoint_every", "1"]
+    assert run("distill", *settings, "--output", tmp_path / "whole") == 0
+    steps = 0
+
+    def stop_at_the_third_step(progress, *_):
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "step", stop_at_the_third_step)
+        assert run("distill", *settings, "--output", tmp_path / "parts") == 143
+    assert run("distill", "--output", tmp_path / "parts", "--resume") == 0
+    whole, parts = (contents(tmp_path / name / "student")["model.safetensors"] for name in ("whole", "parts"))
+    assert whole == parts
+
+
+@pytest.mark.parametrize(
+    ("old", "value", "new"),
+    [
+        ("student.loss.weight", 0.5, "student.loss.kd.weight"),
+        ("student.loss.temperature", 2.0, "student.loss.kd.temperature"),
+        ("student.loss.standardize", True, "student.loss.kd.standardize"),
+        ("teacher.memory", 4, "teacher.memory.capacity"),
+    ],
+)
+def test_a_setting_s_former_name_is_told_its_new_one(tmp_path, capsys, old, value, new):
+    assert run("run", f"--{old}", value, "--output", tmp_path / "no") == 2
+    assert error_line(capsys) == f"icckd: error: {old} is now called {new}; use that name"
+    assert run("run", f"--{old}={value}", "--output", tmp_path / "no") == 2
+    assert f"now called {new}" in error_line(capsys)
+    nested = value
+    for name in reversed(old.split(".")):
+        nested = {name: nested}
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(nested))
+    assert run("run", "--config", tmp_path / "old.yaml", "--output", tmp_path / "no") == 2
+    assert f"now called {new}" in error_line(capsys)
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--student.loss.method", "kdd"), "student.loss.method is 'kdd'; it should be one of attention, crd"),
+        (("--teacher.loss.method", "kd"), "teacher.loss.method is 'kd'; it should be one of intra-class"),
+        (("--student.loss.method", "dkd", "--student.loss.dkd.beta", "-1"), "student.loss.dkd.beta is -1.0; it should"),
+        (("--student.loss.method", "crd", "--student.loss.crd.momentum", "1"), "student.loss.crd.momentum is 1.0; it "),
+        (
+            ("--student.loss.method", "hint", "--student.loss.hint.stage", "x"),
+            "student.loss.hint.stage is 'x'; it should",
+        ),
+        (("--student.loss.cross_entropy_weight", "-1"), "student.loss.cross_entropy_weight is -1.0; it should be"),
+        (("--student.arch", "resnet9"), "student.arch is 'resnet9'; it should be one of convnet-large"),
+        (("--student.arch", "timm:nothing"), "student.arch: "),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_trained(tmp_path, capsys, arguments, words):
+    assert run("run", *arguments, "--output", tmp_path / "no") == 2
+    assert words in error_line(capsys)
+    assert not (tmp_path / "no").exists()
+
+
+def test_settings_of_methods_that_are_not_in_force_are_ignored(teacher, tmp_path):
+    _, settings = teacher
+    assert run("distill", *settings, "--student.loss.dkd.beta", "-1", "--output", tmp_path / "run") == 0
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "student.loss.kd.temperature" in text
+    assert "student.loss.dkd" not in text
+
+
+def test_a_published_teacher_is_given_by_its_file_and_the_name_of_its_network(tmp_path):
+    settings = image_folder(tmp_path / "data", classes=tuple("abcde"))
+    net = Published(3)
+    resnet(net, torch.zeros(1, 1, 8, 8, dtype=torch.float64), 8, (16, 16, 32, 64))
+    assert len(net.tensors["fc.bias"]) == CLASSES
+    torch.save({"epoch": 240, "model": net.tensors}, tmp_path / "resnet8.pth")
+    given = [*settings, *SMALL, "--teacher.arch", "resnet8", "--teacher.weights", tmp_path / "resnet8.pth"]
+    assert run("distill", *given, "--output", tmp_path / "run") == 0
+    kept = load_file(tmp_path / "run" / "teacher" / "model.safetensors")
+    assert torch.equal(kept["classifier.weight"], net.tensors["fc.weight"])
