@@ -226,7 +226,7 @@ def main() -> None:
     if options.peak:
         _print_peak(options.peak, case, device)
     else:
-        save(list(run_case(case, device, seconds=0.05 if options.quick else 5.0)), options)
+        save(list(run_case(case, device, seconds=0.05 if options.quick else 3.0)), options)
 
 
 if __name__ == "__main__":

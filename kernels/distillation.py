@@ -40,6 +40,7 @@ from icckd.kernels.rows import (
     load_columns,
     load_rows,
     raised,
+    times,
     vector_group,
     whole_tile,
     whole_tiles,
@@ -261,12 +262,6 @@ def _scale(
     return factor, mean, deviation
 
 
-@triton.jit
-def _times(x, share):
-    """share · x, and 0 for a share of 0, whatever x is."""
-    return tl.where(share == 0, 0.0, x * share)
-
-
 @triton.jit(do_not_specialize=_INTEGERS)
 def kd_kl_swept(
     student, teacher, upstream, losses, d_student,
@@ -303,11 +298,11 @@ def kd_kl_swept(
         p, q = tl.exp2(a), tl.exp2(b)
         # A class that the teacher rules out adds 0, whatever the student says.
         rise = (highest - before) * factor - (teacher_highest - teacher_before) * teacher_factor
-        cross = _times(cross + _times(rise, teacher_total), teacher_share) + tl.sum(_times(b - a, q), 1)
+        cross = times(cross + times(rise, teacher_total), teacher_share) + tl.sum(times(b - a, q), 1)
         if STANDARDIZE and WITH_GRADIENT:
             centred = (x - mean) * (factor * temperature)
-            own_along = own_along * share + tl.sum(_times(centred, p), 1)
-            teacher_along = teacher_along * teacher_share + tl.sum(_times(centred, q), 1)
+            own_along = own_along * share + tl.sum(times(centred, p), 1)
+            teacher_along = teacher_along * teacher_share + tl.sum(times(centred, q), 1)
         if WEIGHTED:
             whole = whole * tl.exp2((teacher_before - teacher_highest) * LOG2_E)
             whole += tl.sum(tl.exp2((y - teacher_highest[:, None]) * LOG2_E), 1)
@@ -317,7 +312,7 @@ def kd_kl_swept(
     teacher_top, teacher_share = lane_shares(teacher_highest, teacher_total, teacher_factor)
     if WITH_LOSS:
         rise = (top - highest) * factor - (teacher_top - teacher_highest) * teacher_factor
-        cross = _times(cross + _times(rise, teacher_total), teacher_share)
+        cross = times(cross + times(rise, teacher_total), teacher_share)
     total = tl.sum(total * share, 0)
     teacher_total = tl.sum(teacher_total * teacher_share, 0)
     if WEIGHTED:

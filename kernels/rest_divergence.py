@@ -34,6 +34,7 @@ from icckd.kernels.rows import (
     load_columns,
     load_rows,
     raised,
+    times,
     vector_group,
     whole_tile,
     whole_tiles,
@@ -105,22 +106,15 @@ def _launch(
 
 
 @triton.jit
-def _named(label, classes):
-    """Whether the label names a class, and the label in 32 bits as columns are; −1, which is no column, where not."""
-    named = (label >= 0) & (label < classes)
-    return named, tl.where(named, label, -1).to(tl.int32)
+def _column_of(label, classes):
+    """The label in 32 bits, as columns are; −1, which is none, where it names no class."""
+    return tl.where((label >= 0) & (label < classes), label, -1).to(tl.int32)
 
 
 @triton.jit
 def _finite(top):
     """0 for the maximum of nothing: −∞ less it is −∞ then, and no NaN."""
     return tl.where(top == float("-inf"), 0.0, top)
-
-
-@triton.jit
-def _times(x, share):
-    """share · x, and 0 for a share of 0, whatever x is."""
-    return tl.where(share == 0, 0.0, x * share)
 
 
 @triton.jit
@@ -154,7 +148,7 @@ def rest_divergence_whole(
     valid, within = row < rows, columns_of(classes, BLOCK)
     mask = valid[:, None] & within
     label = tl.load(labels + row, mask=valid, other=0)
-    named, label = _named(label, classes)
+    label = _column_of(label, classes)
     is_own = tl.arange(0, BLOCK)[None, :] == label[:, None]
     x = load_rows(student, student_groups.to(tl.int64) * GROUP, row, mask, float("-inf"), BLOCK)
     y = load_rows(teacher, teacher_groups.to(tl.int64) * GROUP, row, mask, float("-inf"), BLOCK)
@@ -178,7 +172,7 @@ def rest_divergence_whole(
     if WITH_GRADIENT:
         g = tl.load(grad_divergence + row, mask=valid, other=0.0) / temperature
         h = tl.load(grad_odds + row, mask=valid, other=0.0) / odds_temperature
-        g = tl.where(named, tl.where(teacher_total == 0, 0.0, g), float("nan"))
+        g = tl.where(label >= 0, tl.where(teacher_total == 0, 0.0, g), float("nan"))
         per_student, per_teacher, per_odds = _part(g, total), _part(g, teacher_total), _part(h, odds_total)
         gradient = p * per_student[:, None] - q * per_teacher[:, None] - odds_p * per_odds[:, None]
         gradient = tl.where(is_own, h[:, None], gradient)
@@ -186,8 +180,8 @@ def rest_divergence_whole(
         tl.store(at, rounded(gradient, d_student.dtype.element_ty), mask=mask)
     else:
         # A class that the teacher rules out adds 0, whatever the student says.
-        cross, own_cross = tl.sum(_times(b - a, q), 1), tl.sum(_times(b, q), 1)
-        wrong = tl.where(named, 0.0, float("nan"))
+        cross, own_cross = tl.sum(times(b - a, q), 1), tl.sum(times(b, q), 1)
+        wrong = tl.where(label >= 0, 0.0, float("nan"))
         tl.store(divergence + row, _divergence(cross, total, teacher_total) + wrong, mask=valid)
         tl.store(entropy + row, _entropy(own_cross, teacher_total) + wrong, mask=valid)
         tl.store(odds + row, (own - top) / odds_temperature - tl.log(odds_total) + wrong, mask=valid)
@@ -207,7 +201,7 @@ def rest_divergence_swept(
     LANES: tl.constexpr = BLOCK // WIDTH
     student += row * (student_groups.to(tl.int64) * GROUP)
     teacher += row * (teacher_groups.to(tl.int64) * GROUP)
-    named, label = _named(tl.load(labels + row), classes)
+    label = _column_of(tl.load(labels + row), classes)
     factor, odds_factor = LOG2_E / temperature, LOG2_E / odds_temperature
     highest = tl.full((LANES,), LOWEST, tl.float32)
     teacher_highest = tl.full((LANES,), LOWEST, tl.float32)
@@ -234,9 +228,9 @@ def rest_divergence_swept(
             # A class that the teacher rules out adds 0, whatever the student says.
             teacher_rise = (teacher_highest - teacher_before) * factor
             rise = (highest - before) * factor - teacher_rise
-            cross = _times(cross + _times(rise, teacher_total), teacher_share) + tl.sum(_times(b - a, q), 1)
-            own_cross = _times(own_cross - _times(teacher_rise, teacher_total), teacher_share)
-            own_cross += tl.sum(_times(b, q), 1)
+            cross = times(cross + times(rise, teacher_total), teacher_share) + tl.sum(times(b - a, q), 1)
+            own_cross = times(own_cross - times(teacher_rise, teacher_total), teacher_share)
+            own_cross += tl.sum(times(b, q), 1)
         if not SAME:
             odds_total *= tl.exp2((before - highest) * odds_factor)
             odds_total += tl.sum(tl.exp2((x - highest[:, None]) * odds_factor), 1)
@@ -250,8 +244,8 @@ def rest_divergence_swept(
     if not WITH_GRADIENT:
         teacher_rise = (teacher_top - teacher_highest) * factor
         rise = (top - highest) * factor - teacher_rise
-        cross = tl.sum(_times(cross + _times(rise, teacher_total), teacher_share), 0)
-        own_cross = tl.sum(_times(own_cross - _times(teacher_rise, teacher_total), teacher_share), 0)
+        cross = tl.sum(times(cross + times(rise, teacher_total), teacher_share), 0)
+        own_cross = tl.sum(times(own_cross - times(teacher_rise, teacher_total), teacher_share), 0)
     if not SAME:
         _, odds_share = lane_shares(highest, odds_total, odds_factor)
         odds_total = tl.sum(odds_total * odds_share, 0)
@@ -266,7 +260,7 @@ def rest_divergence_swept(
     if WITH_GRADIENT:
         g = tl.load(grad_divergence + row) / temperature
         h = tl.load(grad_odds + row) / odds_temperature
-        g = tl.where(named, tl.where(teacher_total == 0, 0.0, g), float("nan"))
+        g = tl.where(label >= 0, tl.where(teacher_total == 0, 0.0, g), float("nan"))
         per_student, per_teacher, per_odds = _part(g, total), _part(g, teacher_total), _part(h, odds_total)
         chunks = tl.cdiv(classes, BLOCK)
         for chunk in tl.range(0, chunks, num_stages=STAGES):
@@ -280,9 +274,9 @@ def rest_divergence_swept(
             at = d_student + row * classes + column
             tl.store(at, gradient, mask=column < classes, eviction_policy="evict_first")
     else:
-        wrong = tl.where(named, 0.0, float("nan"))
-        own = tl.load(student + label, mask=named, other=0.0).to(tl.float32)
-        teacher_own = tl.load(teacher + label, mask=named, other=0.0).to(tl.float32)
+        wrong = tl.where(label >= 0, 0.0, float("nan"))
+        own = tl.load(student + label, mask=label >= 0, other=0.0).to(tl.float32)
+        teacher_own = tl.load(teacher + label, mask=label >= 0, other=0.0).to(tl.float32)
         tl.store(divergence + row, _divergence(cross, total, teacher_total) + wrong)
         tl.store(entropy + row, _entropy(own_cross, teacher_total) + wrong)
         tl.store(odds + row, (own - top) / odds_temperature - tl.log(odds_total) + wrong)

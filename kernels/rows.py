@@ -110,3 +110,9 @@ def lane_shares(highest, total, factor):
     highest = tl.where(total == 0, float("-inf"), highest)
     top = tl.max(highest, 0)
     return top, tl.where(total == 0, 0.0, tl.exp2((highest - top) * factor))
+
+
+@triton.jit
+def times(x, share):
+    """share · x, and 0 for a share of 0, whatever x is."""
+    return tl.where(share == 0, 0.0, x * share)

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from icckd.backends.eager.divergence import divergence
 from icckd.functional import checks
-from icckd.functional.sides import accumulated, full_precision, loss_dtype, norm, select, unit
+from icckd.functional.sides import accumulated, full_precision, norm, select, unit
 from icckd.ops import distillation as ops
+from icckd.ops.distillation import loss_dtype
 from icckd.ops.rest_divergence import rest_divergence_rows
 from icckd.ops.transforms import call, differentiable, wants_gradient
 
@@ -112,8 +114,8 @@ def dkd(
     checks.non_negative_number("alpha", alpha)
     checks.non_negative_number("beta", beta)
     rest, dtype = _label_and_rest(student_logits, teacher_logits, labels, temperature, temperature, backend)
-    divergence, _, odds, teacher_odds = rest
-    rows = alpha * _divergence_of_odds(teacher_odds, odds) + beta * divergence
+    of_rest, _, odds, teacher_odds = rest
+    rows = alpha * _divergence_of_odds(teacher_odds, odds) + beta * of_rest
     return (temperature**2 * _mean(rows)).to(dtype)
 
 
@@ -146,10 +148,10 @@ def nkd(
     """
     checks.non_negative_number("gamma", gamma)
     rest, dtype = _label_and_rest(student_logits, teacher_logits, labels, temperature, 1.0, backend)
-    divergence, entropy, odds, teacher_odds = rest
+    of_rest, entropy, odds, teacher_odds = rest
     share = teacher_odds.sigmoid()
     of_label = share * logsigmoid(odds).masked_fill(share == 0, 0)
-    rows = gamma * temperature**2 * (divergence + entropy) - of_label
+    rows = gamma * temperature**2 * (of_rest + entropy) - of_label
     return _mean(rows).to(dtype)
 
 
@@ -278,15 +280,9 @@ def _uncancelled(student: Tensor, teacher: Tensor, temperature: float, backend: 
 
 
 def _divergence_of_odds(teacher_odds: Tensor, odds: Tensor) -> Tensor:
-    """KL((q, 1 − q) ‖ (p, 1 − p)) for log-odds of q and p; as in `icckd.reference`, without cancellation."""
-    total = torch.zeros_like(odds)
-    for sign in (1, -1):
-        log_q, log_p = logsigmoid(sign * teacher_odds), logsigmoid(sign * odds)
-        p, q = log_p.exp(), log_q.exp()
-        excess = torch.where(q == 0, 1, log_q - log_p)
-        close = torch.expm1(-excess.clamp(-1, 1)) + excess
-        total = total + torch.where(excess.abs() < 1, q * close, q * (excess - 1) + p)
-    return total
+    """KL((q, 1 − q) ‖ (p, 1 − p)) for log-odds of q and p."""
+    log_q, log_p = (torch.stack([logsigmoid(x), logsigmoid(-x)], 1) for x in (teacher_odds, odds))
+    return divergence(log_q, log_p)
 
 
 def _disagreement(p: Tensor, q: Tensor, dim: int) -> Tensor:

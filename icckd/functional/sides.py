@@ -6,16 +6,12 @@ import torch
 from torch import Tensor
 
 from icckd import backends
+from icckd.ops.distillation import loss_dtype
 
 
 def select(backend: str, student: Tensor, teacher: Tensor, family: str) -> str:
     """The backend that serves `family` on these tensors when `backend` was asked for."""
     return backends.select(backend, student.device, torch.promote_types(student.dtype, teacher.dtype), family)
-
-
-def loss_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
-    """float64 where a side is, else float32."""
-    return torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
 
 
 def accumulated(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

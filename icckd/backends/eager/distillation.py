@@ -5,16 +5,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from icckd.backends.eager.divergence import accumulable, divergence
+
 # Numbers in one chunk of the differences between rows: a chunk stays in cache, and memory in O(N·D + N²).
 _CHUNK_NUMBERS = 1 << 20
 
 
 def kd_kl_rows(student: Tensor, teacher: Tensor, temperature: float, standardize: bool) -> Tensor:
     """T² KL(softmax(teacher / T) ‖ softmax(student / T)) of every row; float32 (float64 where an input is)."""
-    student, teacher = _accumulable(student, teacher)
+    student, teacher = accumulable(student, teacher)
     log_p = (_standardized(student)[0] if standardize else student).div(temperature).log_softmax(1)
     log_q = (_standardized(teacher)[0] if standardize else teacher).div(temperature).log_softmax(1)
-    return temperature**2 * _divergence(log_q, log_p)
+    return temperature**2 * divergence(log_q, log_p)
 
 
 def kd_kl_rows_backward(
@@ -34,23 +36,23 @@ def kd_kl_sum(
 
 def transformed_teacher_rows(student: Tensor, teacher: Tensor, gamma: float, weighted: bool) -> Tensor:
     """KL(q^γ / Z ‖ p) of every row, times Z = Σ q^γ where they are weighted; float32 (float64 where an input is)."""
-    student, teacher = _accumulable(student, teacher)
+    student, teacher = accumulable(student, teacher)
     log_q, weight = _transformed(teacher, gamma, weighted)
-    return weight * _divergence(log_q, student.log_softmax(1))
+    return weight * divergence(log_q, student.log_softmax(1))
 
 
 def transformed_teacher_rows_backward(
     grad_rows: Tensor, student: Tensor, teacher: Tensor, gamma: float, weighted: bool
 ) -> Tensor:
     """The gradient of Σ grad_rows · rows with respect to the student's logits, in their dtype."""
-    x, y = _accumulable(student, teacher)
+    x, y = accumulable(student, teacher)
     log_q, weight = _transformed(y, gamma, weighted)
     return ((grad_rows * weight)[:, None] * (x.softmax(1) - log_q.exp())).to(student.dtype)
 
 
 def rkd_distance(student: Tensor, teacher: Tensor, need_grad: bool) -> tuple[Tensor, Tensor]:
     """The distance-wise relational loss and its gradient with respect to the student, in the loss's dtype."""
-    s, t = _accumulable(student, teacher)
+    s, t = accumulable(student, teacher)
     distance, scale = _distances(s)
     teacher_distance, teacher_scale = _distances(t)
     delta = distance * scale - teacher_distance * teacher_scale
@@ -68,7 +70,7 @@ def rkd_distance(student: Tensor, teacher: Tensor, need_grad: bool) -> tuple[Ten
 
 def rkd_angle(student: Tensor, teacher: Tensor, need_grad: bool) -> tuple[Tensor, Tensor]:
     """The angle-wise relational loss and its gradient with respect to the student, in the loss's dtype."""
-    s, t = _accumulable(student, teacher)
+    s, t = accumulable(student, teacher)
     count = len(s)
     total, gradient = s.new_zeros(()), torch.zeros_like(s) if need_grad else s.new_empty(0)
     numbers = count * (s.shape[1] + t.shape[1] + count)
@@ -87,11 +89,6 @@ def rkd_angle(student: Tensor, teacher: Tensor, need_grad: bool) -> tuple[Tensor
     return _mean(total, count**3), gradient
 
 
-def _accumulable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    return student.to(dtype), teacher.to(dtype)
-
-
 def _standardized(x: Tensor) -> tuple[Tensor, Tensor]:
     """(x − mean) / (std + 1e-7) of every row, and std (N, 1), unbiased; 0 for a single class."""
     centred = x - x.mean(1, keepdim=True)
@@ -106,20 +103,11 @@ def _transformed(teacher: Tensor, gamma: float, weighted: bool) -> tuple[Tensor,
     return powers - total[:, None], total.exp() if weighted else torch.ones_like(total)
 
 
-def _divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
-    """Σ q (log q − log p) of every row. Σ (p − q) = 0 is added: no term is negative then, and none cancels another."""
-    p, q = log_p.exp(), log_q.exp()
-    # Where the teacher rules a class out the student may too: −inf − −inf.
-    excess = torch.where(q == 0, 1, log_q - log_p)
-    close = torch.expm1(-excess.clamp(-1, 1)) + excess
-    return torch.where(excess.abs() < 1, q * close, q * (excess - 1) + p).sum(1)
-
-
 def _kd_kl(
     student: Tensor, teacher: Tensor, temperature: float, standardize: bool, grad_rows: Tensor | float
 ) -> tuple[Tensor, Tensor]:
     """The rows, and the gradient of Σ grad_rows · rows: grad_rows · T (p − q), through the standardisation if any."""
-    x, y = _accumulable(student, teacher)
+    x, y = accumulable(student, teacher)
     std = None
     if standardize:
         (x, std), (y, _) = _standardized(x), _standardized(y)
@@ -129,7 +117,7 @@ def _kd_kl(
         along = (gradient * x).sum(1, keepdim=True) / max(x.shape[1] - 1, 1)
         gradient = (gradient - gradient.mean(1, keepdim=True)) / (std + 1e-7)
         gradient = gradient - torch.where(std == 0, 0, along / std) * x
-    return temperature**2 * _divergence(log_q, log_p), gradient.to(student.dtype)
+    return temperature**2 * divergence(log_q, log_p), gradient.to(student.dtype)
 
 
 def _distances(x: Tensor) -> tuple[Tensor, Tensor]:

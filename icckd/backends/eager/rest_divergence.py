@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from icckd.backends.eager.divergence import accumulable, divergence
+
 
 class _Apart(NamedTuple):
     """Rows of logits apart from their label's class.
@@ -21,19 +23,16 @@ def rest_divergence_rows(
     student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, odds_temperature: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """KL(q̂ ‖ p̂), entropy of q̂, and log-odds of either network; float32 (float64 where an input is)."""
-    x, y = _accumulable(student, teacher)
+    x, y = accumulable(student, teacher)
     own = _own(labels, x)
     log_p, log_q = (_apart(z / temperature, own).log_share for z in (x, y))
     odds, teacher_odds = (_apart(z / odds_temperature, own).odds for z in (x, y))
-    p, q = log_p.exp(), log_q.exp()
+    q = log_q.exp()
     entropy = -(q * log_q.masked_fill(q == 0, 0)).sum(1)
-    # Σ (p − q) = 0 is added, as in the divergence of whole rows; not so where the teacher leaves no class.
-    excess = torch.where(q == 0, 1, log_q - log_p)
-    close = torch.expm1(-excess.clamp(-1, 1)) + excess
-    divergence = torch.where(excess.abs() < 1, q * close, q * (excess - 1) + p).sum(1)
-    divergence = divergence.masked_fill((q == 0).all(1), 0)
+    # Where the teacher leaves no class, its shares do not add up to 1.
+    of_rest = divergence(log_q, log_p).masked_fill((q == 0).all(1), 0)
     wrong = ~own.any(1)
-    rows = (z.masked_fill(wrong, torch.nan) for z in (divergence, entropy, odds, teacher_odds))
+    rows = (z.masked_fill(wrong, torch.nan) for z in (of_rest, entropy, odds, teacher_odds))
     return tuple(rows)  # type: ignore[return-value]
 
 
@@ -47,7 +46,7 @@ def rest_divergence_rows_backward(
     odds_temperature: float,
 ) -> Tensor:
     """The gradient of Σ grad_divergence · divergence + grad_odds · odds, in the student's dtype."""
-    x, y = _accumulable(student, teacher)
+    x, y = accumulable(student, teacher)
     own = _own(labels, x)
     p, q = (_apart(z / temperature, own).log_share.exp() for z in (x, y))
     of_odds = own.to(x.dtype) - _apart(x / odds_temperature, own).log_share.exp()
@@ -69,8 +68,3 @@ def _apart(x: Tensor, own: Tensor) -> _Apart:
     log_share = others.masked_fill(nothing, 0).log_softmax(1).masked_fill(nothing, -torch.inf)
     total = others.logsumexp(1)
     return _Apart(log_share, torch.where(own, x, 0).sum(1) - total)
-
-
-def _accumulable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    return student.to(dtype), teacher.to(dtype)
