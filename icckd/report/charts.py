@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from icckd.report.figures import Curve
-from icckd.report.results import Results, number
+from icckd.report.results import Results, number, student_methods
 from icckd.report.wording import images
 
 
@@ -61,9 +61,12 @@ def _learning(results: Results) -> list[Chart]:
         Chart(
             "student-loss",
             "Student's training loss",
-            "Total = weighted sum of cross-entropy and distillation loss (KD).",
+            "Total = weighted sum of cross-entropy and what the methods of distillation add; those unweighted here.",
             _curves(
-                results, "student", {"train_loss": "total", "train_cross_entropy": "cross-entropy", "train_kd": "KD"}
+                results,
+                "student",
+                {"train_loss": "total", "train_cross_entropy": "cross-entropy"}
+                | {f"train_{name}": name for name in student_methods(results)},
             ),
             logarithmic=True,
         ),

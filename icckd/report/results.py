@@ -18,7 +18,8 @@ from torch import Tensor
 
 from icckd.errors import UserError
 from icckd.methods import METHODS
-from icckd.settings import STAGES, Settings, setting_name
+from icckd.methods.kd import Kd
+from icckd.settings import NO_METHOD, STAGES, Settings, setting_name
 
 _LONGEST_TEXT = 100
 _LARGEST_NUMBER = 1e100  # What is larger is an accident, and overflows in the figures.
@@ -84,6 +85,13 @@ def read_results(run: Path) -> Results:
         classes=classes,
         examples=_read_examples(run / "teacher" / "examples.safetensors", len(classes)),
     )
+
+
+def student_methods(results: Results) -> list[str]:
+    """The methods that the student learned by."""
+    student = results.stages.get("student")
+    named = student.method if student and student.method else results.settings.get("student.loss.method")
+    return [name for name in str(named or Kd.name).split("+") if name != NO_METHOD]
 
 
 def number(value: Any) -> float | None:

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from icckd.methods.kd import Kd, KdSettings
-from icckd.report.results import Examples, Results, number
+from icckd.report.results import Examples, Results, number, student_methods
 from icckd.report.wording import images
 
 _EPSILON = 1e-7  # Added to the deviation when logits are standardised, as in icckd.functional.kd_kl.
@@ -111,7 +111,7 @@ def _how(results: Results) -> str:
 
 
 def _by_kd(results: Results) -> bool:
-    return Kd.name in str(results.settings.get("student.loss.method", Kd.name)).split("+")
+    return Kd.name in student_methods(results)
 
 
 def _temperature(results: Results) -> float:

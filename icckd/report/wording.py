@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from icckd.report.results import Results
+from icckd.report.results import Results, student_methods
 from icckd.settings import STAGES
 
 UNKNOWN = "–"
@@ -43,7 +43,9 @@ def title(results: Results) -> str:
     archs = {name: stage.arch for name, stage in results.stages.items()}
     data = results.settings.get("data.name", "unknown data")
     if len(archs) == 2:
-        return f"{archs['student']} distilled from {archs['teacher']} on {data}"
+        methods = student_methods(results)
+        how = f"distilled from {archs['teacher']} by {' + '.join(methods)}" if methods else "trained without a teacher"
+        return f"{archs['student']} {how} on {data}"
     return f"{''.join(archs.values()) or 'An empty run'} on {data}"
 
 

@@ -14,10 +14,11 @@ from icckd.settings.definition import (
     TeacherSettings,
     TrainingSettings,
 )
-from icckd.settings.losses import StudentLossSettings, TeacherLossSettings, setting_name
+from icckd.settings.losses import NO_METHOD, StudentLossSettings, TeacherLossSettings, setting_name
 from icckd.settings.names import flat, refuse_renamed
 
 __all__ = [
+    "NO_METHOD",
     "STAGES",
     "DataSettings",
     "MemorySettings",
