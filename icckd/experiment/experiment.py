@@ -127,7 +127,8 @@ class Experiment:
         settings = self.settings.teacher
         teacher = self._untrained("teacher")
         seconds, predictions = self._train(folder, "teacher", TeacherTask(teacher.model, settings), settings)
-        self._conclude(folder, "teacher", teacher, predictions, {"seconds": seconds})
+        results = {"seconds": seconds, "method": settings.loss.method}
+        self._conclude(folder, "teacher", teacher, predictions, results)
         return teacher
 
     def _student(self, folder: RunFolder, teacher: Trained) -> None:

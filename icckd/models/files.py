@@ -66,12 +66,11 @@ def load_model(path: Path, published_as: ModelDescription | None = None) -> tupl
         description, read = published_as, load_published
     else:
         description, read = read_description(weights.with_name(DESCRIPTION)), _load_weights
-    model = build_model(
-        description.arch,
-        channels=description.channels,
-        classes=len(description.classes),
-        image_size=description.image_size,
-    )
+    classes = len(description.classes)
+    try:
+        model = build_model(description.arch, description.channels, classes, description.image_size)
+    except UserError as error:
+        raise UserError(f"the network of {path}: {error}") from error
     read(model, weights)
     spoilt = not_finite(model.state_dict())
     if spoilt:

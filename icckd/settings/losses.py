@@ -123,7 +123,7 @@ else:
         f"""The teacher's loss. The settings of intra-class stand here; other methods have theirs under their names.
 
         Args:
-            method: How the teacher is trained: {", ".join(methods_of(TeacherMethod))}.
+            method: How the teacher is trained: {", ".join(methods_of(TeacherMethod))}. Settings of others are ignored.
             backend: Who computes the losses: auto, reference, cpu, cuda or triton.""",
     )
     StudentLossSettings = _with_methods(

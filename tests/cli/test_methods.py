@@ -128,3 +128,9 @@ def test_a_published_teacher_is_given_by_its_file_and_the_name_of_its_network(tm
     assert run("distill", *given, "--output", tmp_path / "run") == 0
     kept = load_file(tmp_path / "run" / "teacher" / "model.safetensors")
     assert torch.equal(kept["classifier.weight"], net.tensors["fc.weight"])
+
+
+def test_a_setting_in_a_file_that_is_none_is_named(tmp_path, capsys):
+    (tmp_path / "wrong.yaml").write_text("student:\n  loss:\n    kd:\n      weigth: 1\n")
+    assert run("run", "--config", tmp_path / "wrong.yaml", "--output", tmp_path / "no") == 2
+    assert "student.loss.kd.weigth is no setting; icckd run --help has all" in error_line(capsys)
