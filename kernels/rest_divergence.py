@@ -174,8 +174,13 @@ def rest_divergence_whole(
         h = tl.load(grad_odds + row, mask=valid, other=0.0) / odds_temperature
         g = tl.where(label >= 0, tl.where(teacher_total == 0, 0.0, g), float("nan"))
         per_student, per_teacher, per_odds = _part(g, total), _part(g, teacher_total), _part(h, odds_total)
-        gradient = p * per_student[:, None] - q * per_teacher[:, None] - odds_p * per_odds[:, None]
-        gradient = tl.where(is_own, h[:, None], gradient)
+        if SAME:
+            gradient = p * (per_student - per_odds)[:, None] - q * per_teacher[:, None]
+        else:
+            gradient = p * per_student[:, None] - q * per_teacher[:, None] - odds_p * per_odds[:, None]
+        # Read again, lest a flag for every number be kept from before: that spills.
+        label = _column_of(tl.load(labels + row, mask=valid, other=0, volatile=True), classes)
+        gradient = tl.where(tl.arange(0, BLOCK)[None, :] == label[:, None], h[:, None], gradient)
         at = d_student + (row * classes)[:, None] + tl.arange(0, BLOCK)[None, :]
         tl.store(at, rounded(gradient, d_student.dtype.element_ty), mask=mask)
     else:

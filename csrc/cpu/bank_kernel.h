@@ -7,25 +7,23 @@
 
 namespace icckd {
 
-struct BankJob {
+struct BankRows {
   Element element;
-  const void* bank;  // row i, column c: element i · row_stride + c
-  int64_t row_stride, rows, dim;
-  const int64_t* index;  // (queries, count), contiguous
-  int64_t count;
+  const void* data;  // row i, column c: element i · stride + c
+  int64_t stride, count, dim;
 };
 
-struct Queries {
-  Element element;
-  const void* data;  // query b, column c: element b · row_stride + c · column_stride
-  int64_t row_stride, column_stride;
+// That a query uses a row of the bank, as which of its indices.
+struct Use {
+  int32_t row, place;
 };
 
 ICCKD_DECLARE_KERNELS(
-    // products[b, k] for k in [begin, end), with a row of scratch. False, and nothing done, where an index names no row.
-    bool bank_products(
-        const BankJob& job, const Queries& queries, int64_t b, int64_t begin, int64_t end, float* products, float* scratch);
-    // sums[b, c] of all k, for columns c in [begin, end). False, and nothing done, where an index names no row.
-    bool bank_sums(const BankJob& job, const float* weight, int64_t b, int64_t begin, int64_t end, float* sums);)
+    // A query as floats, padded by zeros to whole registers.
+    void read_query(Element element, const void* query, int64_t stride, int64_t dim, float* row);
+    // products[use.place] = query · the row of each use.
+    void bank_products(const BankRows& bank, const float* query, const Use* uses, int64_t count, float* products);
+    // sums[c] += Σ weight[use.place] · column c of the row of each use.
+    void bank_sums(const BankRows& bank, const float* weight, const Use* uses, int64_t count, float* sums);)
 
 }  // namespace icckd

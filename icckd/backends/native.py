@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from icckd.backends.eager import bank as eager_bank
 from icckd.backends.eager.class_memory import class_memory_push
 from icckd.backends.eager.cross_entropy import sum_by_weights
 from icckd.backends.eager.intra_class import anchor_weights
@@ -61,6 +62,18 @@ def _with_weights(problem: IntraClassProblem) -> tuple[Any, ...]:
 @sum_by_weights
 def cross_entropy_margin_sum(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return torch.ops.icckd_native.cross_entropy_margin_sum(*arguments)
+
+
+def bank_products(query: Tensor, bank: Tensor, index: Tensor) -> Tensor:
+    if eager_bank.has_few_rows(bank, index):
+        return eager_bank.whole_bank_products(query, bank, index)
+    return torch.ops.icckd_native.bank_products(query, bank, index)
+
+
+def bank_sums(weight: Tensor, bank: Tensor, index: Tensor) -> Tensor:
+    if eager_bank.has_few_rows(bank, index):
+        return eager_bank.whole_bank_sums(weight, bank, index)
+    return torch.ops.icckd_native.bank_sums(weight, bank, index)
 
 
 def why_unavailable() -> str | None:

@@ -3,6 +3,7 @@
 import argparse
 import re
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -66,6 +67,9 @@ class _Parser(ArgumentParser):
         if meant and self._subparsers is None:
             names = ", ".join(meant[:5]) + (", …" if len(meant) > 5 else "")
             raise UserError(f"{given} is no option; write in full which is meant: {names}")
+        near = get_close_matches(given, self._option_string_actions, n=3, cutoff=0.8)
+        if near and self._subparsers is None:
+            raise UserError(f"{given} is no option; did you mean {' or '.join(near)}?")
         return super()._get_option_tuples(option_string)
 
     def parse_path(self, path: Any, **options: Any) -> Namespace:

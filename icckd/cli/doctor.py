@@ -1,5 +1,6 @@
 """What `icckd doctor` says: versions, devices, backends, networks and methods, each available or why not."""
 
+from collections.abc import Iterable
 from textwrap import wrap
 
 import torch
@@ -7,9 +8,9 @@ import torch
 from icckd import backends
 from icckd.backends import native
 from icckd.environment import package_versions, processor, versions
-from icckd.methods import METHODS
+from icckd.methods import METHODS, StudentMethod, TeacherMethod
 from icckd.models import ARCHITECTURES
-from icckd.registry import Registry
+from icckd.settings import methods_of
 
 
 def diagnose() -> str:
@@ -29,7 +30,9 @@ def diagnose() -> str:
     lines += ["", "what backend='auto' takes"]
     for device in ("cpu", "cuda"):
         lines += _automatic_lines(device)
-    lines += ["", "networks", *_names(ARCHITECTURES), "", "methods of training", *_names(METHODS)]
+    lines += ["", "networks", *_listed(ARCHITECTURES), *_indented(ARCHITECTURES.problems())]
+    lines += ["", "teacher's methods", *_listed(methods_of(TeacherMethod))]
+    lines += ["", "student's methods", *_listed(methods_of(StudentMethod)), *_indented(METHODS.problems())]
     return "\n".join(lines)
 
 
@@ -49,9 +52,12 @@ def _automatic_lines(device: str) -> list[str]:
     return [f"  {f'{device} {family}':<20}{choice.backend}: {choice.reason}" for family, choice in choices.items()]
 
 
-def _names(registry: Registry) -> list[str]:
-    lines = wrap(", ".join(registry), 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
-    return [*lines, *(f"  {problem}" for problem in registry.problems())]
+def _listed(names: Iterable[str]) -> list[str]:
+    return wrap(", ".join(names), 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _indented(sentences: Iterable[str]) -> list[str]:
+    return [f"  {sentence}" for sentence in sentences]
 
 
 def _cuda_lines() -> list[str]:

@@ -14,10 +14,13 @@ class TtmSettings(StudentMethodSettings):
 
     Args:
         weight: What the method's loss is multiplied by.
+        warmup_epochs: Epochs over which the weight first rises linearly (this project's choice: from the first step
+            on, the published weight leaves a network of dead units where the learning rate is 0.1).
         gamma: The power that the teacher's probabilities are raised to: 1 / its temperature.
     """
 
     weight: float = 45.0
+    warmup_epochs: int = 20
     gamma: float = 0.1
 
     def rules(self) -> dict[str, Rule]:
@@ -30,10 +33,12 @@ class WttmSettings(TtmSettings):
 
     Args:
         weight: What the method's loss is multiplied by.
+        warmup_epochs: Epochs over which the weight first rises linearly.
         gamma: The power that the teacher's probabilities are raised to: 1 / its temperature.
     """
 
     weight: float = 4.0
+    warmup_epochs: int = 0
     gamma: float = 0.2
 
 

@@ -1,6 +1,7 @@
 """Which curves the report shows, in which order, and what a reader should know about each."""
 
 from dataclasses import dataclass
+from itertools import cycle
 
 from icckd.report.figures import Curve
 from icckd.report.results import Results, number, student_methods
@@ -54,8 +55,8 @@ def _learning(results: Results) -> list[Chart]:
         Chart(
             "teacher-loss",
             "Teacher's training loss",
-            f"Total = cross-entropy{share}.",
-            _curves(results, "teacher", {"train_loss": "total", "train_cross_entropy": "cross-entropy"}),
+            f"Total = cross-entropy{share}." if share else "Total, and what it is made of.",
+            _curves(results, "teacher", _losses(results)),
             logarithmic=True,
         ),
         Chart(
@@ -71,6 +72,15 @@ def _learning(results: Results) -> list[Chart]:
             logarithmic=True,
         ),
     ]
+
+
+def _losses(results: Results) -> dict[str, str]:
+    """The labels of what the teacher's method reports, by key, but for what has a chart of its own."""
+    named = {"train_loss": "total", "train_cross_entropy": "cross-entropy"}
+    history = results.stages["teacher"].history if "teacher" in results.stages else []
+    reported = dict.fromkeys(key for record in history for key in record if key.startswith("train_"))
+    own = ("train_intra_class", "train_active_fraction", "train_mean_margin")
+    return named | {key: key.removeprefix("train_") for key in reported if key not in (*named, *own)}
 
 
 def _distances(results: Results) -> list[Chart]:
@@ -147,11 +157,11 @@ def _both(results: Results, key: str) -> list[Curve]:
 
 
 def _curves(results: Results, stage: str, labels: dict[str, str]) -> list[Curve]:
-    """A curve for every key of `labels` that has a value in any epoch; the later ones dashed and dotted."""
+    """A curve for every key of `labels` that has a value in any epoch; the later ones dashed or dotted."""
     history = results.stages[stage].history if stage in results.stages else []
     epochs = [record["epoch"] or 0.0 for record in history]
     curves = []
-    for style, (key, label) in zip(("-", "--", ":"), labels.items(), strict=False):
+    for style, (key, label) in zip(cycle(("-", "--", ":", "-.")), labels.items(), strict=False):
         values = [record.get(key) for record in history]
         if any(value is not None for value in values):
             curves.append(Curve(label, stage, epochs, values, style))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from icckd.errors import UserError
 from icckd.methods import METHODS
+from icckd.methods.intra_class import IntraClass, IntraClassSettings
 from icckd.methods.kd import Kd
 from icckd.settings import NO_METHOD, STAGES, Settings, setting_name
 
@@ -218,6 +219,8 @@ def _in_force(settings: dict[str, Any]) -> dict[str, Any]:
         *str(settings.get("student.loss.method")).split("+"),
     ]
     unused = tuple(f"{stage}.loss.{setting_name(name)}." for stage in STAGES for name in METHODS if name not in chosen)
+    if settings.get("teacher.loss.method", IntraClass.name) != IntraClass.name:
+        unused += tuple(f"teacher.loss.{field.name}" for field in fields(IntraClassSettings))
     return {name: value for name, value in settings.items() if not name.startswith(unused)}
 
 

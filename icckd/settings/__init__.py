@@ -14,7 +14,7 @@ from icckd.settings.definition import (
     TeacherSettings,
     TrainingSettings,
 )
-from icckd.settings.losses import NO_METHOD, StudentLossSettings, TeacherLossSettings, setting_name
+from icckd.settings.losses import NO_METHOD, StudentLossSettings, TeacherLossSettings, methods_of, setting_name
 from icckd.settings.names import flat, refuse_renamed
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "check",
     "check_text",
     "flat",
+    "methods_of",
     "refuse_renamed",
     "setting_name",
 ]

@@ -25,13 +25,6 @@ def methods_of(kind: type[Kind]) -> dict[str, type[Kind]]:
     return {name: method for name, method in named.items() if issubclass(method, kind)}
 
 
-def _method_of(kind: type[Kind], name: str, setting: str, others: tuple[str, ...] = ()) -> type[Kind]:
-    known = methods_of(kind)
-    if name not in known:
-        raise METHODS.unknown(name, setting, (*known, *others))
-    return known[name]
-
-
 @dataclass
 class _TeacherLoss(IntraClassSettings):
     method: str = IntraClass.name
@@ -39,7 +32,10 @@ class _TeacherLoss(IntraClassSettings):
 
     def method_class(self) -> type[TeacherMethod]:
         """The method in force. Raises UserError where there is none of that name."""
-        return _method_of(TeacherMethod, self.method, "teacher.loss.method")
+        known = methods_of(TeacherMethod)
+        if self.method not in known:
+            raise METHODS.unknown(self.method, "teacher.loss.method", known)
+        return known[self.method]
 
     def method_settings(self) -> MethodSettings:
         """The settings of the method in force."""
@@ -56,14 +52,16 @@ class _StudentLoss:
         """The methods in force by name; none for "none". Raises UserError where one is unknown or given twice."""
         if self.method == NO_METHOD:
             return {}
-        setting = "student.loss.method"
+        known, setting = methods_of(StudentMethod), "student.loss.method"
         names = self.method.split("+")
         for name in names:
+            if name not in known and name != NO_METHOD:
+                raise METHODS.unknown(self.method, setting, (*known, NO_METHOD, "several joined by +"))
             if names.count(name) > 1:
                 raise UserError(f"{setting} is {self.method!r}, which names {name} twice; give it once")
-            if name == NO_METHOD:
-                raise UserError(f"{setting} is {self.method!r}; {NO_METHOD} stands alone: it is no method")
-        return {name: _method_of(StudentMethod, name, setting, (NO_METHOD, "several joined by +")) for name in names}
+        if NO_METHOD in names:
+            raise UserError(f"{setting} is {self.method!r}; {NO_METHOD} stands alone: it is no method")
+        return {name: known[name] for name in names}
 
     def method_settings(self) -> dict[str, StudentMethodSettings]:
         """The settings of the methods in force, by name."""

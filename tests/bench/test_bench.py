@@ -151,7 +151,8 @@ def test_a_wrong_way_is_an_error():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells it on Linux")
 def test_the_peak_of_the_public_way_holds_the_gathered_rows(capsys):
-    case = crd.Case(b=16, k=1000, d=128, n=100)
+    # So much on each side that it is never memory that the process has used before.
+    case = crd.Case(b=64, k=2000, d=128, n=100)
     gathered = 2 * 4 * case.b * (case.k + 1) * case.d
     peaks = {}
     for name in (crd.PUBLIC, "chunks of gathered rows"):

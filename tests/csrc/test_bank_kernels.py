@@ -6,6 +6,7 @@ import torch
 from icckd.backends import native
 from tests.problems import bank_problem
 
+operators = torch.ops.icckd_native
 pytestmark = pytest.mark.skipif(native.why_unavailable() is not None, reason="icckd._C is not built")
 
 
@@ -14,9 +15,9 @@ pytestmark = pytest.mark.skipif(native.why_unavailable() is not None, reason="ic
 def test_columns(dim, dtype):
     query, bank, index, weight = bank_problem(2, 21, dim, 30, dtype)
     rows = bank.double()[index]
-    products = native.bank_products(query, bank, index)
+    products = operators.bank_products(query, bank, index)
     torch.testing.assert_close(products.double(), (query.double()[:, None] * rows).sum(2), rtol=1e-5, atol=1e-5)
-    sums = native.bank_sums(weight, bank, index)
+    sums = operators.bank_sums(weight, bank, index)
     torch.testing.assert_close(sums.double(), (weight.double()[:, :, None] * rows).sum(1), rtol=1e-5, atol=1e-5)
 
 
@@ -24,10 +25,33 @@ def test_columns(dim, dtype):
 def test_indices(count):
     query, bank, index, weight = bank_problem(3, count, 20, 50)
     rows = bank.double()[index]
-    products = native.bank_products(query, bank, index)
+    products = operators.bank_products(query, bank, index)
     torch.testing.assert_close(products.double(), (query.double()[:, None] * rows).sum(2), rtol=1e-5, atol=1e-5)
-    sums = native.bank_sums(weight, bank, index)
+    sums = operators.bank_sums(weight, bank, index)
     torch.testing.assert_close(sums.double(), (weight.double()[:, :, None] * rows).sum(1), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_bank_of_several_tiles(dtype):
+    """Rows of 1200 numbers, of which at most 128 make a tile, used 16 times a tile and more."""
+    query, bank, index, weight = bank_problem(5, 200, 1200, 700, dtype)
+    rows = bank.double()[index]
+    products = operators.bank_products(query, bank, index)
+    torch.testing.assert_close(products.double(), (query.double()[:, None] * rows).sum(2), rtol=1e-4, atol=1e-4)
+    sums = operators.bank_sums(weight, bank, index)
+    torch.testing.assert_close(sums.double(), (weight.double()[:, :, None] * rows).sum(1), rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_bits_whatever_the_threads():
+    query, bank, index, weight = bank_problem(7, 300, 1200, 700)
+    results, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append((operators.bank_products(query, bank, index), operators.bank_sums(weight, bank, index)))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("wrong", [-1, 9, 2**62, -(2**63)])
@@ -35,7 +59,7 @@ def test_indices(count):
 def test_an_index_of_no_row_is_refused_instead_of_read(wrong, place):
     query, bank, index, weight = bank_problem(3, 6, 5, 9)
     index[2, place] = wrong
-    for operator, given in ((native.bank_products, query), (native.bank_sums, weight)):
+    for operator, given in ((operators.bank_products, query), (operators.bank_sums, weight)):
         with pytest.raises(RuntimeError, match=r"index holds an index that is not in \[0, 9\)"):
             operator(given, bank, index)
 
@@ -53,4 +77,4 @@ def test_an_index_of_no_row_is_refused_instead_of_read(wrong, place):
 def test_wrong_tensors_raise_instead_of_crashing(changes, message):
     arguments = {"query": torch.zeros(3, 5), "bank": torch.zeros(9, 5), "index": torch.zeros(3, 6).long()}
     with pytest.raises(RuntimeError, match=message):
-        native.bank_products(*{**arguments, **changes}.values())
+        operators.bank_products(*{**arguments, **changes}.values())

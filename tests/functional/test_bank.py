@@ -135,12 +135,14 @@ def test_the_cuda_backend_has_no_kernel_and_says_who_has(monkeypatch):
 
 @pytest.mark.parametrize("dtype", SMALL, ids=str)
 def test_both_ways_of_plain_pytorch_agree(dtype):
-    query, bank, index, _ = bank_problem(4, 50, 30, 40, dtype)
+    query, bank, index, weight = bank_problem(4, 50, 30, 40, dtype)
     expected = reference.bank_products(query.double(), bank.double(), index)
     for way in (eager.whole_bank_products, eager.gathered_products):
         with torch.autocast("cpu", torch.bfloat16):
             products = way(query, bank, index)
         torch.testing.assert_close(products.double(), expected, rtol=1e-5, atol=1e-5)
+    expected = torch.einsum("bk,bkd->bd", weight.double(), bank.double()[index])
+    torch.testing.assert_close(eager.whole_bank_sums(weight, bank, index).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 # --- PyTorch's modes --------------------------------------------------------------------------------------------------

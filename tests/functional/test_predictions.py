@@ -84,6 +84,18 @@ def test_huge_logits(function, backend):
     torch.testing.assert_close(gradient.double(), exact[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("function", "backend"), calls((dkd, nkd, ttm)))
+def test_large_logits_keep_their_differences(function, backend):
+    student, teacher, labels = problem(8, 21)
+    student, teacher = ((x * 1024).round() / 1024 + 4096 for x in (student, teacher))
+    ours, definition = both(function, labels)
+    options = OPTIONS[function][0]
+    loss, gradient = loss_and_gradient(ours, student, teacher, backend=backend, **options)
+    exact = loss_and_gradient(definition, student.double(), teacher.double(), **options)
+    torch.testing.assert_close(loss.double(), exact[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient.double(), exact[1], rtol=1e-5, atol=1e-5 * float(exact[1].abs().max()))
+
+
 @pytest.mark.parametrize("scale", [1e4, 1e30])
 def test_dist_of_huge_logits_is_finite(scale):
     student, teacher, _ = problem(15, 21, scale=scale)

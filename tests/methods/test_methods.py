@@ -148,7 +148,7 @@ def test_what_is_in_force_names_the_methods_in_use_only():
     ("method", "words"),
     [
         ("kdd", r"'kdd'; it should be one of attention, .*crd.*none"),
-        ("kd+", r"''; it should be one of"),
+        ("kd+", r"'kd\+'; it should be one of .*several joined by \+"),
         ("kd+kd", r".*names kd twice"),
         ("kd+none", r".*none stands alone"),
         ("intra-class", "'intra-class'; it should be one of attention"),

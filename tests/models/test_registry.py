@@ -8,7 +8,7 @@ import icckd.models
 from icckd.cli.doctor import diagnose
 from icckd.errors import UserError
 from icckd.models import ARCHITECTURES, build_model, register
-from icckd.models.registry import Family, Registry
+from icckd.registry import Registry
 
 FAMILY = """
     from torch import nn
@@ -62,11 +62,10 @@ def test_an_unknown_name_is_refused_with_all_names():
 
 
 def test_a_name_that_is_taken():
-    registry = Registry()
-    family = Family(lambda arch, channels, image_size: None)
-    registry.add(["one"], family)
-    with pytest.raises(ValueError, match=f"a network named one is registered already, by {__name__}"):
-        registry.add(["two", "one"], family)
+    registry: Registry[int] = Registry("network", "icckd.models")
+    registry.add("one", 1)
+    with pytest.raises(ValueError, match="a network named one is registered already: 1"):
+        registry.add("one", 2)
 
 
 def test_a_file_in_the_folder_is_all_that_a_family_takes(fresh, monkeypatch, tmp_path):

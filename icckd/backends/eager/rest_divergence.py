@@ -25,8 +25,9 @@ def rest_divergence_rows(
     """KL(q̂ ‖ p̂), entropy of q̂, and log-odds of either network; float32 (float64 where an input is)."""
     x, y = accumulable(student, teacher)
     own = _own(labels, x)
-    log_p, log_q = (_apart(z / temperature, own).log_share for z in (x, y))
-    odds, teacher_odds = (_apart(z / odds_temperature, own).odds for z in (x, y))
+    (log_p, odds), (log_q, teacher_odds) = _apart(x, own, temperature), _apart(y, own, temperature)
+    if odds_temperature != temperature:
+        odds, teacher_odds = (_apart(z, own, odds_temperature).odds for z in (x, y))
     q = log_q.exp()
     entropy = -(q * log_q.masked_fill(q == 0, 0)).sum(1)
     # Where the teacher leaves no class, its shares do not add up to 1.
@@ -48,12 +49,12 @@ def rest_divergence_rows_backward(
     """The gradient of Σ grad_divergence · divergence + grad_odds · odds, in the student's dtype."""
     x, y = accumulable(student, teacher)
     own = _own(labels, x)
-    p, q = (_apart(z / temperature, own).log_share.exp() for z in (x, y))
-    of_odds = own.to(x.dtype) - _apart(x / odds_temperature, own).log_share.exp()
+    p, q = (_apart(z, own, temperature).log_share.exp() for z in (x, y))
+    odds_p = p if odds_temperature == temperature else _apart(x, own, odds_temperature).log_share.exp()
     # Without a share that the teacher gives away, there is nothing to differ from.
     nothing = (q == 0).all(1, keepdim=True)
     gradient = (grad_divergence / temperature)[:, None] * (p - q).masked_fill(nothing, 0)
-    gradient = gradient + (grad_odds / odds_temperature)[:, None] * of_odds
+    gradient = gradient + (grad_odds / odds_temperature)[:, None] * (own.to(x.dtype) - odds_p)
     return gradient.masked_fill(~own.any(1, keepdim=True), torch.nan).to(student.dtype)
 
 
@@ -62,9 +63,13 @@ def _own(labels: Tensor, logits: Tensor) -> Tensor:
     return labels[:, None] == torch.arange(logits.shape[1], device=labels.device)
 
 
-def _apart(x: Tensor, own: Tensor) -> _Apart:
+def _apart(x: Tensor, own: Tensor, temperature: float) -> _Apart:
     others = x.masked_fill(own, -torch.inf)
-    nothing = (others == -torch.inf).all(1, keepdim=True)
-    log_share = others.masked_fill(nothing, 0).log_softmax(1).masked_fill(nothing, -torch.inf)
-    total = others.logsumexp(1)
-    return _Apart(log_share, torch.where(own, x, 0).sum(1) - total)
+    top = others.amax(1, keepdim=True)
+    nothing = top == -torch.inf
+    top = top.masked_fill(nothing, 0)
+    # Differences from the maximum first: large logits keep theirs.
+    others = (others - top) / temperature
+    total = others.logsumexp(1, keepdim=True)
+    odds = torch.where(own, x - top, 0).sum(1, keepdim=True) / temperature - total
+    return _Apart(others - total.masked_fill(nothing, 0), odds.squeeze(1))
