@@ -32,9 +32,10 @@ class Registry(Collection[str], Generic[Item]):
         self._loaded = False
 
     def add(self, name: str, item: Item) -> None:
-        """Make `item` known by `name`. Raises ValueError where that name is taken."""
-        if name in self._items:
-            raise ValueError(f"a {self.kind} named {name} is registered already: {self._items[name]!r}")
+        """Make `item` known by `name`. Raises ValueError where that name, with hyphens or underscores, is taken."""
+        for taken, other in self._items.items():
+            if taken.replace("_", "-") == name.replace("_", "-"):
+                raise ValueError(f"a {self.kind} named {taken} is registered already: {other!r}")
         self._items[name] = item
 
     def find(self, name: str, setting: str) -> Item:
@@ -74,7 +75,7 @@ class Registry(Collection[str], Generic[Item]):
         for entry in entry_points(group=self.package):
             try:
                 entry.load()
-            except Exception as error:  # Somebody else's module may fail in any way; the others still serve.
+            except (Exception, SystemExit) as error:  # Another's module may fail in any way; the others still serve.
                 reason = printable(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
                 self._problems.append(f"the entry point {entry.name} = {entry.value} cannot be imported ({reason})")
 

@@ -2,9 +2,11 @@
 
 import argparse
 import re
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
@@ -38,6 +40,7 @@ def parse(arguments: list[str]) -> tuple[str, Namespace]:
         parsed = parser.parse_args(_with_saved_config(arguments))
     except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"--config does not name a readable YAML file: {error}") from error
+    _refuse_nulls(Settings, parsed[parsed.command])
     return parsed.command, parser.instantiate(parsed)[parsed.command]
 
 
@@ -80,7 +83,7 @@ class _Parser(ArgumentParser):
     def parse_string(self, text: str, *arguments: Any, **options: Any) -> Namespace:
         values = yaml.safe_load(text)
         if isinstance(values, dict):
-            refuse_renamed(values)
+            refuse_renamed(values, str(options.get("path", "")))
         return super().parse_string(text, *arguments, **options)
 
 
@@ -111,6 +114,17 @@ def _command_parser(name: str, meaning: str) -> ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     parser.add_class_arguments(Settings)
     return parser
+
+
+def _refuse_nulls(kind: Any, values: Namespace, prefix: str = "") -> None:
+    """Raise UserError where a setting of the dataclass `kind` is null that cannot be: jsonargparse takes any null."""
+    wanted = get_type_hints(kind)
+    for setting in fields(kind):
+        name, value = setting.name, values[setting.name]
+        if value is None and setting.default is not None and NoneType not in get_args(wanted[name]):
+            raise UserError(f"{prefix}{name} is null; leave it out for its default, or give a value")
+        if is_dataclass(wanted[name]):
+            _refuse_nulls(wanted[name], value, f"{prefix}{name}.")
 
 
 def _with_saved_config(arguments: list[str]) -> list[str]:

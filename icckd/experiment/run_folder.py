@@ -119,13 +119,16 @@ class RunFolder:
     def _check_same(self, settings: Settings) -> None:
         if not self.config.exists():
             raise UserError(f"{self.config} is missing, so the run in that folder cannot be continued")
-        saved = flat(read_config(self.config))
+        # What the run's version had no setting for is as its default says: methods are added, their settings with them.
+        saved = flat(asdict(Settings())) | flat(read_config(self.config))
         begun = {stage for stage in STAGES if self.stage(stage).exists()}
         for name, value in flat(asdict(settings)).items():
-            owner = name.split(".")[0]
-            if saved.get(name) != value and (owner in begun or owner not in STAGES):
+            owner, then = name.split(".")[0], saved.get(name)
+            # Not a number, as a setting not in force may be, is the same only as a text.
+            same = then == value or str(then) == str(value)
+            if not same and (owner in begun or owner not in STAGES):
                 raise UserError(
-                    f"--resume: {name} is {value}, but the run in {self.path} has {saved.get(name)}; "
+                    f"--resume: {name} is {value}, but the run in {self.path} has {then}; "
                     "leave the setting out, or start another run in another folder"
                 )
 

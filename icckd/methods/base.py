@@ -1,8 +1,10 @@
 """What a method is: its settings, what it needs of the networks, its trainable parts, its loss."""
 
+import keyword
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 from torch import Tensor, nn
@@ -173,18 +175,35 @@ class TeacherMethod(Method):
 METHODS: Registry[type[Method]] = Registry("method", "icckd.methods")
 
 
+# What a method's settings, or its loss in a record, would hide if it had the name.
+_TAKEN = (
+    *("none", "loss", "method", "backend", "cross-entropy-weight"),
+    *("weight", "margin", "margin-space", "temperature", "label-smoothing"),
+)
+
+
 def register(method: type[Method]) -> type[Method]:
-    """Make a method known by its name. Raises TypeError where it says not what it is."""
+    """Make a method known by its name. Raises TypeError where it says not what it is, ValueError for a wrong name."""
     base = StudentMethodSettings if issubclass(method, StudentMethod) else MethodSettings
-    settings = settings_type(method)
-    if not isinstance(getattr(method, "name", None), str):
+    name, settings = getattr(method, "name", None), settings_type(method)
+    if not isinstance(name, str):
         raise TypeError(f"{method.__name__}.name is missing; it should be the method's name")
-    if not (isinstance(settings, type) and issubclass(settings, base)):
+    own = name.replace("_", "-")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*([-_][A-Za-z0-9]+)*", name) or keyword.iskeyword(name) or own in _TAKEN:
+        raise ValueError(
+            f"{method.__name__}.name is {name!r}; it should be words of letters and digits, joined by hyphens, and "
+            f"neither a word of Python nor one of {', '.join(_TAKEN)}"
+        )
+    # A derived class that is not decorated is a dataclass too, but without its own settings.
+    if not (isinstance(settings, type) and issubclass(settings, base) and "__dataclass_fields__" in vars(settings)):
         raise TypeError(
             f"{method.__name__}.settings is annotated with {settings}; it should be a dataclass derived from "
-            f"{base.__name__}"
+            f"{base.__name__}, decorated with @dataclass"
         )
-    METHODS.add(method.name, method)
+    needed = [field.name for field in fields(settings) if field.default is field.default_factory is MISSING]
+    if needed:
+        raise TypeError(f"{settings.__name__}.{needed[0]} has no default; every setting should have one")
+    METHODS.add(name, method)
     return method
 
 

@@ -109,7 +109,7 @@ def _cross_entropy_weights() -> str:
 
 
 def _title(settings: type) -> str:
-    return (settings.__doc__ or settings.__name__).strip().splitlines()[0]
+    return ((settings.__doc__ or "").strip() or settings.__name__).splitlines()[0]
 
 
 if TYPE_CHECKING:

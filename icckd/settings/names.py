@@ -20,8 +20,9 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def refuse_renamed(values: dict[str, Any]) -> None:
-    """Raise UserError, saying the new name, where a setting in `values` has the name of an earlier version."""
+def refuse_renamed(values: dict[str, Any], file: str = "") -> None:
+    """Raise UserError, saying the new name, where a setting in `values` (of `file`) has that of an earlier version."""
     for name in flat(values):
         if name in _RENAMED:
-            raise UserError(f"{name} is now called {_RENAMED[name]}; use that name")
+            of = f" of {file}" if file else ""
+            raise UserError(f"{name}{of} is now called {_RENAMED[name]}; use that name")

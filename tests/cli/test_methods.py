@@ -118,6 +118,38 @@ def test_settings_of_methods_that_are_not_in_force_are_ignored(teacher, tmp_path
     assert "student.loss.dkd" not in text
 
 
+def test_a_run_from_before_a_method_was_added_is_resumed_and_one_with_former_names_told_of(teacher, tmp_path, capsys):
+    _, settings = teacher
+    output = tmp_path / "run"
+    assert run("distill", *settings, "--student.loss.dkd.beta", ".nan", "--output", output) == 0
+    saved = yaml.safe_load((output / "config.yaml").read_text())
+    del saved["student"]["loss"]["wttm"]
+    (output / "config.yaml").write_text(yaml.safe_dump(saved))
+    assert run("distill", "--output", output, "--resume") == 0
+    assert run("distill", "--output", output, "--resume", "--student.loss.wttm.gamma", "0.3") == 2
+    assert "student.loss.wttm.gamma is 0.3, but the run in" in capsys.readouterr().err
+    saved["student"]["loss"]["weight"] = 0.9
+    (output / "config.yaml").write_text(yaml.safe_dump(saved))
+    assert run("distill", "--output", output, "--resume") == 2
+    assert f"student.loss.weight of {output / 'config.yaml'} is now called student.loss.kd.weight" in error_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("student: {loss: {kd: null}}", "student.loss.kd"),
+        ("student: {loss: {method: null}}", "student.loss.method"),
+        ("student.loss.kd.temperature: null", "student.loss.kd.temperature"),
+        ("teacher: {milestones: null}", "teacher.milestones"),
+        ("seed: null", "seed"),
+    ],
+)
+def test_null_is_told_of_where_a_setting_cannot_be(tmp_path, capsys, text, name):
+    (tmp_path / "null.yaml").write_text(text)
+    assert run("run", "--config", tmp_path / "null.yaml", "--output", tmp_path / "no") == 2
+    assert error_line(capsys) == f"icckd: error: {name} is null; leave it out for its default, or give a value"
+
+
 def test_a_published_teacher_is_given_by_its_file_and_the_name_of_its_network(tmp_path):
     settings = image_folder(tmp_path / "data", classes=tuple("abcde"))
     net = Published(3)
