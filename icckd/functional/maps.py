@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
+from icckd.backends.arithmetic import accumulated
 from icckd.functional import checks
-from icckd.functional.sides import accumulated, full_precision, select, unit
+from icckd.functional.sides import full_precision, select, unit
 
 
 def attention_transfer(student_map: Tensor, teacher_map: Tensor, *, backend: str = "auto") -> Tensor:

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from icckd.backends.eager.divergence import divergence
+from icckd.backends.arithmetic import accumulated, accumulation_dtype, divergence
 from icckd.functional import checks
-from icckd.functional.sides import accumulated, full_precision, norm, select, unit
+from icckd.functional.sides import full_precision, norm, select, unit
 from icckd.ops import distillation as ops
-from icckd.ops.distillation import loss_dtype
 from icckd.ops.rest_divergence import rest_divergence_rows
 from icckd.ops.transforms import call, differentiable, wants_gradient
 
@@ -62,7 +61,7 @@ def kd_kl(
     _check_logits(student_logits, teacher_logits, temperature)
     checks.one_of("reduction", reduction, _REDUCTIONS)
     (student,), teacher = differentiable(student_logits), teacher_logits.detach()
-    backend, dtype = select(backend, student, teacher, "kd_kl"), loss_dtype(student, teacher)
+    backend, dtype = select(backend, student, teacher, "kd_kl"), accumulation_dtype(student, teacher)
     student, teacher, backend = _uncancelled(student, teacher, temperature, backend)
     # A float16 gradient of a mean could underflow before the loss scale is applied: it is computed in backward, scaled.
     if reduction == "none" or not wants_gradient(student) or student.dtype == torch.float16:
@@ -235,7 +234,7 @@ def dist(
     checks.non_negative_number("beta", beta)
     checks.non_negative_number("gamma", gamma)
     student, teacher = student_logits, teacher_logits.detach()
-    backend, dtype = select(backend, student, teacher, "dist"), loss_dtype(student, teacher)
+    backend, dtype = select(backend, student, teacher, "dist"), accumulation_dtype(student, teacher)
     if group is not None:
         # Not every build of PyTorch has torch.distributed.
         from icckd.functional.gather import gather_sides
@@ -266,7 +265,7 @@ def _label_and_rest(
     checks.integer_vector("labels", labels, student.shape[0])
     checks.same_device("labels", labels, "student_logits", student)
     (student,), teacher = differentiable(student), teacher.detach()
-    backend, dtype = select(backend, student, teacher, "rest_divergence"), loss_dtype(student, teacher)
+    backend, dtype = select(backend, student, teacher, "rest_divergence"), accumulation_dtype(student, teacher)
     student, teacher, backend = _uncancelled(student, teacher, temperature, backend)
     rows = call(rest_divergence_rows, student, teacher, labels.long(), temperature, odds_temperature, backend)
     return rows, dtype

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef
 
+from icckd.backends.arithmetic import accumulated
 from icckd.functional import checks
-from icckd.functional.sides import accumulated, full_precision, norm, select, unit
+from icckd.functional.sides import full_precision, norm, select, unit
 from icckd.ops import distillation as ops
 from icckd.ops.transforms import call, wants_gradient
 

@@ -1,4 +1,4 @@
-"""What the losses of two sides share, a student's and a teacher's: who computes, in which precision; unit vectors."""
+"""What the losses of two sides share, a student's and a teacher's: who computes, without autocast; unit vectors."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -6,18 +6,11 @@ import torch
 from torch import Tensor
 
 from icckd import backends
-from icckd.ops.distillation import loss_dtype
 
 
 def select(backend: str, student: Tensor, teacher: Tensor, family: str) -> str:
     """The backend that serves `family` on these tensors when `backend` was asked for."""
     return backends.select(backend, student.device, torch.promote_types(student.dtype, teacher.dtype), family)
-
-
-def accumulated(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sides in the loss's dtype."""
-    dtype = loss_dtype(student, teacher)
-    return student.to(dtype), teacher.to(dtype)
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:

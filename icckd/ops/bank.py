@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from icckd import backends
+from icckd.backends.arithmetic import accumulation_dtype
 from icckd.ops.transforms import call, register, save
 from icckd.ops.values import indices_below
 
@@ -30,16 +31,12 @@ def bank_sums(weight: Tensor, bank: Tensor, index: Tensor, backend: str) -> Tens
 
 @bank_products.register_fake
 def _(query: Tensor, bank: Tensor, index: Tensor, backend: str) -> Tensor:
-    return query.new_empty(index.shape, dtype=products_dtype(query, bank))
+    return query.new_empty(index.shape, dtype=accumulation_dtype(query, bank))
 
 
 @bank_sums.register_fake
 def _(weight: Tensor, bank: Tensor, index: Tensor, backend: str) -> Tensor:
     return weight.new_empty(weight.shape[0], bank.shape[1])
-
-
-def products_dtype(query: Tensor, bank: Tensor) -> torch.dtype:
-    return torch.promote_types(torch.promote_types(query.dtype, bank.dtype), torch.float32)
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from icckd import backends
+from icckd.backends.arithmetic import accumulation_dtype
 from icckd.ops.saved_gradient import along, scaled_once
 from icckd.ops.transforms import call, refuse_second_derivative, register, save
 from icckd.ops.values import readable
@@ -59,7 +60,7 @@ def cross_entropy_margin_sum(
 
 @cross_entropy_margin_rows.register_fake
 def _(logits: Tensor, labels: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    rows = logits.new_empty(labels.shape, dtype=_loss_dtype(logits))
+    rows = logits.new_empty(labels.shape, dtype=accumulation_dtype(logits))
     return rows, torch.empty_like(rows, dtype=torch.float32), torch.empty_like(rows)
 
 
@@ -71,7 +72,7 @@ def _(grad_rows: Tensor, lse: Tensor, logits: Tensor, *_: object) -> Tensor:
 @cross_entropy_margin_sum.register_fake
 def _(logits: Tensor, labels: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        logits.new_empty((), dtype=_loss_dtype(logits)),
+        logits.new_empty((), dtype=accumulation_dtype(logits)),
         logits.new_empty(labels.shape, dtype=torch.float32),
         torch.empty_like(logits, memory_format=torch.contiguous_format),
     )
@@ -134,7 +135,3 @@ def _check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
             f"labels holds {wrong}; each should be in [0, {classes}), the classes of logits, "
             f"or ignore_index = {ignore_index}"
         )
-
-
-def _loss_dtype(logits: Tensor) -> torch.dtype:
-    return torch.promote_types(logits.dtype, torch.float32)

@@ -10,13 +10,9 @@ from torch import Tensor
 from torch.library import CustomOpDef
 
 from icckd import backends
+from icckd.backends.arithmetic import accumulation_dtype
 from icckd.ops.saved_gradient import along, scaled_once
 from icckd.ops.transforms import call, refuse_second_derivative, register, save
-
-
-def loss_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
-    """float64 where a side is, else float32."""
-    return torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
 
 
 @torch.library.custom_op("icckd::kd_kl_rows", mutates_args=())
@@ -72,7 +68,7 @@ def rkd_angle(student: Tensor, teacher: Tensor, need_grad: bool, backend: str) -
 @kd_kl_rows.register_fake
 @transformed_teacher_rows.register_fake
 def _rows_fake(student: Tensor, teacher: Tensor, *_: object) -> Tensor:
-    return student.new_empty(student.shape[0], dtype=loss_dtype(student, teacher))
+    return student.new_empty(student.shape[0], dtype=accumulation_dtype(student, teacher))
 
 
 @kd_kl_rows_backward.register_fake
@@ -83,14 +79,14 @@ def _rows_backward_fake(grad_rows: Tensor, student: Tensor, *_: object) -> Tenso
 
 @kd_kl_sum.register_fake
 def _(student: Tensor, teacher: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    loss = student.new_empty((), dtype=loss_dtype(student, teacher))
+    loss = student.new_empty((), dtype=accumulation_dtype(student, teacher))
     return loss, torch.empty_like(student, memory_format=torch.contiguous_format)
 
 
 @rkd_distance.register_fake
 @rkd_angle.register_fake
 def _relational_fake(student: Tensor, teacher: Tensor, need_grad: bool, backend: str) -> tuple[Tensor, Tensor]:
-    loss = student.new_empty((), dtype=loss_dtype(student, teacher))
+    loss = student.new_empty((), dtype=accumulation_dtype(student, teacher))
     return loss, loss.new_empty(student.shape if need_grad else 0)
 
 
@@ -110,7 +106,7 @@ def _register_rows(operator: CustomOpDef, backward_operator: CustomOpDef) -> Non
 
     def along_rows(ctx: Any, d_student: Tensor, *_: object) -> Tensor:
         student, teacher = ctx.saved_tensors
-        ones = student.new_ones(student.shape[0], dtype=loss_dtype(student, teacher))
+        ones = student.new_ones(student.shape[0], dtype=accumulation_dtype(student, teacher))
         return (gradient(ctx, ones) * d_student).sum(1, dtype=ones.dtype)
 
     register(operator, backward, _save_rows, along_rows)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from icckd import backends
+from icckd.backends.arithmetic import accumulation_dtype
 from icckd.backends.problem import IntraClassProblem, Needs
 from icckd.ops.saved_gradient import along, scaled_once
 from icckd.ops.transforms import call, refuse_forward_mode, refuse_second_derivative, register, save
@@ -99,7 +100,7 @@ def intra_class_sum(
 
 @intra_class_rows.register_fake
 def _(anchor: Tensor, positive: Tensor, labels: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    rows = anchor.new_empty(labels.shape, dtype=_loss_dtype(anchor))
+    rows = anchor.new_empty(labels.shape, dtype=accumulation_dtype(anchor))
     return rows, torch.empty_like(rows)
 
 
@@ -111,7 +112,7 @@ def _(grad_rows: Tensor, lse: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Ten
 @intra_class_sum.register_fake
 def _(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     problem = problem_of(inputs)
-    loss = problem.anchor.new_empty((), dtype=_loss_dtype(problem.anchor))
+    loss = problem.anchor.new_empty((), dtype=accumulation_dtype(problem.anchor))
     return loss, *_empty_gradients(problem, needs_of(inputs))
 
 
@@ -132,10 +133,6 @@ def _empty_gradients(problem: IntraClassProblem, needs: Needs) -> tuple[Tensor, 
         positive.new_empty(positive.shape if needs.positive else (0,)),
         temperature.new_empty(() if needs.temperature else (0,)),
     )
-
-
-def _loss_dtype(anchor: Tensor) -> torch.dtype:
-    return torch.promote_types(anchor.dtype, torch.float32)
 
 
 def _save_rows(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from icckd import backends
-from icckd.ops.distillation import loss_dtype
+from icckd.backends.arithmetic import accumulation_dtype
 from icckd.ops.transforms import call, refuse_second_derivative, register, save
 from icckd.ops.values import labels_name_classes
 
@@ -46,7 +46,7 @@ def rest_divergence_rows_backward(
 
 @rest_divergence_rows.register_fake
 def _(student: Tensor, teacher: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    first = student.new_empty(student.shape[0], dtype=loss_dtype(student, teacher))
+    first = student.new_empty(student.shape[0], dtype=accumulation_dtype(student, teacher))
     return first, torch.empty_like(first), torch.empty_like(first), torch.empty_like(first)
 
 
@@ -69,7 +69,7 @@ def _backward(ctx: Any, grad_divergence: Tensor, _: object, grad_odds: Tensor, *
 def _along(ctx: Any, d_student: Tensor, *_: object) -> tuple[Tensor | None, ...]:
     student, teacher, _ = ctx.saved_tensors
     # A row's results depend on its own logits only.
-    ones = student.new_ones(student.shape[0], dtype=loss_dtype(student, teacher))
+    ones = student.new_ones(student.shape[0], dtype=accumulation_dtype(student, teacher))
     of_divergence, of_odds = (
         (_gradient(ctx, *factors) * d_student).sum(1, dtype=ones.dtype)
         for factors in ((ones, torch.zeros_like(ones)), (torch.zeros_like(ones), ones))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from icckd.ops.bank import products_dtype
+from icckd.backends.arithmetic import accumulation_dtype
 
 # Numbers in one chunk of gathered rows: a chunk stays in cache, and memory in O(B·K + N·D).
 _CHUNK_NUMBERS = 1 << 17
@@ -46,7 +46,7 @@ def has_few_rows(bank: Tensor, index: Tensor) -> bool:
 
 def whole_bank_products(query: Tensor, bank: Tensor, index: Tensor) -> Tensor:
     """`bank_products` by one product of all queries with the whole bank (B, N), and a gather."""
-    dtype = products_dtype(query, bank)
+    dtype = accumulation_dtype(query, bank)
     # The products are of float32 numbers made here: autocast would round them to half precision.
     with torch.autocast(query.device.type, enabled=False):
         return (query.to(dtype) @ bank.to(dtype).T).gather(1, index)
@@ -60,7 +60,7 @@ def whole_bank_sums(weight: Tensor, bank: Tensor, index: Tensor) -> Tensor:
 
 def gathered_products(query: Tensor, bank: Tensor, index: Tensor) -> Tensor:
     """`bank_products` by chunks of gathered rows."""
-    products = query.new_empty(index.shape, dtype=products_dtype(query, bank))
+    products = query.new_empty(index.shape, dtype=accumulation_dtype(query, bank))
     step = max(1, _CHUNK_NUMBERS // max(bank.shape[1], 1))
     with torch.autocast(query.device.type, enabled=False):
         for x, wanted, row in zip(query.to(products.dtype), index, products, strict=True):

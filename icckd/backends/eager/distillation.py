@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from icckd.backends.eager.divergence import accumulable, divergence
+from icckd.backends.arithmetic import accumulated, divergence
 
 # Numbers in one chunk of the differences between rows: a chunk stays in cache, and memory in O(N·D + N²).
 _CHUNK_NUMBERS = 1 << 20
@@ -13,7 +13,7 @@ _CHUNK_NUMBERS = 1 << 20
 
 def kd_kl_rows(student: Tensor, teacher: Tensor, temperature: float, standardize: bool) -> Tensor:
     """T² KL(softmax(teacher / T) ‖ softmax(student / T)) of every row; float32 (float64 where an input is)."""
-    student, teacher = accumulable(student, teacher)
+    student, teacher = accumulated(student, teacher)
     log_p = (_standardized(student)[0] if standardize else student).div(temperature).log_softmax(1)
     log_q = (_standardized(teacher)[0] if standardize else teacher).div(temperature).log_softmax(1)
     return temperature**2 * divergence(log_q, log_p)
@@ -36,7 +36,7 @@ def kd_kl_sum(
 
 def transformed_teacher_rows(student: Tensor, teacher: Tensor, gamma: float, weighted: bool) -> Tensor:
     """KL(q^γ / Z ‖ p) of every row, times Z = Σ q^γ where they are weighted; float32 (float64 where an input is)."""
-    student, teacher = accumulable(student, teacher)
+    student, teacher = accumulated(student, teacher)
     log_q, weight = _transformed(teacher, gamma, weighted)
     return weight * divergence(log_q, student.log_softmax(1))
 
@@ -45,14 +45,14 @@ def transformed_teacher_rows_backward(
     grad_rows: Tensor, student: Tensor, teacher: Tensor, gamma: float, weighted: bool
 ) -> Tensor:
     """The gradient of Σ grad_rows · rows with respect to the student's logits, in their dtype."""
-    x, y = accumulable(student, teacher)
+    x, y = accumulated(student, teacher)
     log_q, weight = _transformed(y, gamma, weighted)
     return ((grad_rows * weight)[:, None] * (x.softmax(1) - log_q.exp())).to(student.dtype)
 
 
 def rkd_distance(student: Tensor, teacher: Tensor, need_grad: bool) -> tuple[Tensor, Tensor]:
     """The distance-wise relational loss and its gradient with respect to the student, in the loss's dtype."""
-    s, t = accumulable(student, teacher)
+    s, t = accumulated(student, teacher)
     distance, scale = _distances(s)
     teacher_distance, teacher_scale = _distances(t)
     delta = distance * scale - teacher_distance * teacher_scale
@@ -70,7 +70,7 @@ def rkd_distance(student: Tensor, teacher: Tensor, need_grad: bool) -> tuple[Ten
 
 def rkd_angle(student: Tensor, teacher: Tensor, need_grad: bool) -> tuple[Tensor, Tensor]:
     """The angle-wise relational loss and its gradient with respect to the student, in the loss's dtype."""
-    s, t = accumulable(student, teacher)
+    s, t = accumulated(student, teacher)
     count = len(s)
     total, gradient = s.new_zeros(()), torch.zeros_like(s) if need_grad else s.new_empty(0)
     numbers = count * (s.shape[1] + t.shape[1] + count)
@@ -107,7 +107,7 @@ def _kd_kl(
     student: Tensor, teacher: Tensor, temperature: float, standardize: bool, grad_rows: Tensor | float
 ) -> tuple[Tensor, Tensor]:
     """The rows, and the gradient of Σ grad_rows · rows: grad_rows · T (p − q), through the standardisation if any."""
-    x, y = accumulable(student, teacher)
+    x, y = accumulated(student, teacher)
     std = None
     if standardize:
         (x, std), (y, _) = _standardized(x), _standardized(y)

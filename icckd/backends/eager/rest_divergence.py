@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from icckd.backends.eager.divergence import accumulable, divergence
+from icckd.backends.arithmetic import accumulated, divergence
 
 
 class _Apart(NamedTuple):
@@ -23,7 +23,7 @@ def rest_divergence_rows(
     student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, odds_temperature: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """KL(q̂ ‖ p̂), entropy of q̂, and log-odds of either network; float32 (float64 where an input is)."""
-    x, y = accumulable(student, teacher)
+    x, y = accumulated(student, teacher)
     own = _own(labels, x)
     (log_p, odds), (log_q, teacher_odds) = _apart(x, own, temperature), _apart(y, own, temperature)
     if odds_temperature != temperature:
@@ -47,7 +47,7 @@ def rest_divergence_rows_backward(
     odds_temperature: float,
 ) -> Tensor:
     """The gradient of Σ grad_divergence · divergence + grad_odds · odds, in the student's dtype."""
-    x, y = accumulable(student, teacher)
+    x, y = accumulated(student, teacher)
     own = _own(labels, x)
     p, q = (_apart(z, own, temperature).log_share.exp() for z in (x, y))
     odds_p = p if odds_temperature == temperature else _apart(x, own, odds_temperature).log_share.exp()
