@@ -250,11 +250,16 @@ class Experiment:
         labels = self.data.train_labels[:_REHEARSED].to(self.device)
         images = torch.zeros(len(labels), *self.data.train_images.shape[1:], device=self.device)
         for stage in self.stages:
-            task = tasks[stage]().to(self.device)
             try:
+                task = tasks[stage]().to(self.device)
                 task(Batch((images,) * task.views, labels, torch.arange(len(labels), device=self.device)))
+            except UserError:
+                raise
             except BackendUnavailable as error:
                 raise UserError(f"{stage}.loss.backend: {error}") from error
+            except Exception as error:  # Of any kind: sizes that no memory holds, a method of somebody else's.
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                raise UserError(f"{stage}.loss cannot be computed ({reason}); --debug shows where") from error
 
     def _check_batch_size(self, stage: str) -> None:
         size, images = getattr(self.settings, stage).batch_size, len(self.data.train_images)

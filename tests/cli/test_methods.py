@@ -100,6 +100,11 @@ def test_a_setting_s_former_name_is_told_its_new_one(tmp_path, capsys, old, valu
         (("--student.loss.cross_entropy_weight", "-1"), "student.loss.cross_entropy_weight is -1.0; it should be"),
         (("--student.loss.multi-head.beta", "1"), "no option; did you mean --student.loss.multi_head.beta"),
         (("--student.epoch_s", "1"), "no option; did you mean --student.epochs"),
+        (
+            ("--student.loss.method", "crd", "--student.loss.crd.negatives", "1000000000000"),
+            "student.loss cannot be computed (RuntimeError: ",
+        ),
+        (("--student.loss.kd.temperature", "1e300"), "student.loss cannot be computed (OverflowError: "),
         (("--student.arch", "resnet9"), "student.arch is 'resnet9'; it should be one of convnet-large"),
         (("--student.arch", "timm:nothing"), "student.arch: "),
     ],
