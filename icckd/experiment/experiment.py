@@ -1,5 +1,6 @@
 """The stages of a run: data → teacher → student → report."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ from icckd.models import (
     ModelDescription,
     build_model,
     file_digest,
+    is_state_dict,
     load_model,
     save_model,
 )
@@ -34,6 +36,8 @@ from icckd.training import DistillationTask, FrozenTeacher, StopSignal, Task, Te
 
 _EVALUATION_BATCH = 500
 _REHEARSED = 4
+# How PyTorch says that a tensor is larger than the memory, or than any could be.
+_NO_MEMORY = re.compile("allocate memory|not enough memory|out of memory|size calculation overflowed", re.IGNORECASE)
 Results = dict[str, Any]
 
 
@@ -249,11 +253,18 @@ class Experiment:
         labels = self.data.train_labels[:_REHEARSED].to(self.device)
         images = torch.zeros(len(labels), *self.data.train_images.shape[1:], device=self.device)
         for stage in self.stages:
-            task = tasks[stage]().to(self.device)
             try:
+                task = tasks[stage]().to(self.device)
                 task(Batch((images,) * task.views, labels, torch.arange(len(labels), device=self.device)))
             except BackendUnavailable as error:
                 raise UserError(f"{stage}.loss.backend: {error}") from error
+            except RuntimeError as error:
+                if not _NO_MEMORY.search(str(error)):
+                    raise
+                raise UserError(
+                    f"the {stage}'s loss needs more memory than there is; one of the sizes among the settings of "
+                    f"{stage}.loss.method {getattr(self.settings, stage).loss.method}, or a memory's, is too large"
+                ) from error
 
     def _check_batch_size(self, stage: str) -> None:
         size, images = getattr(self.settings, stage).batch_size, len(self.data.train_images)
@@ -262,6 +273,8 @@ class Experiment:
 
     def _load_teacher(self, name: str, path: Path) -> Trained:
         """The network at `path`. Raises UserError, calling it `name`, where it is not one for these data."""
+        if is_state_dict(path):
+            ARCHITECTURES.find(self.settings.teacher.arch, "teacher.arch")
         model, description = load_model(path, published_as=self._description("teacher"))
         _, channels, _, size = self.data.train_images.shape
         expected = (list(self.data.classes), channels, size)

@@ -110,6 +110,30 @@ def test_what_is_wrong_is_said_before_anything_is_trained(tmp_path, capsys, argu
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--student.loss.method", "crd", "--student.loss.crd.negatives", 10**12), "student.loss.method crd"),
+        (("--student.loss.method", "crd", "--student.loss.crd.negatives", 2**62), "student.loss.method crd"),
+        (("--student.loss.method", "kd+crd", "--student.loss.crd.dim", 10**12), "student.loss.method kd+crd"),
+        (("--teacher.memory.capacity", 10**12), "teacher.loss.method intra-class, or a memory's"),
+    ],
+)
+def test_sizes_beyond_all_memory_are_refused_before_anything_is_trained(tmp_path, capsys, arguments, words):
+    assert run("run", *arguments, "--output", tmp_path / "no") == 2
+    message = error_line(capsys)
+    assert "needs more memory than there is" in message
+    assert words in message
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_published_teacher_s_network_that_there_is_not_is_named_as_the_setting(tmp_path, capsys):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "x.pth")
+    given = ("--teacher.weights", tmp_path / "x.pth", "--teacher.arch", "nope")
+    assert run("evaluate", *given) == 2
+    assert error_line(capsys).startswith("icckd: error: teacher.arch is 'nope'; it should be one of")
+
+
 def test_settings_of_methods_that_are_not_in_force_are_ignored(teacher, tmp_path):
     _, settings = teacher
     assert run("distill", *settings, "--student.loss.dkd.beta", "-1", "--output", tmp_path / "run") == 0
