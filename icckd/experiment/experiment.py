@@ -1,5 +1,6 @@
 """The stages of a run: data → teacher → student → report."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ from icckd.models import (
     ModelDescription,
     build_model,
     file_digest,
+    is_state_dict,
     load_model,
     save_model,
 )
@@ -34,6 +36,8 @@ from icckd.training import DistillationTask, FrozenTeacher, StopSignal, Task, Te
 
 _EVALUATION_BATCH = 500
 _REHEARSED = 4
+# How PyTorch says that a tensor is larger than the memory, or than any could be.
+_NO_MEMORY = re.compile("allocate memory|not enough memory|out of memory|size calculation overflowed", re.IGNORECASE)
 Results = dict[str, Any]
 
 
@@ -252,14 +256,14 @@ class Experiment:
         for stage in self.stages:
             try:
                 task = tasks[stage]().to(self.device)
-                task(Batch((images,) * task.views, labels, torch.arange(len(labels), device=self.device)))
+                losses = task(Batch((images,) * task.views, labels, torch.arange(len(labels), device=self.device)))
+                losses["loss"].backward()
             except UserError:
                 raise
             except BackendUnavailable as error:
                 raise UserError(f"{stage}.loss.backend: {error}") from error
             except Exception as error:  # Of any kind: sizes that no memory holds, a method of somebody else's.
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                raise UserError(f"{stage}.loss cannot be computed ({reason}); --debug shows where") from error
+                raise UserError(f"{stage}.loss cannot be computed: {_reason(error)}") from error
 
     def _check_batch_size(self, stage: str) -> None:
         size, images = getattr(self.settings, stage).batch_size, len(self.data.train_images)
@@ -268,6 +272,8 @@ class Experiment:
 
     def _load_teacher(self, name: str, path: Path) -> Trained:
         """The network at `path`. Raises UserError, calling it `name`, where it is not one for these data."""
+        if is_state_dict(path):
+            ARCHITECTURES.find(self.settings.teacher.arch, "teacher.arch")
         model, description = load_model(path, published_as=self._description("teacher"))
         _, channels, _, size = self.data.train_images.shape
         expected = (list(self.data.classes), channels, size)
@@ -313,6 +319,12 @@ class Experiment:
 def _check_answers(predictions: Predictions) -> None:
     if not finite(predictions):
         raise TrainingDiverged("the trained network's answers on the test images are not finite")
+
+
+def _reason(error: Exception) -> str:
+    if _NO_MEMORY.search(str(error)):
+        return "it needs more memory than there is; a size among its method's settings, or its memory's, is too large"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]} (--debug shows where)"
 
 
 def _device(name: str) -> torch.device:

@@ -39,5 +39,13 @@ def attention_transfer(student_map: Tensor, teacher_map: Tensor, *, backend: str
     select(backend, student_map, teacher_map, "attention_transfer")
     with full_precision(student_map):
         maps = accumulated(student_map, teacher_map.detach())
-        s, t = (unit(x.square().mean(1).flatten(1)) for x in maps)
+        s, t = (unit(_scaled(x).square().mean(1).flatten(1)) for x in maps)
         return (s - t).square().sum() / max(s.numel(), 1)
+
+
+def _scaled(x: Tensor) -> Tensor:
+    """Each image's map divided by its largest magnitude, which a is free of, so that no square overflows or is lost."""
+    if x.numel() == 0:
+        return x
+    largest = x.detach().abs().amax((1, 2, 3), keepdim=True)
+    return x / largest.masked_fill(largest == 0, 1)

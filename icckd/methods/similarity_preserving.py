@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from icckd.errors import UserError
 from icckd.functional import similarity_preserving
 from icckd.methods.base import Outputs, Pair, Samples, StudentMethod, StudentMethodSettings, register
 
@@ -29,6 +30,8 @@ class SimilarityPreserving(StudentMethod):
 
     def __init__(self, settings: Any, pair: Pair, backend: str):
         super().__init__(settings, pair, backend)
+        if not (pair.student.maps and pair.teacher.maps):
+            raise UserError("student.loss.method similarity-preserving needs a stage in both networks")
         self.student_stages = (list(pair.student.maps)[-1],)
         self.teacher_stages = (list(pair.teacher.maps)[-1],)
 

@@ -120,10 +120,12 @@ def build_model(arch: str, channels: int = 3, classes: int = 100, image_size: in
     """A new network with random weights, determined by `torch.manual_seed`, for images of `image_size` pixels a side.
 
     Normalisations start as the identity. Raises UserError for an `arch` that is not in `ARCHITECTURES` or cannot take
-    images so small, ValueError where `channels`, `classes` or `image_size` is below 1.
+    images so small, TypeError where `channels`, `classes` or `image_size` is no integer, ValueError where below 1.
     """
     build = ARCHITECTURES.find(arch, "arch").build
     for name, value in (("channels", channels), ("classes", classes), ("image_size", image_size)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} is {value!r}; it should be an integer")
         if value < 1:
             raise ValueError(f"{name} is {value}; it should be 1 or more")
     model = Model(arch, build(arch, channels, image_size), channels, classes, image_size)

@@ -25,6 +25,15 @@ def methods_of(kind: type[Kind]) -> dict[str, type[Kind]]:
     return {name: method for name, method in named.items() if issubclass(method, kind)}
 
 
+def _settings_of(loss: Any, method: str) -> Any:
+    if not hasattr(loss, setting_name(method)):
+        raise UserError(
+            f"the method {method} was registered after icckd.settings was imported, and has no settings there; register "
+            "it before, or by an entry point"
+        )
+    return getattr(loss, setting_name(method))
+
+
 @dataclass
 class _TeacherLoss(IntraClassSettings):
     method: str = IntraClass.name
@@ -39,7 +48,7 @@ class _TeacherLoss(IntraClassSettings):
 
     def method_settings(self) -> MethodSettings:
         """The settings of the method in force."""
-        return self if self.method == IntraClass.name else getattr(self, setting_name(self.method))
+        return self if self.method == IntraClass.name else _settings_of(self, self.method)
 
 
 @dataclass
@@ -65,7 +74,7 @@ class _StudentLoss:
 
     def method_settings(self) -> dict[str, StudentMethodSettings]:
         """The settings of the methods in force, by name."""
-        return {name: getattr(self, setting_name(name)) for name in self.method_classes()}
+        return {name: _settings_of(self, name) for name in self.method_classes()}
 
     def weights(self) -> dict[str, float]:
         """The weights in force, by method."""

@@ -35,6 +35,15 @@ def test_float16_neither_overflows_nor_underflows(scale):
     torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_scale_of_a_map_does_not_matter(scale):
+    student, teacher = make()
+    expected, _ = loss_and_gradient(attention_transfer, student, teacher)
+    loss, gradient = loss_and_gradient(attention_transfer, scale * student, teacher / scale)
+    torch.testing.assert_close(loss, expected)
+    assert gradient.isfinite().all()
+
+
 def test_a_student_equal_to_its_teacher_and_maps_of_zeros():
     student, _ = make()
     loss, gradient = loss_and_gradient(attention_transfer, student, student)

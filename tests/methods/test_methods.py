@@ -5,7 +5,7 @@ import torch
 
 from icckd import reference
 from icckd.errors import UserError
-from icckd.methods import METHODS, Network, Outputs, Pair, StudentMethod
+from icckd.methods import METHODS, Network, Outputs, Pair, StudentMethod, settings_type
 from icckd.methods.attention import Attention, AttentionSettings, pairs_of_equal_resolution
 from icckd.settings import StudentLossSettings
 from tests.methods.conftest import Distillation
@@ -180,6 +180,14 @@ def test_networks_without_a_common_resolution_are_refused_by_attention():
     own, other = (Network(3, 5, {"stage1": (4, size, size)}) for size in (5, 6))
     with pytest.raises(UserError, match=r"attention needs a stage of equal resolution .* student's are 5×5, .* 6×6"):
         Attention(AttentionSettings(), Pair(own, other, torch.zeros(1)), "auto")
+
+
+@pytest.mark.parametrize("name", ["attention", "hint", "multi-head", "similarity-preserving"])
+def test_what_compares_stages_refuses_networks_without_them(name):
+    bare = Network(3, 5, {})
+    method = METHODS.find(name, "method")
+    with pytest.raises(UserError, match=r"stage"):
+        method(settings_type(method)(), Pair(bare, bare, torch.arange(5)), "auto")
 
 
 def test_hint_averages_the_finer_map_and_names_an_unknown_stage():

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 
 import pytest
 
+from icckd.errors import UserError
 from icckd.methods import METHODS, MethodSettings, StudentMethod, StudentMethodSettings, TeacherMethod, register
 from icckd.settings import StudentLossSettings, TeacherLossSettings
 from icckd.settings.losses import methods_of, setting_name
@@ -97,3 +98,9 @@ def test_an_entry_point_that_ends_the_process_costs_nobody_else_anything(monkeyp
     assert METHODS.problems() == [
         f"the entry point theirs = their_module cannot be imported ({type(failure).__name__}: {failure})"
     ]
+
+
+def test_a_method_that_comes_too_late_for_settings_is_told_so(monkeypatch):
+    monkeypatch.setattr(METHODS, "_items", {**METHODS._items, "late": METHODS.find("kd", "method")})
+    with pytest.raises(UserError, match="late was registered after icckd.settings was imported"):
+        StudentLossSettings(method="late").method_settings()

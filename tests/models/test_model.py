@@ -133,6 +133,13 @@ def test_a_trunk_keeps_the_weights_that_it_was_made_with():
 
 
 @pytest.mark.parametrize("argument", ["channels", "classes", "image_size"])
+@pytest.mark.parametrize("value", ["3", 8.0, None, True])
+def test_sizes_that_are_no_integers_are_refused(argument, value):
+    with pytest.raises(TypeError, match=f"{argument} is {value!r}; it should be an integer"):
+        build_model("resnet8", **{argument: value})
+
+
+@pytest.mark.parametrize("argument", ["channels", "classes", "image_size"])
 def test_sizes_below_one_are_refused(argument):
     with pytest.raises(ValueError, match=f"{argument} is 0"):
         build_model("resnet8", **{argument: 0})
