@@ -28,8 +28,8 @@ def methods_of(kind: type[Kind]) -> dict[str, type[Kind]]:
 def _settings_of(loss: Any, method: str) -> Any:
     if not hasattr(loss, setting_name(method)):
         raise UserError(
-            f"the method {method} was registered after icckd.settings was imported, and has no settings there; register "
-            "it before, or by an entry point"
+            f"the method {method} was registered after icckd.settings was imported, and has no settings there; "
+            "register it before, or by an entry point"
         )
     return getattr(loss, setting_name(method))
 

@@ -102,5 +102,5 @@ def test_an_entry_point_that_ends_the_process_costs_nobody_else_anything(monkeyp
 
 def test_a_method_that_comes_too_late_for_settings_is_told_so(monkeypatch):
     monkeypatch.setattr(METHODS, "_items", {**METHODS._items, "late": METHODS.find("kd", "method")})
-    with pytest.raises(UserError, match="late was registered after icckd.settings was imported"):
+    with pytest.raises(UserError, match=r"late was registered after icckd\.settings was imported"):
         StudentLossSettings(method="late").method_settings()
