@@ -31,7 +31,7 @@ _EPILOG = """exit codes: 0 done; 2 the input or a setting is wrong, one line on 
 
 def parse(arguments: list[str]) -> tuple[str, Namespace]:
     """The command and its options, every setting among them. Raises UserError, or argparse's error, for wrong ones."""
-    parser = _parser()
+    parser = _parser(arguments[:1])
     if not arguments:
         parser.print_help()
         raise UserError(f"no command given; it should be one of {', '.join(_COMMANDS)}")
@@ -87,11 +87,12 @@ class _Parser(ArgumentParser):
         return super().parse_string(text, *arguments, **options)
 
 
-def _parser() -> ArgumentParser:
+def _parser(wanted: list[str]) -> ArgumentParser:
+    """The parser of all commands; only those that are `wanted` know their options, which take a while to collect."""
     parser = _Parser(prog="icckd", description=_DESCRIPTION, epilog=_EPILOG, version=__version__)
     commands = parser.add_subcommands(dest="command", required=True)
     for name, meaning in _COMMANDS.items():
-        commands.add_subcommand(name, _command_parser(name, meaning), help=meaning)
+        commands.add_subcommand(name, _command_parser(name, meaning) if name in wanted else _Parser(), help=meaning)
     return parser
 
 
