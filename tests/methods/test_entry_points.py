@@ -66,18 +66,32 @@ def package(tmp_path_factory):
     return folder
 
 
-def icckd(package, *arguments):
+SCRIPT = """
+import json, sys
+from icckd.cli import main
+for command in json.loads(sys.argv[1]):
+    try:
+        main(command)
+    except SystemExit as stopped:
+        print(f"left with {stopped.code}")
+"""
+
+
+def icckd(package, *commands):
+    """What a process says to these commands, one after another: importing everything is most of their time."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), str(CONTRIBUTING.parent)])}
-    command = [sys.executable, "-m", "icckd", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    arguments = json.dumps([[str(argument) for argument in command] for command in commands])
+    process = [sys.executable, "-c", SCRIPT, arguments]
+    done = subprocess.run(process, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return done.stdout
 
 
 def test_both_networks_are_trained_by_methods_from_outside(package, tmp_path):
     settings = image_folder(tmp_path / "images")
     ours = ["--teacher.loss.method", "smooth-labels", "--teacher.loss.smooth_labels.share", "0.2"]
     ours += ["--student.loss.method", "logits+kd", "--student.loss.logits.scale", "2"]
-    done = icckd(package, "run", *settings, *SMALL, *ours, "--output", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+    told = icckd(package, ["run", *settings, *SMALL, *ours, "--output", tmp_path / "run"])
+    assert "left with 0" in told, told
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["student"]["method"] == "logits+kd"
     assert summary["student"]["settings"]["logits"] == {"weight": 1.0, "warmup_epochs": 0, "scale": 2.0}
@@ -89,15 +103,11 @@ def test_both_networks_are_trained_by_methods_from_outside(package, tmp_path):
     assert not [name for name in load_file(tmp_path / "run" / "teacher" / "model.safetensors") if name == "bias"]
 
 
-def test_what_cannot_be_imported_is_told_where_it_is_asked_for(package):
-    done = icckd(package, "run", "--student.loss.method", "broken")
-    assert done.returncode == 2
-    assert "student.loss.method is 'broken'" in done.stderr
-    assert "something_that_is_not_there" in done.stderr
-    assert "something_that_is_not_there" in icckd(package, "doctor").stdout
-
-
-def test_help_tells_of_them(package):
-    text = icckd(package, "run", "--help").stdout
-    assert "--student.loss.logits.scale" in text
-    assert "What the teacher's logits are multiplied by first" in " ".join(text.split())
+def test_help_tells_of_them_and_what_cannot_be_imported_is_told_where_it_is_asked_for(package):
+    told = icckd(package, ["run", "--help"], ["run", "--student.loss.method", "broken"], ["doctor"])
+    assert [line for line in told.splitlines() if line.startswith("left with")] == [f"left with {n}" for n in (0, 2, 0)]
+    assert "--student.loss.logits.scale" in told
+    assert "What the teacher's logits are multiplied by first" in " ".join(told.split())
+    (refused,) = [line for line in told.splitlines() if "student.loss.method is 'broken'" in line]
+    assert "something_that_is_not_there" in refused
+    assert "\n  the entry point broken = their_broken cannot be imported" in told

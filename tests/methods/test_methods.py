@@ -7,10 +7,10 @@ from icckd import reference
 from icckd.errors import UserError
 from icckd.methods import METHODS, Network, Outputs, Pair, StudentMethod, settings_type
 from icckd.methods.attention import Attention, AttentionSettings, pairs_of_equal_resolution
-from icckd.settings import StudentLossSettings
+from icckd.settings import StudentLossSettings, methods_of
 from tests.methods.conftest import Distillation
 
-NAMES = [name for name in METHODS if issubclass(METHODS.find(name, "method"), StudentMethod)]
+NAMES = list(methods_of(StudentMethod))
 
 
 def test_there_are_the_published_ones():
