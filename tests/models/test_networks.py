@@ -1,6 +1,6 @@
 """Every network of this package: how many parameters, how large its maps are, that it can be trained."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -111,8 +111,14 @@ def test_the_teacher_is_larger_than_the_student():
     assert count(build("convnet-large")) > 5 * count(build("convnet-small"))
 
 
-@pytest.mark.parametrize("arch", EVERY)
-@pytest.mark.parametrize("size", [8, 15, 32, 64, 65, 224])
+# A deeper network's maps are as large as those of a shallower one of its family.
+@pytest.mark.parametrize(
+    ("arch", "size"),
+    [
+        *product((*SMALL, "resnet8x4", "resnet18", "resnet50"), (8, 15, 32, 64, 65, 224)),
+        *((arch, 31) for arch in EVERY),
+    ],
+)
 def test_sizes_of_features_and_maps(arch, size):
     check_sizes(arch, 3, size, "meta")
 
