@@ -47,17 +47,13 @@ def float_maps(name: str, x: Tensor, rows: int | None = None) -> None:
 
 def integer_vector(name: str, x: Tensor, size: int) -> None:
     """`x` should be a one-dimensional integer tensor of `size` elements."""
-    is_tensor(name, x)
-    if x.dtype not in INTEGER_DTYPES:
-        raise TypeError(f"{name} has dtype {x.dtype}; it should be an integer type: torch.int64 or a narrower one")
+    _integer_tensor(name, x)
     vector(name, x, size)
 
 
 def integer_matrix(name: str, x: Tensor, rows: int) -> None:
     """`x` should be a two-dimensional integer tensor with so many rows."""
-    is_tensor(name, x)
-    if x.dtype not in INTEGER_DTYPES:
-        raise TypeError(f"{name} has dtype {x.dtype}; it should be an integer type: torch.int64 or a narrower one")
+    _integer_tensor(name, x)
     if x.dim() != 2 or x.shape[0] != rows:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; it should be ({rows}, K)")
 
@@ -147,6 +143,12 @@ def _float_tensor(name: str, x: Tensor) -> None:
     is_tensor(name, x)
     if x.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} has dtype {x.dtype}; it should be {_choices(FLOAT_DTYPES)}")
+
+
+def _integer_tensor(name: str, x: Tensor) -> None:
+    is_tensor(name, x)
+    if x.dtype not in INTEGER_DTYPES:
+        raise TypeError(f"{name} has dtype {x.dtype}; it should be an integer type: torch.int64 or a narrower one")
 
 
 def _choices(options: Sequence[object]) -> str:

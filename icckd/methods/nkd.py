@@ -32,12 +32,11 @@ class Nkd(StudentMethod):
     settings: NkdSettings
 
     def forward(self, student: Outputs, teacher: Outputs, samples: Samples) -> Tensor:
-        gamma, temperature = self.settings.gamma, self.settings.temperature
         return nkd(
             student.logits,
             teacher.logits,
             samples.labels,
-            gamma=gamma,
-            temperature=temperature,
+            gamma=self.settings.gamma,
+            temperature=self.settings.temperature,
             backend=self.backend,
         )

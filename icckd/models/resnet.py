@@ -24,11 +24,16 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.convolution1 = convolution(channels_in, channels_out, stride)
         self.convolution2 = convolution(channels_out, channels_out)
-        same_shape = stride == 1 and channels_in == channels_out
-        self.shortcut = nn.Identity() if same_shape else convolution(channels_in, channels_out, stride, size=1)
+        self.shortcut = shortcut(channels_in, channels_out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return relu(self.shortcut(x) + self.convolution2(relu(self.convolution1(x))))
+
+
+def shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Module:
+    """The identity, or a 1×1 convolution where the shape changes."""
+    same_shape = stride == 1 and channels_in == channels_out
+    return nn.Identity() if same_shape else convolution(channels_in, channels_out, stride, size=1)
 
 
 def published(arch: str, image_size: int) -> Rules:

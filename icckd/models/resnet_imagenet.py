@@ -11,7 +11,7 @@ from torch.nn.functional import relu
 from icckd.models.layers import convolution
 from icckd.models.model import Stages
 from icckd.models.registry import register
-from icckd.models.resnet import BasicBlock, published
+from icckd.models.resnet import BasicBlock, published, shortcut
 
 _BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
 
@@ -25,8 +25,7 @@ class Bottleneck(nn.Module):
         self.convolution1 = convolution(channels_in, width, size=1)
         self.convolution2 = convolution(width, width, stride)
         self.convolution3 = convolution(width, channels_out, size=1)
-        same_shape = stride == 1 and channels_in == channels_out
-        self.shortcut = nn.Identity() if same_shape else convolution(channels_in, channels_out, stride, size=1)
+        self.shortcut = shortcut(channels_in, channels_out, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = relu(self.convolution2(relu(self.convolution1(x))))

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from icckd.errors import UserError
-from icckd.methods import MethodSettings, Rule, not_negative
+from icckd.methods import MethodSettings, not_negative
+from icckd.methods.intra_class import IntraClass
 from icckd.settings.definition import STAGES, Settings, StudentSettings, TeacherSettings, TrainingSettings
-from icckd.settings.losses import IntraClass, setting_name
+from icckd.settings.losses import setting_name
 from icckd.settings.names import flat
 
 # The largest float32: PyTorch's optimisers take no larger factor.
@@ -76,8 +77,7 @@ def _student_rules(student: StudentSettings) -> list[_Rule]:
 
 
 def _method_rules(prefix: str, settings: MethodSettings) -> list[_Rule]:
-    rules: dict[str, Rule] = settings.rules()
-    return [(f"{prefix}.{name}", getattr(settings, name), *rule) for name, rule in rules.items()]
+    return [(f"{prefix}.{name}", getattr(settings, name), *rule) for name, rule in settings.rules().items()]
 
 
 def _training_rules(name: str, stage: TrainingSettings) -> list[_Rule]:

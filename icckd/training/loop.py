@@ -216,8 +216,8 @@ class Training:
 
 def running_statistics(task: nn.Module) -> list[Tensor]:
     """What a forward pass changes: the running statistics of normalisations."""
-    named = [buffer for module in task.modules() for buffer in module.named_buffers(recurse=False)]
-    return [buffer for name, buffer in named if name in ("running_mean", "running_var")]
+    names = ("running_mean", "running_var")
+    return [buffer for name, buffer in task.named_buffers() if name.rpartition(".")[2] in names]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
