@@ -15,7 +15,7 @@ from icckd.backends.proven import PROVEN
 from icckd.errors import BackendUnavailable
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
-# What is proven together, and chosen together: the files of `icckd/ops/`, and the two losses of `distillation`.
+# Operators that are proven together, and chosen together; every backend computes these.
 FAMILIES = ("intra_class", "cross_entropy", "kd_kl", "relational", "class_memory")
 # Further families, which not every backend computes: those that do, besides "reference".
 PARTLY_SERVED: dict[str, tuple[str, ...]] = {
