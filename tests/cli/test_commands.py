@@ -37,9 +37,11 @@ def run(*arguments):
     return stopped.value.code
 
 
-def process(*arguments, **options):
+def process(*arguments, env=os.environ, **options):
+    """The command in a process of its own, with as many threads as this one has: other sums have other bits."""
     return subprocess.Popen(
         [sys.executable, "-m", "icckd", *map(str, arguments)],
+        env={**env, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
     )
 
