@@ -124,8 +124,8 @@ class RunFolder:
         begun = {stage for stage in STAGES if self.stage(stage).exists()}
         for name, value in flat(asdict(settings)).items():
             owner, then = name.split(".")[0], saved.get(name)
-            # Not a number, as a setting not in force may be, is the same only as a text.
-            same = then == value or str(then) == str(value)
+            # A setting that is not in force may be no number.
+            same = then == value or (then != then and value != value)
             if not same and (owner in begun or owner not in STAGES):
                 raise UserError(
                     f"--resume: {name} is {value}, but the run in {self.path} has {then}; "

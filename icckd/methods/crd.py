@@ -96,7 +96,7 @@ class Crd(StudentMethod):
         images, negatives = len(bank), index.shape[1] - 1
         similarity = bank_products(embedding, bank, index, backend=self.backend) / self.settings.temperature
         # log(h / c)
-        excess = similarity - side.log_normalizer(similarity, images) - math.log(negatives / images)
+        excess = similarity - side.log_normalizer(similarity) - math.log(negatives / images)
         return (softplus(-excess[:, 0]) + softplus(excess[:, 1:]).sum(dim=1)).mean()
 
 
@@ -118,9 +118,9 @@ class _Side(nn.Module):
     def embed(self, features: Tensor) -> Tensor:
         return normalize(self.linear(features).float())
 
-    def log_normalizer(self, similarity: Tensor, images: int) -> Tensor:
+    def log_normalizer(self, similarity: Tensor) -> Tensor:
         """log Z, of (B, 1 + K) similarities v·u/τ where there is none yet. No look at the device."""
-        own = similarity.detach().logsumexp(dim=(0, 1)) + math.log(images / similarity.numel())
+        own = similarity.detach().logsumexp(dim=(0, 1)) + math.log(len(self.bank) / similarity.numel())
         self._proposed = torch.where(self.known, self.log_z, own)
         return self._proposed
 

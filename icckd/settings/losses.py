@@ -5,8 +5,15 @@ from dataclasses import asdict, dataclass, field, make_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from icckd.errors import UserError
-from icckd.methods import METHODS, Method, MethodSettings, StudentMethod, StudentMethodSettings, TeacherMethod
-from icckd.methods import settings_type as type_of
+from icckd.methods import (
+    METHODS,
+    Method,
+    MethodSettings,
+    StudentMethod,
+    StudentMethodSettings,
+    TeacherMethod,
+    settings_type,
+)
 from icckd.methods.intra_class import IntraClass, IntraClassSettings
 
 Backend = Literal["auto", "reference", "cpu", "cuda", "triton"]
@@ -102,10 +109,9 @@ class _StudentLoss:
 
 def _with_methods(name: str, base: type, methods: Mapping[str, type[Method]], document: str) -> Any:
     """`base` with a further setting for the settings of each method."""
-    fields = [
-        (setting_name(method), type_of(each), field(default_factory=type_of(each))) for method, each in methods.items()
-    ]
-    lines = [f"        {setting_name(method)}: {_title(type_of(each))}" for method, each in methods.items()]
+    types = {setting_name(method): settings_type(each) for method, each in methods.items()}
+    fields = [(setting, each, field(default_factory=each)) for setting, each in types.items()]
+    lines = [f"        {setting}: {_title(each)}" for setting, each in types.items()]
     members = {"__doc__": "\n".join([document, *lines]), "__module__": __name__}
     return make_dataclass(name, fields, bases=(base,), namespace=members)
 
