@@ -29,7 +29,7 @@ SWEEPS = {
     "skew": [Case(16384, 128, 100, sizes) for sizes in ("equal", "skewed", "half")],
 }
 MEMORY = Case(131072, 256, 1024)
-QUICK = [Case(512, 32, 8)]
+QUICK = [Case(128, 32, 4)]
 
 
 def floor_parts(case: Case, device: torch.device) -> dict[str, Callable[[int], Any]]:

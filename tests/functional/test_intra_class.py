@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning.losses import NTXentLoss
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -393,6 +393,7 @@ def test_order_of_rows_does_not_matter(backend, data, labels):
     torch.testing.assert_close(permuted, expected[order])
 
 
+@settings(max_examples=12)
 @given(
     labels=labelled_rows,
     names=st.lists(st.integers(0, 2**63 - 1), min_size=5, max_size=5, unique=True),
@@ -408,6 +409,7 @@ def test_names_of_classes_do_not_matter(backend, labels, names):
         torch.testing.assert_close(x, y)
 
 
+@settings(max_examples=12)
 @given(labels=labelled_rows)
 def test_classes_do_not_see_each_other(backend, labels):
     labels = torch.tensor(labels)
