@@ -4,13 +4,14 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_metric_learning.losses import NTXentLoss
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from icckd import BackendUnavailable, backends
 from icckd.functional import intra_class_contrastive
+from tests.conftest import CPU_BACKENDS
 from tests.problems import assert_as_exact_as_pytorch, exact, problem, with_gradients
 
 
@@ -393,7 +394,13 @@ def test_order_of_rows_does_not_matter(backend, data, labels):
     torch.testing.assert_close(permuted, expected[order])
 
 
-@settings(max_examples=12)
+# Two or more calls for each example: with Triton's interpreter that is a sweep of its own.
+many_calls = pytest.mark.parametrize(
+    "backend", [pytest.param(name, marks=[pytest.mark.slow] * (name == "triton")) for name in CPU_BACKENDS]
+)
+
+
+@many_calls
 @given(
     labels=labelled_rows,
     names=st.lists(st.integers(0, 2**63 - 1), min_size=5, max_size=5, unique=True),
@@ -409,7 +416,7 @@ def test_names_of_classes_do_not_matter(backend, labels, names):
         torch.testing.assert_close(x, y)
 
 
-@settings(max_examples=12)
+@many_calls
 @given(labels=labelled_rows)
 def test_classes_do_not_see_each_other(backend, labels):
     labels = torch.tensor(labels)
