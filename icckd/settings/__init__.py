@@ -5,6 +5,7 @@ turns these classes into `--help`, YAML files and dotted overrides; `checks` say
 """
 
 from icckd.settings.checks import check, check_text
+from icckd.settings.comparison import Comparison, comparison_from, read_comparison
 from icckd.settings.definition import (
     STAGES,
     DataSettings,
@@ -16,10 +17,12 @@ from icckd.settings.definition import (
 )
 from icckd.settings.losses import NO_METHOD, StudentLossSettings, TeacherLossSettings, methods_of, setting_name
 from icckd.settings.names import flat, refuse_renamed
+from icckd.settings.resolution import settings_from
 
 __all__ = [
     "NO_METHOD",
     "STAGES",
+    "Comparison",
     "DataSettings",
     "MemorySettings",
     "Settings",
@@ -30,8 +33,11 @@ __all__ = [
     "TrainingSettings",
     "check",
     "check_text",
+    "comparison_from",
     "flat",
     "methods_of",
+    "read_comparison",
     "refuse_renamed",
     "setting_name",
+    "settings_from",
 ]
