@@ -5,6 +5,7 @@ turns these classes into `--help`, YAML files and dotted overrides; `checks` say
 """
 
 from icckd.settings.checks import check, check_text
+from icckd.settings.comparison import Comparison, comparison_from, read_comparison
 from icckd.settings.definition import (
     STAGES,
     DataSettings,
@@ -21,6 +22,7 @@ from icckd.settings.resolution import defaults_under, one_line, refuse_nulls, se
 __all__ = [
     "NO_METHOD",
     "STAGES",
+    "Comparison",
     "DataSettings",
     "MemorySettings",
     "Settings",
@@ -31,11 +33,13 @@ __all__ = [
     "TrainingSettings",
     "check",
     "check_text",
+    "comparison_from",
     "defaults_under",
     "flat",
     "methods_of",
     "nested",
     "one_line",
+    "read_comparison",
     "refuse_nulls",
     "refuse_renamed",
     "setting_name",
