@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 # Matplotlib wants real colours: it is given these, and the SVG then gets the variables' names in their place.
-_NAMES = ("teacher", "student", "ink", "faint", "quiet", "series-1", "series-2", "series-3", "series-4")
+_NAMES = ("teacher", "student", "ink", "faint", "series-1", "series-2", "series-3")
 _COLOURS = {name: f"#{place:06x}" for place, name in enumerate(_NAMES, start=1)}
 _INK, _FAINT = _COLOURS["ink"], _COLOURS["faint"]
 _STYLE: dict[Any, Any] = {
@@ -57,12 +57,13 @@ def line_chart(
     percent: bool = False,
     logarithmic: bool = False,
     threshold: float | None = None,
+    zero: bool = False,
 ) -> str:
     """`curves` over epochs as an <svg> element for a page whose style sheet defines the colours.
 
     `name` (letters, digits and hyphens) keeps the element's ids apart from other figures' on the page. `logarithmic` is
     followed only where the values are positive and span enough to need it. `threshold` draws a line at
-    this δ. The same arguments give the same text.
+    this δ, `zero` one at 0. The same arguments give the same text.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=_INCHES, layout="constrained")
@@ -83,6 +84,8 @@ def line_chart(
             )
         if threshold is not None:
             axes.axhline(threshold, color=_INK, linestyle=(0, (1, 2)), linewidth=1.2, label=f"δ = {threshold:g}")
+        if zero:
+            axes.axhline(0, color=_INK, linewidth=1)
         if logarithmic and _spans_much(curves):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")

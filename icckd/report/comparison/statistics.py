@@ -154,6 +154,7 @@ def _estimate(values: Mapping[int, float], largest: float) -> Estimate:
     return Estimate(kept, centre, spread, centre - half, centre + half)
 
 
+@cache
 def _t_quantile(degrees: int) -> float:
     from scipy import stats
 
