@@ -73,10 +73,12 @@ summary { cursor: pointer; font-weight: 600; }
   align-items: start; margin-bottom: 1.75rem; }
 .findings { padding-left: 1.2rem; margin: 0.25rem 0 1rem; max-width: 46rem; }
 .findings li { margin: 0.3rem 0; overflow-wrap: anywhere; }
-.intervals { width: 100%; font-size: 0.9rem; }
-.intervals th:first-child { width: 24%; overflow-wrap: anywhere; }
-.intervals td:nth-child(2), .intervals thead th:nth-child(2) { padding: 0; width: 38%; min-width: 6rem; }
-.interval { display: block; width: 100%; height: 2.2rem; }
+.intervals { width: 100%; max-width: 46rem; font-size: 0.9rem; margin: 0.5rem 0 1.5rem; }
+.intervals th:first-child { width: 20%; overflow-wrap: anywhere; }
+.intervals td:nth-child(2), .intervals thead th:nth-child(2) { padding: 0; min-width: 6rem; }
+.intervals .number { width: 1%; }
+.intervals .meaning { white-space: nowrap; }
+.interval { display: block; width: 100%; height: 3.25rem; }
 .interval.axis { height: 1.5rem; overflow: visible; fill: var(--quiet); font-size: 0.8rem; font-weight: 400; }
 .interval .tick { stroke: var(--faint); }
 .interval .zero { stroke: var(--ink); }

@@ -79,7 +79,7 @@ def _table(rows: list[ClassDifference], axis: Axis, metric: Metric, colour: str)
         f"<td>{interval_row(axis, of.estimate, colour, _words(of, metric))}</td>{_number(of, metric)}</tr>"
         for of in rows
     )
-    head = f'<th scope="col" aria-label="drawn">{axis_head(axis, metric.difference)}</th>'
+    head = f'<th scope="col" aria-label="drawn">{axis_head(axis, metric.tick_difference)}</th>'
     return f"""<table class="intervals">
 <thead><tr><th scope="col">class</th>{head}<th scope="col" class="number">points</th></tr></thead>
 <tbody>

@@ -43,7 +43,7 @@ def learning_curves(results: Results) -> str:
     drawn = "\n".join(figures)
     text = "Lines are means of the seeds, bands reach from the lowest to the highest seed."
     return (
-        f'<section><h2>Learning curves</h2>\n<p class="quiet">{text}</p>\n<div class="grid">\n{drawn}\n</div></section>'
+        f'<section><h2>Learning curves</h2>\n<p class="quiet">{text}</p>\n<div class="pair">\n{drawn}\n</div></section>'
     )
 
 
@@ -86,7 +86,7 @@ def _figure_apart(
     results: Results, metric: Metric, apart: dict[tuple[str, ...], dict[float, Estimate]], number: int
 ) -> str:
     curves = [_curve(results, names, of, _interval) for names, of in apart.items() if of]
-    title = f"{metric.label}, less that of {results.comparison.baseline}"
+    title = f"{metric.label} less that of {results.comparison.baseline}"
     caption = f"Paired by seed, over the last half of the training{', in points' if metric.percent else ''}; "
     caption += "the band is the 95 % interval."
     name = f"{metric.name.replace('.', '-').replace('_', '-')}-apart-{number}"

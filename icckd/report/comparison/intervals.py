@@ -34,16 +34,13 @@ def axis_of(estimates: Iterable[Estimate], zero: bool = False) -> Axis:
     if not values:
         values = [0.0, 1.0]
     low, high = min(values), max(values)
-    span = high - low or max(
-        (of.high - of.low for of in known if of.low is not None and of.high is not None), default=0
-    )
-    span = span or abs(low) or 1.0
+    span = high - low or abs(low) or 1.0
     lows = [max(of.low, low - _WIDEST * span) for of in known if of.low is not None]
     highs = [min(of.high, high + _WIDEST * span) for of in known if of.high is not None]
     low, high = min([low, *lows]), max([high, *highs])
     if low == high:
         low, high = low - span / 2, high + span / 2
-    ticks = [float(tick) for tick in MaxNLocator(nbins=3, steps=[1, 2, 5, 10]).tick_values(low, high)]
+    ticks = [float(tick) for tick in MaxNLocator(nbins=4, steps=[1, 2, 5, 10]).tick_values(low, high)]
     return Axis(low, high, [tick for tick in ticks if low <= tick <= high], zero)
 
 
@@ -61,12 +58,12 @@ def interval_row(axis: Axis, of: Estimate, colour: str, description: str) -> str
     marks = [_vertical(axis, tick, "tick") for tick in axis.ticks]
     if axis.zero:
         marks.append(_vertical(axis, 0.0, "zero"))
-    marks += [f'<circle class="seed" cx="{axis.place(value)}" cy="30%" r="3"/>' for value in of.values.values()]
+    marks += [f'<circle class="seed" cx="{axis.place(value)}" cy="35%" r="3"/>' for value in of.values.values()]
     if of.low is not None and of.high is not None:
         ends = f'x1="{axis.place(of.low)}" x2="{axis.place(of.high)}"'
-        marks.append(f'<line class="range" {ends} y1="68%" y2="68%"/>')
+        marks.append(f'<line class="range" {ends} y1="62%" y2="62%"/>')
     if of.mean is not None:
-        marks.append(f'<circle class="mean" cx="{axis.place(of.mean)}" cy="68%" r="4.5"/>')
+        marks.append(f'<circle class="mean" cx="{axis.place(of.mean)}" cy="62%" r="4.5"/>')
     label = html.escape(description)
     return f'<svg class="interval {colour}" role="img" aria-label="{label}">{"".join(marks)}</svg>'
 

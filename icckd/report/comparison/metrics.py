@@ -57,6 +57,14 @@ class Metric:
             return UNKNOWN
         return f"{self.value(low).removesuffix(' %')} to {self.value(high)}"
 
+    def tick(self, value: float) -> str:
+        """The label of a value on an axis: as few digits as it needs."""
+        return _minus(f"{100 * value:.6g} %" if self.percent else f"{value:.6g}")
+
+    def tick_difference(self, value: float) -> str:
+        scaled = 100 * value if self.percent else value
+        return _minus(f"{scaled:+.4g}") if value else "0"
+
     def _number(self, value: float, sign: str = "") -> str:
         """Two decimals of points; else four decimals, or four digits where that is large."""
         if self.percent:

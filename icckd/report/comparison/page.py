@@ -1,7 +1,6 @@
 """compare.html: one page that needs nothing but itself."""
 
 import html
-from collections.abc import Callable
 from dataclasses import asdict
 
 from icckd.report.comparison.classes import class_section
@@ -50,8 +49,7 @@ def _conclusions(results: Results) -> str:
 
 def _numbers(results: Results) -> str:
     parts = [
-        f"<h3>{html.escape(metric.label)}</h3>\n"
-        f'<div class="pair">\n{_means(results, metric)}\n{_differences(results, metric)}</div>'
+        f"<h3>{html.escape(metric.label)}</h3>\n{_means(results, metric)}\n{_differences(results, metric)}"
         for metric in results.metrics
     ]
     body = "\n".join(parts)
@@ -72,7 +70,7 @@ def _means(results: Results, metric: Metric) -> str:
             f'<td class="number">{metric.spread(of.sd)}</td><td class="number">{of.n}</td></tr>'
         )
     caption = "Each seed (dots), and their mean with its 95 % interval"
-    return _table(caption, axis_head(axis, _short(metric)), ["mean", "sd", "n"], rows)
+    return _table(caption, axis_head(axis, metric.tick), ["mean", "sd", "n"], rows)
 
 
 def _differences(results: Results, metric: Metric) -> str:
@@ -90,19 +88,19 @@ def _differences(results: Results, metric: Metric) -> str:
             f'<td class="number">{metric.difference(of.estimate.mean)}<span class="meaning">{interval}</span></td>'
             f"{_tests(of)}</tr>"
         )
-    heads = [metric.unit or "difference", "p", "n"]
     caption = f"Less {results.comparison.baseline}, paired by seed"
     if metric.smallest is not None:
-        heads.append("seeds needed")
-        caption += f"; seeds that finding {metric.size(metric.smallest)} would need"
-    return _table(caption, axis_head(axis, metric.difference), heads, rows)
+        caption += f"; how many pairs finding {metric.size(metric.smallest)} would need"
+    return _table(caption, axis_head(axis, metric.tick_difference), [metric.unit or "difference", "p", "pairs"], rows)
 
 
 def _tests(of: Difference) -> str:
-    holm = f'<span class="meaning">Holm {p_text(of.adjusted)}</span>' if of.adjusted is not None else ""
-    needed = seeds_text(of.needed)
-    cells = f'<td class="number">{html.escape(p_text(of.p))}{html.escape(holm)}</td>'
-    return cells + f'<td class="number">{of.estimate.n}</td><td>{needed}</td>'
+    holm = f"Holm {p_text(of.adjusted)}" if of.adjusted is not None else ""
+    needed = seeds_text(of.needed).replace(" (", "<br>(")
+    return (
+        f'<td class="number">{p_text(of.p)}<span class="meaning">{holm}</span></td>'
+        f'<td class="number">{of.estimate.n}<span class="meaning">{needed}</span></td>'
+    )
 
 
 def _table(caption: str, axis: str, heads: list[str], rows: list[str]) -> str:
@@ -113,11 +111,6 @@ def _table(caption: str, axis: str, heads: list[str], rows: list[str]) -> str:
 <tbody>
 {body}
 </tbody></table>"""
-
-
-def _short(metric: Metric) -> Callable[[float], str]:
-    """Labels of an axis: as few digits as they need."""
-    return lambda value: f"{100 * value:.6g} %" if metric.percent else f"{value:.6g}"
 
 
 def _runs(results: Results) -> str:
