@@ -79,6 +79,7 @@ summary { cursor: pointer; font-weight: 600; }
 .intervals .number { width: 1%; }
 .intervals .meaning { white-space: nowrap; }
 .interval { display: block; width: 100%; height: 3.25rem; }
+.pair figure { max-width: 27rem; }
 .interval.axis { height: 1.5rem; overflow: visible; fill: var(--quiet); font-size: 0.8rem; font-weight: 400; }
 .interval .tick { stroke: var(--faint); }
 .interval .zero { stroke: var(--ink); }
@@ -97,6 +98,12 @@ a { color: var(--teacher); }
   th, td { padding: 0.3rem; }
   .number { font-size: 0.95rem; }
   .main-numbers th.number { min-width: 6.8rem; }
+  .intervals, .intervals thead, .intervals tbody, .intervals caption { display: block; }
+  .intervals tr { display: grid; grid-template-columns: minmax(9rem, 2fr) 1fr 1fr; }
+  .intervals th:first-child, .intervals :nth-child(2):not(svg *) { grid-column: 1 / -1; width: auto; }
+  .intervals thead th:first-child { display: none; }
+  .intervals thead th:nth-child(2) { order: 1; }
+  .intervals .number { width: auto; }
 }
 @media print {
   :root { --page: #fff; --ink: #000; --quiet: #444; --faint: #ccc; --panel: #fff;

@@ -53,7 +53,7 @@ def class_section(results: Results) -> str:
 def _variant(results: Results, variant: str, rows: list[ClassDifference]) -> str:
     apart = sum(not (of.estimate.low or 0.0) <= 0 <= (of.estimate.high or 0.0) for of in rows)
     chance = (1 - LEVEL) * len(rows)
-    text = f"{apart} of {len(rows)} classes have an interval without 0; by chance about {chance:.1f} would."
+    text = f"{apart} of {len(rows)} classes have an interval without 0; by chance about {chance:.0f} would."
     gains, losses, others = _parts(rows)
     metric = metric_of(f"{_stage(results)}.class_accuracy", results.comparison)
     axis = axis_of([of.estimate for of in gains + losses], zero=True)

@@ -1,11 +1,12 @@
 """What can and cannot be concluded at this number of seeds, in words."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from icckd.report.comparison.metrics import Metric, p_text
 from icckd.report.comparison.results import Difference, Results
-from icckd.report.comparison.statistics import LEVEL, MOST_SEEDS, Needed
+from icckd.report.comparison.statistics import LEVEL, MOST_SEEDS, POWER, Needed
+from icckd.report.wording import UNKNOWN
 
 SIGNIFICANT = 1 - LEVEL
 _NAMED_RUNS = 5
@@ -68,15 +69,11 @@ def machines(results: Results) -> dict[str, dict[str, int]]:
 
 
 def seeds_text(needed: Needed | None) -> str:
-    """How many seeds are needed: "about 12 (between 6 and 40)"."""
+    """How many seeds are needed, and in which range that lies: "12 (6 to 40)"."""
     if needed is None:
-        return ""
-    if needed.at_least is None:
-        return f"more than {MOST_SEEDS}"
-    about = f"more than {MOST_SEEDS}" if needed.seeds is None else f"about {needed.seeds}"
-    if needed.at_most is None:
-        return f"{about} (at least {needed.at_least})"
-    return f"{about} (between {needed.at_least} and {needed.at_most})"
+        return UNKNOWN
+    seeds, least, most = (f"> {MOST_SEEDS}" if n is None else str(n) for n in astuple(needed))
+    return seeds if least == most else f"{seeds} ({least} to {most})"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -157,10 +154,21 @@ def _enough(metric: Metric, difference: Difference) -> str:
         return ""
     if max(-low, high) < metric.smallest:
         return f" Both are less than the {metric.size(metric.smallest)} that would interest."
-    return (
-        f" To find a difference of {metric.size(metric.smallest)} with 80 % power takes "
-        f"{seeds_text(difference.needed)} seeds."
-    )
+    if difference.needed is None:
+        return ""
+    return f" To find {metric.size(metric.smallest)} with {POWER:.0%} power takes {_seeds(difference.needed)}."
+
+
+def _seeds(needed: Needed) -> str:
+    """How many seeds are needed, in words."""
+    if needed.at_least is None:
+        return f"more than {MOST_SEEDS} seeds"
+    about = f"more than {MOST_SEEDS} seeds" if needed.seeds is None else f"about {needed.seeds} seeds"
+    if needed.at_most is None:
+        return f"{about}, but how far the differences spread is uncertain: {needed.at_least} at least"
+    if needed.at_least == needed.at_most:
+        return about
+    return f"{about}, between {needed.at_least} and {needed.at_most} as their spread is itself uncertain"
 
 
 def _machines(results: Results) -> list[str]:

@@ -66,11 +66,10 @@ def _means(results: Results, metric: Metric) -> str:
         drawing = interval_row(axis, of, looks(results)[variant].colour, words)
         rows.append(
             f'<tr><th scope="row">{html.escape(variant)}</th><td>{drawing}</td>'
-            f'<td class="number">{metric.value(of.mean)}<span class="meaning">{interval}</span></td>'
-            f'<td class="number">{metric.spread(of.sd)}</td><td class="number">{of.n}</td></tr>'
+            f"{_number(metric.value(of.mean), interval)}{_number(metric.spread(of.sd))}{_number(str(of.n))}</tr>"
         )
     caption = "Each seed (dots), and their mean with its 95 % interval"
-    return _table(caption, axis_head(axis, metric.tick), ["mean", "sd", "n"], rows)
+    return _table(caption, axis_head(axis, metric.tick), [("mean", "95 % interval"), ("sd", ""), ("n", "")], rows)
 
 
 def _differences(results: Results, metric: Metric) -> str:
@@ -85,26 +84,31 @@ def _differences(results: Results, metric: Metric) -> str:
         drawing = interval_row(axis, of.estimate, looks(results)[variant].colour, words)
         rows.append(
             f'<tr><th scope="row">{html.escape(variant)}</th><td>{drawing}</td>'
-            f'<td class="number">{metric.difference(of.estimate.mean)}<span class="meaning">{interval}</span></td>'
-            f"{_tests(of)}</tr>"
+            f"{_number(metric.difference(of.estimate.mean), interval)}{_tests(of, metric)}</tr>"
         )
     caption = f"Less {results.comparison.baseline}, paired by seed"
+    pairs = ("pairs", "")
     if metric.smallest is not None:
         caption += f"; how many pairs finding {metric.size(metric.smallest)} would need"
-    return _table(caption, axis_head(axis, metric.tick_difference), [metric.unit or "difference", "p", "pairs"], rows)
+        pairs = ("pairs", "needed")
+    heads = [(metric.unit or "difference", "95 % interval"), ("p", "Holm's"), pairs]
+    return _table(caption, axis_head(axis, metric.tick_difference), heads, rows)
 
 
-def _tests(of: Difference) -> str:
-    holm = f"Holm {p_text(of.adjusted)}" if of.adjusted is not None else ""
-    needed = seeds_text(of.needed).replace(" (", "<br>(")
-    return (
-        f'<td class="number">{p_text(of.p)}<span class="meaning">{holm}</span></td>'
-        f'<td class="number">{of.estimate.n}<span class="meaning">{needed}</span></td>'
-    )
+def _tests(of: Difference, metric: Metric) -> str:
+    needed = seeds_text(of.needed) if metric.smallest is not None else ""
+    return _number(p_text(of.p), p_text(of.adjusted)) + _number(str(of.estimate.n), needed)
 
 
-def _table(caption: str, axis: str, heads: list[str], rows: list[str]) -> str:
-    numbers = "".join(f'<th scope="col" class="number">{head}</th>' for head in heads)
+def _number(number: str, below: str = "", cell: str = "td") -> str:
+    """A cell with a number, and another below it."""
+    second = f'<span class="meaning">{html.escape(below)}</span>' if below else ""
+    scope = ' scope="col"' if cell == "th" else ""
+    return f'<{cell}{scope} class="number">{html.escape(number)}{second}</{cell}>'
+
+
+def _table(caption: str, axis: str, heads: list[tuple[str, str]], rows: list[str]) -> str:
+    numbers = "".join(_number(head, below, "th") for head, below in heads)
     body = "\n".join(rows)
     return f"""<table class="intervals"><caption>{html.escape(caption)}</caption>
 <thead><tr><th scope="col">variant</th><th scope="col" aria-label="drawn">{axis}</th>{numbers}</tr></thead>
