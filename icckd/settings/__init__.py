@@ -7,6 +7,7 @@ turns these classes into `--help`, YAML files and dotted overrides; `checks` say
 from icckd.settings.checks import check, check_text
 from icckd.settings.definition import (
     STAGES,
+    AugmentationSettings,
     DataSettings,
     MemorySettings,
     Settings,
@@ -20,6 +21,7 @@ from icckd.settings.names import flat, refuse_renamed
 __all__ = [
     "NO_METHOD",
     "STAGES",
+    "AugmentationSettings",
     "DataSettings",
     "MemorySettings",
     "Settings",
