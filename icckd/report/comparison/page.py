@@ -5,12 +5,13 @@ from dataclasses import asdict
 
 from icckd.report.comparison.classes import class_section
 from icckd.report.comparison.curves import learning_curves, looks
-from icckd.report.comparison.findings import findings, machines, notes, overview, seeds_text, title
-from icckd.report.comparison.intervals import axis_head, axis_of, interval_row
+from icckd.report.comparison.findings import at_a_glance, findings, listed, machines, notes, overview, seeds_text, title
+from icckd.report.comparison.intervals import Axis, axis_head, axis_of, interval_row
 from icckd.report.comparison.metrics import Metric, p_text
 from icckd.report.comparison.results import Difference, Results
 from icckd.report.results import in_force
 from icckd.report.shell import settings_table, shell, shown
+from icckd.report.wording import UNKNOWN
 from icckd.settings import flat
 
 
@@ -34,26 +35,32 @@ def _header(results: Results) -> str:
 
 
 def _conclusions(results: Results) -> str:
-    parts = []
-    for metric in results.metrics if results.others else []:
-        items = "".join(
-            f"<li>{html.escape(found.variant)}: <strong>{html.escape(found.verdict)}</strong>"
-            f"{html.escape(found.reasons)}</li>\n"
-            for found in findings(results, metric)
-        )
-        parts.append(f'<h3>{html.escape(metric.label)}</h3>\n<ul class="findings">\n{items}</ul>')
-    items = "".join(f"<li>{html.escape(note)}</li>" for note in notes(results))
-    body = "\n".join([*parts, f'<ul class="notes quiet">{items}</ul>'])
-    return f"<section><h2>What can be concluded</h2>\n{body}</section>"
+    found = [(metric.label, at_a_glance(results, metric)) for metric in results.metrics if results.others]
+    items = "\n".join(
+        f"<li><strong>{html.escape(label)}:</strong> {html.escape(sentences)}</li>" for label, sentences in found
+    )
+    further = "".join(f"<li>{html.escape(note)}</li>" for note in notes(results))
+    glance = f'<ul class="findings">\n{items}</ul>\n' if found else ""
+    return f'<section><h2>What can be concluded</h2>\n{glance}<ul class="notes quiet">{further}</ul></section>'
 
 
 def _numbers(results: Results) -> str:
     parts = [
-        f"<h3>{html.escape(metric.label)}</h3>\n{_means(results, metric)}\n{_differences(results, metric)}"
+        f"<h3>{html.escape(metric.label)}</h3>\n{_findings(results, metric)}\n"
+        f"{_means(results, metric)}\n{_differences(results, metric)}"
         for metric in results.metrics
     ]
     body = "\n".join(parts)
     return f"<section><h2>Means and differences</h2>\n{body}</section>"
+
+
+def _findings(results: Results, metric: Metric) -> str:
+    items = "\n".join(
+        f"<li>{html.escape(listed(found.variants))}: <strong>{html.escape(found.verdict)}</strong>"
+        f"{html.escape(found.reasons)}</li>"
+        for found in findings(results, metric)
+    )
+    return f'<ul class="findings">\n{items}</ul>' if items else ""
 
 
 def _means(results: Results, metric: Metric) -> str:
@@ -69,7 +76,9 @@ def _means(results: Results, metric: Metric) -> str:
             f"{_number(metric.value(of.mean), interval)}{_number(metric.spread(of.sd))}{_number(str(of.n))}</tr>"
         )
     caption = "Each seed (dots), and their mean with its 95 % interval"
-    return _table(caption, axis_head(axis, metric.tick), [("mean", "95 % interval"), ("sd", ""), ("n", "")], rows)
+    return _table(
+        caption + _cut(axis), axis_head(axis, metric.tick), [("mean", "95 % interval"), ("sd", ""), ("n", "")], rows
+    )
 
 
 def _differences(results: Results, metric: Metric) -> str:
@@ -92,7 +101,11 @@ def _differences(results: Results, metric: Metric) -> str:
         caption += f"; how many pairs finding {metric.size(metric.smallest)} would need"
         pairs = ("pairs", "needed")
     heads = [(metric.unit or "difference", "95 % interval"), ("p", "Holm's"), pairs]
-    return _table(caption, axis_head(axis, metric.tick_difference), heads, rows)
+    return _table(caption + _cut(axis), axis_head(axis, metric.tick_difference), heads, rows)
+
+
+def _cut(axis: Axis) -> str:
+    return "; lines that reach the edge go on" if axis.cut else ""
 
 
 def _tests(of: Difference, metric: Metric) -> str:
@@ -102,7 +115,7 @@ def _tests(of: Difference, metric: Metric) -> str:
 
 def _number(number: str, below: str = "", cell: str = "td") -> str:
     """A cell with a number, and another below it."""
-    second = f'<span class="meaning">{html.escape(below)}</span>' if below else ""
+    second = f'<span class="meaning">{html.escape(below)}</span>' if below not in ("", UNKNOWN) else ""
     scope = ' scope="col"' if cell == "th" else ""
     return f'<{cell}{scope} class="number">{html.escape(number)}{second}</{cell}>'
 
