@@ -79,17 +79,6 @@ def notes(results: Results) -> list[str]:
     return [*found, *_machines(results)]
 
 
-def machines(results: Results) -> dict[str, dict[str, int]]:
-    """By property of the environment, how many runs had which value; dates aside."""
-    counted: dict[str, dict[str, int]] = {}
-    for run in results.runs.values():
-        for name, value in run.environment.items():
-            if name != "date":
-                values = counted.setdefault(name, {})
-                values[value] = values.get(value, 0) + 1
-    return counted
-
-
 def seeds_text(needed: Needed | None) -> str:
     """How many seeds are needed, and in which range that lies: "12 (6 to 40)"."""
     if needed is None:
@@ -140,7 +129,7 @@ def _finding(variant: str, metric: Metric, difference: Difference, results: Resu
     direction = "higher" if found.mean > 0 else "lower"
     if difference.p is None:
         reasons = f" by {metric.size(found.mean)} with each of {found.n} seeds: without any spread there is no test."
-        return Finding((variant,), direction, reasons)
+        return Finding((variant,), f"{direction} than {baseline}", reasons)
     interval = f"95 % interval {metric.between(found.low, found.high)} {metric.unit}".rstrip()
     numbers = f"{interval}, {_equals(difference.p)}, {found.n} pairs"
     if difference.p <= SIGNIFICANT:
@@ -207,7 +196,7 @@ def _seeds(needed: Needed) -> str:
 
 
 def _machines(results: Results) -> list[str]:
-    differing = [name for name, values in machines(results).items() if len(values) > 1]
+    differing = [name for name, values in results.environments.items() if len(values) > 1]
     if not differing:
         return []
     return [

@@ -2,10 +2,11 @@
 
 import html
 from dataclasses import asdict
+from typing import Any
 
 from icckd.report.comparison.classes import class_section
 from icckd.report.comparison.curves import learning_curves, looks
-from icckd.report.comparison.findings import at_a_glance, findings, listed, machines, notes, overview, seeds_text, title
+from icckd.report.comparison.findings import at_a_glance, findings, listed, notes, overview, seeds_text, title
 from icckd.report.comparison.intervals import Axis, axis_head, axis_of, interval_row
 from icckd.report.comparison.metrics import Metric, p_text
 from icckd.report.comparison.results import Difference, Results
@@ -73,12 +74,11 @@ def _means(results: Results, metric: Metric) -> str:
         drawing = interval_row(axis, of, looks(results)[variant].colour, words)
         rows.append(
             f'<tr><th scope="row">{html.escape(variant)}</th><td>{drawing}</td>'
-            f"{_number(metric.value(of.mean), interval)}{_number(metric.spread(of.sd))}{_number(str(of.n))}</tr>"
+            f"{_cell(metric.value(of.mean), interval)}{_cell(metric.spread(of.sd))}{_cell(str(of.n))}</tr>"
         )
     caption = "Each seed (dots), and their mean with its 95 % interval"
-    return _table(
-        caption + _cut(axis), axis_head(axis, metric.tick), [("mean", "95 % interval"), ("sd", ""), ("n", "")], rows
-    )
+    heads = [("mean", "95 % interval"), ("sd", ""), ("n", "")]
+    return _table(caption + _cut(axis), axis_head(axis, metric.tick), heads, rows)
 
 
 def _differences(results: Results, metric: Metric) -> str:
@@ -93,7 +93,7 @@ def _differences(results: Results, metric: Metric) -> str:
         drawing = interval_row(axis, of.estimate, looks(results)[variant].colour, words)
         rows.append(
             f'<tr><th scope="row">{html.escape(variant)}</th><td>{drawing}</td>'
-            f"{_number(metric.difference(of.estimate.mean), interval)}{_tests(of, metric)}</tr>"
+            f"{_cell(metric.difference(of.estimate.mean), interval)}{_tests(of, metric)}</tr>"
         )
     caption = f"Less {results.comparison.baseline}, paired by seed"
     pairs = ("pairs", "")
@@ -110,10 +110,10 @@ def _cut(axis: Axis) -> str:
 
 def _tests(of: Difference, metric: Metric) -> str:
     needed = seeds_text(of.needed) if metric.smallest is not None else ""
-    return _number(p_text(of.p), p_text(of.adjusted)) + _number(str(of.estimate.n), needed)
+    return _cell(p_text(of.p), p_text(of.adjusted)) + _cell(str(of.estimate.n), needed)
 
 
-def _number(number: str, below: str = "", cell: str = "td") -> str:
+def _cell(number: str, below: str = "", cell: str = "td") -> str:
     """A cell with a number, and another below it."""
     second = f'<span class="meaning">{html.escape(below)}</span>' if below not in ("", UNKNOWN) else ""
     scope = ' scope="col"' if cell == "th" else ""
@@ -121,7 +121,7 @@ def _number(number: str, below: str = "", cell: str = "td") -> str:
 
 
 def _table(caption: str, axis: str, heads: list[tuple[str, str]], rows: list[str]) -> str:
-    numbers = "".join(_number(head, below, "th") for head, below in heads)
+    numbers = "".join(_cell(head, below, "th") for head, below in heads)
     body = "\n".join(rows)
     return f"""<table class="intervals"><caption>{html.escape(caption)}</caption>
 <thead><tr><th scope="col">variant</th><th scope="col" aria-label="drawn">{axis}</th>{numbers}</tr></thead>
@@ -159,12 +159,20 @@ def _run(results: Results, variant: str, seed: int) -> str:
 
 
 def _settings(results: Results) -> str:
+    parts = [_differing(results), settings_table(_in_common(results), "Settings in common"), _environment(results)]
+    return "<section><h2>Settings and environment</h2>\n" + "\n".join(part for part in parts if part) + "</section>"
+
+
+def _in_common(results: Results) -> dict[str, Any]:
+    """The settings that all variants share and any of them uses."""
     comparison = results.comparison
-    base = in_force(flat(asdict(comparison.variants[comparison.baseline])))
-    differing = set(next(iter(comparison.differing().values())))
-    shared = {name: value for name, value in base.items() if name not in differing and name != "seed"}
-    parts = [_differing(results), f"<p>All variants have these in common:</p>\n{settings_table(shared)}"]
-    return f"<section><h2>Settings and environment</h2>\n{''.join(parts)}\n{_environment(results)}</section>"
+    own = {"seed", *next(iter(comparison.differing().values()))}
+    used = {
+        name: value
+        for settings in comparison.variants.values()
+        for name, value in in_force(flat(asdict(settings))).items()
+    }
+    return {name: value for name, value in used.items() if name not in own}
 
 
 def _differing(results: Results) -> str:
@@ -189,12 +197,9 @@ def _differing(results: Results) -> str:
 
 def _environment(results: Results) -> str:
     rows = []
-    for name, values in machines(results).items():
-        total = sum(values.values())
-        text = "; ".join(
-            value if count == total and len(values) == 1 else f"{value} ({count} of {len(results.runs)} runs)"
-            for value, count in values.items()
-        )
+    for name, values in results.environments.items():
+        shared = len(values) == 1
+        text = "; ".join(value if shared else f"{value} ({count} runs)" for value, count in values.items())
         rows.append(f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(text)}</td></tr>')
     if not rows:
         return ""
