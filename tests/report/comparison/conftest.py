@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from icckd.report.comparison import write_comparison
-from icckd.settings import comparison_from
+from icckd.settings import Settings
+from icckd.settings.comparison import Comparison
 
 CLASSES = [f"class-{index:02d}" for index in range(20)]
 
@@ -20,9 +21,10 @@ class Runs:
     def __init__(self, path, seeds=(0, 1, 2, 5), variants=("plain", "intra", "strong"), epochs=0, **definition):
         self.path, self.epochs = path, epochs
         self.rng = np.random.default_rng(len(seeds))
-        weights = {name: {"teacher.loss.weight": 0.02 * place} for place, name in enumerate(variants)}
-        given = {"variants": weights, "baseline": variants[0], "seeds": list(seeds), **definition}
-        self.comparison = comparison_from(given, "compare.yaml")
+        settings = {name: Settings() for name in variants}
+        for place, of in enumerate(settings.values()):
+            of.teacher.loss.weight = 0.02 * place
+        self.comparison = Comparison(settings, variants[0], list(seeds), **definition)
         self.summaries = {(name, seed): self._summary(place) for place, name in enumerate(variants) for seed in seeds}
         self.write()
 
@@ -68,7 +70,7 @@ class Runs:
 
 @pytest.fixture
 def make_runs(tmp_path):
-    """Makes folders of runs: make_runs(name, seeds, variants, epochs, further keys of the definition)."""
+    """Makes folders of runs: make_runs(name, seeds, variants, epochs, what else a Comparison has)."""
     return lambda name="runs", **choices: Runs(tmp_path / name, **choices)
 
 
