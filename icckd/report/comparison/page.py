@@ -15,6 +15,8 @@ from icckd.report.shell import settings_table, shell, shown
 from icckd.report.wording import UNKNOWN
 from icckd.settings import flat
 
+_FEW = 4  # Findings that are read at once.
+
 
 def html_page(results: Results) -> str:
     """The page as text; the same results give the same text."""
@@ -47,8 +49,8 @@ def _conclusions(results: Results) -> str:
 
 def _numbers(results: Results) -> str:
     parts = [
-        f"<h3>{html.escape(metric.label)}</h3>\n{_findings(results, metric)}\n"
-        f"{_means(results, metric)}\n{_differences(results, metric)}"
+        f"<h3>{html.escape(metric.label)}</h3>\n{_means(results, metric)}\n{_differences(results, metric)}\n"
+        f"{_findings(results, metric)}"
         for metric in results.metrics
     ]
     body = "\n".join(parts)
@@ -56,12 +58,16 @@ def _numbers(results: Results) -> str:
 
 
 def _findings(results: Results, metric: Metric) -> str:
-    items = "\n".join(
+    """What the tables say in words; folded away where it is long."""
+    said = [
         f"<li>{html.escape(listed(found.variants))}: <strong>{html.escape(found.verdict)}</strong>"
         f"{html.escape(found.reasons)}</li>"
         for found in findings(results, metric)
-    )
-    return f'<ul class="findings">\n{items}</ul>' if items else ""
+    ]
+    if not said:
+        return ""
+    words = '<ul class="findings">\n' + "\n".join(said) + "</ul>"
+    return words if len(said) <= _FEW else f"<details><summary>In words</summary>\n{words}</details>"
 
 
 def _means(results: Results, metric: Metric) -> str:
