@@ -8,6 +8,7 @@ from icckd.settings.checks import check, check_text
 from icckd.settings.comparison import Comparison, comparison_from, read_comparison
 from icckd.settings.definition import (
     STAGES,
+    AugmentationSettings,
     DataSettings,
     MemorySettings,
     Settings,
@@ -16,12 +17,13 @@ from icckd.settings.definition import (
     TrainingSettings,
 )
 from icckd.settings.losses import NO_METHOD, StudentLossSettings, TeacherLossSettings, methods_of, setting_name
-from icckd.settings.names import flat, refuse_renamed
-from icckd.settings.resolution import settings_from
+from icckd.settings.names import flat, nested, refuse_renamed
+from icckd.settings.resolution import defaults_under, one_line, refuse_nulls, settings_from
 
 __all__ = [
     "NO_METHOD",
     "STAGES",
+    "AugmentationSettings",
     "Comparison",
     "DataSettings",
     "MemorySettings",
@@ -34,9 +36,13 @@ __all__ = [
     "check",
     "check_text",
     "comparison_from",
+    "defaults_under",
     "flat",
     "methods_of",
+    "nested",
+    "one_line",
     "read_comparison",
+    "refuse_nulls",
     "refuse_renamed",
     "setting_name",
     "settings_from",

@@ -9,6 +9,25 @@ STAGES = ("teacher", "student")
 
 
 @dataclass
+class AugmentationSettings:
+    """How training images are varied, each view anew.
+
+    Args:
+        crop_padding: Pad by so many zero pixels a side and crop at a random place (null: as usual for the data set, or
+            0 beside resized_crop; 0: do not).
+        flip: Mirror left to right with probability 1/2 (null: as usual for the data set).
+        rotation: Turn by a random angle of at most so many degrees, bilinearly, zero outside.
+        resized_crop: Crop a random box, its area between these two fractions of the image's and its aspect ratio
+            between 3/4 and 4/3, and resize it to the image's size, bilinearly ([0.08, 1.0] is usual; null: do not).
+    """
+
+    crop_padding: int | None = None
+    flip: bool | None = None
+    rotation: float = 0.0
+    resized_crop: list[float] | None = None
+
+
+@dataclass
 class DataSettings:
     """The images to train and test on.
 
@@ -18,12 +37,21 @@ class DataSettings:
         image_size: Resize images to this many pixels a side (image-folder and tiny-imagenet only; null: as they are).
         validation: Hold out this fraction of the training images, class by class, and report on them instead of
             the test images: choose settings with it, then set it back to 0.
+        train_fraction: Train on this fraction of the training images (of those left by validation), class by class, at
+            least one of each; the same images whatever the seed.
+        mean: Subtracted from each channel of the images, which are scaled to [0, 1] (null: the training images' mean).
+        std: What each channel is then divided by (null: the training images' standard deviation).
+        augmentation: How training images are varied.
     """
 
     name: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "image-folder"] = "digits"
     root: str | None = None
     image_size: int | None = None
     validation: float = 0.0
+    train_fraction: float = 1.0
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
 
 
 @dataclass
@@ -34,14 +62,19 @@ class TrainingSettings:
         arch: The network's name; `icckd doctor` lists them all.
         epochs: Passes over the training images.
         batch_size: Images per step.
-        learning_rate: Peak learning rate of SGD with Nesterov momentum.
+        learning_rate: Peak learning rate of SGD.
         momentum: SGD's momentum.
-        weight_decay: L2 penalty on the weights (not on biases or normalisation parameters).
+        nesterov: Nesterov's form of it.
+        weight_decay: L2 penalty on the weights (not on biases or normalisation parameters, unless decay_all).
+        decay_all: Let every parameter decay, as published code does.
         schedule: How the learning rate falls: cosine to zero, or step by step.
         warmup_epochs: Epochs over which the learning rate first rises linearly from zero.
         milestones: Step schedule only: fractions of the training after which the rate falls.
         decay: Step schedule only: what the rate is multiplied by at each milestone.
+        drop_last: Leave out an epoch's last batch where it is smaller than the others.
         autocast: Run the network in bfloat16 where that is safe.
+        channels_last: Keep images and weights with their channels last in memory, which many processors prefer.
+        compile: Compile the network with torch.compile; the first step of each kind takes a minute or so.
     """
 
     arch: str = "convnet-large"
@@ -49,12 +82,17 @@ class TrainingSettings:
     batch_size: int = 64
     learning_rate: float = 0.1
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 5e-4
+    decay_all: bool = False
     schedule: Literal["cosine", "step"] = "cosine"
     warmup_epochs: float = 1.0
     milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
     decay: float = 0.1
+    drop_last: bool = True
     autocast: bool = False
+    channels_last: bool = False
+    compile: bool = False
 
 
 @dataclass
@@ -101,6 +139,9 @@ class Settings:
     """All settings of a run.
 
     Args:
+        preset: Defaults under everything else that is given. paper: how the literature trains on the data set and
+            networks that are given (not digits or fashion-mnist); fast: large batches, channels last, and on a GPU
+            bfloat16 and compiled networks.
         data: The images to train and test on.
         teacher: The teacher and how it is trained.
         student: The student and how it is distilled.
@@ -109,6 +150,7 @@ class Settings:
         checkpoint_every: Save a checkpoint every so many steps, besides the one after each epoch (0: epochs only).
     """
 
+    preset: Literal["default", "paper", "fast"] = "default"
     data: DataSettings = field(default_factory=DataSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     student: StudentSettings = field(default_factory=StudentSettings)
