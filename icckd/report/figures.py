@@ -50,25 +50,33 @@ class Curve:
     band: tuple[Sequence[float | None], Sequence[float | None]] | None = None
 
 
-def line_chart(
-    name: str,
-    curves: Sequence[Curve],
-    *,
-    percent: bool = False,
-    logarithmic: bool = False,
-    threshold: float | None = None,
-    zero: bool = False,
-) -> str:
-    """`curves` over epochs as an <svg> element for a page whose style sheet defines the colours.
+@dataclass(frozen=True)
+class Chart:
+    """Curves that share one pair of axes. `name` (letters, digits and hyphens) is unique among a page's charts.
 
-    `name` (letters, digits and hyphens) keeps the element's ids apart from other figures' on the page. `logarithmic` is
-    followed only where the values are positive and span enough to need it. `threshold` draws a line at
-    this δ, `zero` one at 0. The same arguments give the same text.
+    `logarithmic` is followed only where the values are positive and span enough to need it. `threshold` draws a line at
+    this δ, `zero` one at 0.
+    """
+
+    name: str
+    title: str
+    caption: str
+    curves: list[Curve]
+    percent: bool = False
+    logarithmic: bool = False
+    threshold: float | None = None
+    zero: bool = False
+
+
+def line_chart(chart: Chart) -> str:
+    """The curves over epochs as an <svg> element for a page whose style sheet defines the colours.
+
+    `chart.name` keeps the element's ids apart from other figures' on the page. The same chart gives the same text.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=_INCHES, layout="constrained")
         axes = figure.add_subplot()
-        for curve in curves:
+        for curve in chart.curves:
             if curve.band is not None:
                 low, high = map(_gaps, curve.band)
                 axes.fill_between(curve.epochs, low, high, color=_COLOURS[curve.colour], alpha=0.2, linewidth=0)
@@ -82,15 +90,16 @@ def line_chart(
                 marker="o" if len(curve.epochs) <= 40 else None,
                 markersize=3,
             )
-        if threshold is not None:
-            axes.axhline(threshold, color=_INK, linestyle=(0, (1, 2)), linewidth=1.2, label=f"δ = {threshold:g}")
-        if zero:
+        if chart.threshold is not None:
+            label = f"δ = {chart.threshold:g}"
+            axes.axhline(chart.threshold, color=_INK, linestyle=(0, (1, 2)), linewidth=1.2, label=label)
+        if chart.zero:
             axes.axhline(0, color=_INK, linewidth=1)
-        if logarithmic and _spans_much(curves):
+        if chart.logarithmic and _spans_much(chart.curves):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
-        if percent:
+        if chart.percent:
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
@@ -103,7 +112,7 @@ def line_chart(
             handlelength=1.7,
             columnspacing=1.2,
         )
-        return _svg(figure, name)
+        return _svg(figure, chart.name)
 
 
 def _gaps(values: Sequence[float | None]) -> list[float]:

@@ -2,8 +2,7 @@
 
 import html
 
-from icckd.report.charts import Chart, Section, sections
-from icckd.report.figures import line_chart
+from icckd.report.charts import Section, sections
 from icckd.report.per_class import per_class_section
 from icckd.report.results import Results
 from icckd.report.shell import figure, settings_table, shell
@@ -59,29 +58,8 @@ def _notes(results: Results) -> str:
 
 
 def _charts(section: Section) -> str:
-    figures = "\n".join(_figure(chart) for chart in section.charts)
+    figures = "\n".join(figure(chart) for chart in section.charts)
     return f'<section><h2>{html.escape(section.heading)}</h2>\n<div class="grid">\n{figures}\n</div></section>'
-
-
-def _figure(chart: Chart) -> str:
-    drawing = line_chart(
-        chart.name,
-        chart.curves,
-        percent=chart.percent,
-        logarithmic=chart.logarithmic,
-        threshold=chart.threshold,
-    )
-    return figure(chart.title, drawing, _description(chart), chart.caption)
-
-
-def _description(chart: Chart) -> str:
-    """The chart in words: where each curve starts and ends."""
-    parts = []
-    for curve in chart.curves:
-        known = [(epoch, value) for epoch, value in zip(curve.epochs, curve.values, strict=True) if value is not None]
-        (first, start), (last, end) = known[0], known[-1]
-        parts.append(f"{curve.label} {start:.4g} at epoch {first:g}, {end:.4g} at epoch {last:g}")
-    return f"{chart.title}: {'; '.join(parts)}"
 
 
 def _settings(results: Results) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from icckd.report.figures import Chart, line_chart
 from icckd.report.style import STYLE
 from icckd.settings import Settings, flat
 
@@ -31,15 +32,15 @@ def shell(title: str, body: str) -> str:
 """
 
 
-def figure(title: str, drawing: str, description: str, caption: str) -> str:
-    """The <svg> `drawing` under its title; `description` says in words what it shows."""
-    described = drawing.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)
-    return (
-        f"<figure><h3>{html.escape(title)}</h3>\n{described}\n<figcaption>{html.escape(caption)}</figcaption></figure>"
-    )
+def figure(chart: Chart) -> str:
+    """The chart under its title, with a description in words for those who cannot see it."""
+    label = f'role="img" aria-label="{html.escape(_description(chart))}"'
+    drawing = line_chart(chart).replace("<svg", f"<svg {label}", 1)
+    title, caption = html.escape(chart.title), html.escape(chart.caption)
+    return f"<figure><h3>{title}</h3>\n{drawing}\n<figcaption>{caption}</figcaption></figure>"
 
 
-def settings_table(settings: Mapping[str, Any]) -> str:
+def settings_table(settings: Mapping[str, Any], heading: str = "Settings") -> str:
     """Settings by dotted name beside their defaults, folded away."""
     defaults = flat(asdict(Settings()))
     rows = []
@@ -48,7 +49,7 @@ def settings_table(settings: Mapping[str, Any]) -> str:
         cells = f"<td>{html.escape(shown(value))}</td><td>{html.escape(shown(defaults.get(name)))}</td>"
         rows.append(f'<tr{changed}><th scope="row">{html.escape(name)}</th>{cells}</tr>')
     body = "\n".join(rows)
-    return f"""<details><summary>Settings ({len(rows)}; those changed from their defaults in bold)</summary>
+    return f"""<details><summary>{heading} ({len(rows)}; those changed from their defaults in bold)</summary>
 <table class="pairs">
 <thead><tr><th scope="col">Setting</th><th scope="col">Value</th><th scope="col">Default</th></tr></thead>
 <tbody>
@@ -61,3 +62,13 @@ def shown(value: Any) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _description(chart: Chart) -> str:
+    """The chart in words: where each curve starts and ends."""
+    parts = []
+    for curve in chart.curves:
+        known = [(epoch, value) for epoch, value in zip(curve.epochs, curve.values, strict=True) if value is not None]
+        (first, start), (last, end) = known[0], known[-1]
+        parts.append(f"{curve.label} {start:.4g} at epoch {first:g}, {end:.4g} at epoch {last:g}")
+    return f"{chart.title}: {'; '.join(parts)}"

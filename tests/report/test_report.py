@@ -1,7 +1,6 @@
 """report.html and report.md as a reader, a browser and an attacker meet them."""
 
 import re
-from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -9,36 +8,7 @@ from safetensors.torch import save_file
 
 from icckd.errors import UserError
 from icckd.report import write_report
-
-VOID = {"meta", "img", "link", "br", "hr", "input"}
-
-
-class Page(HTMLParser):
-    """Every tag with its attributes, the text, and the ids; fails on tags that do not nest."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.tags, self.text, self._open = [], "", []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.tags if name == tag]
+from tests.report.parsed import Page
 
 
 def report(run):

@@ -7,7 +7,7 @@ from icckd.report.comparison.metrics import Metric, metric_of
 from icckd.report.comparison.results import Results
 from icckd.report.comparison.runs import Run
 from icckd.report.comparison.statistics import Estimate, estimate, paired
-from icckd.report.figures import Curve, line_chart
+from icckd.report.figures import Chart, Curve
 from icckd.report.shell import figure
 
 # A chart shows the baseline and so many others: each has a line style and a colour of its own.
@@ -37,14 +37,12 @@ def looks(results: Results) -> dict[str, Look]:
 
 def learning_curves(results: Results) -> str:
     """The section as HTML, empty where no run has a record of its epochs."""
-    figures = [drawn for metric in _followed(results) for drawn in _figures(results, metric)]
+    figures = "\n".join(figure(chart) for metric in _followed(results) for chart in charts(results, metric))
     if not figures:
         return ""
-    drawn = "\n".join(figures)
     text = "Lines are means of the seeds, bands reach from the lowest to the highest seed."
-    return (
-        f'<section><h2>Learning curves</h2>\n<p class="quiet">{text}</p>\n<div class="pair">\n{drawn}\n</div></section>'
-    )
+    heading = f'<h2>Learning curves</h2>\n<p class="quiet">{text}</p>'
+    return f'<section>{heading}\n<div class="pair">\n{figures}\n</div></section>'
 
 
 def _followed(results: Results) -> list[Metric]:
@@ -53,17 +51,19 @@ def _followed(results: Results) -> list[Metric]:
     return [metric_of(name, results.comparison) for name in dict.fromkeys([*accuracies, *results.comparison.metrics])]
 
 
-def _figures(results: Results, metric: Metric) -> Iterator[str]:
+def charts(results: Results, metric: Metric) -> Iterator[Chart]:
+    """The metric by epoch, then the same less the baseline's; so often that no chart has too many curves."""
     by_variant = {variant: _by_epoch(results.runs_of(variant), metric) for variant in results.comparison.variants}
-    base = by_variant[results.comparison.baseline]
+    baseline = results.comparison.baseline
     for number, shown in enumerate(_together(results)):
         values = _merged({variant: by_variant[variant] for variant in shown if by_variant[variant]})
+        name = f"{metric.name.replace('.', '-').replace('_', '-')}-{number}"
         if values:
-            yield _figure(results, metric, values, number)
-        others = {names: of for names, of in values.items() if results.comparison.baseline not in names}
-        apart = {names: _later(_paired(of, base)) for names, of in others.items()}
+            yield _means(results, metric, values, name)
+        others = {names: of for names, of in values.items() if baseline not in names}
+        apart = {names: _later(_paired(of, by_variant[baseline])) for names, of in others.items()}
         if any(apart.values()):
-            yield _figure_apart(results, metric, apart, number)
+            yield _apart(results, metric, apart, f"{name}-apart")
 
 
 def _together(results: Results) -> list[list[str]]:
@@ -72,26 +72,20 @@ def _together(results: Results) -> list[list[str]]:
     return [[baseline, *others[start : start + _TOGETHER]] for start in range(0, max(len(others), 1), _TOGETHER)]
 
 
-def _figure(results: Results, metric: Metric, values: dict[tuple[str, ...], ByEpoch], number: int) -> str:
+def _means(results: Results, metric: Metric, values: dict[tuple[str, ...], ByEpoch], name: str) -> Chart:
     curves = [
         _curve(results, names, {epoch: estimate(seeds) for epoch, seeds in of.items()}, _extremes)
         for names, of in values.items()
     ]
-    name = f"{metric.name.replace('.', '-').replace('_', '-')}-{number}"
-    drawing = line_chart(name, curves, percent=metric.percent)
-    return figure(metric.label, drawing, _description(metric.label, curves), "After each epoch.")
+    return Chart(name, metric.label, "After each epoch.", curves, percent=metric.percent)
 
 
-def _figure_apart(
-    results: Results, metric: Metric, apart: dict[tuple[str, ...], dict[float, Estimate]], number: int
-) -> str:
+def _apart(results: Results, metric: Metric, apart: dict[tuple[str, ...], dict[float, Estimate]], name: str) -> Chart:
     curves = [_curve(results, names, of, _interval) for names, of in apart.items() if of]
     title = f"{metric.label} less that of {results.comparison.baseline}"
-    caption = f"Paired by seed, over the last half of the training{', in points' if metric.percent else ''}; "
-    caption += "the band is the 95 % interval."
-    name = f"{metric.name.replace('.', '-').replace('_', '-')}-apart-{number}"
-    drawing = line_chart(name, curves, percent=metric.percent, zero=True)
-    return figure(title, drawing, _description(title, curves), caption)
+    unit = f", in {metric.unit}" if metric.unit else ""
+    caption = f"Paired by seed, over the last half of the training{unit}; the band is the 95 % interval."
+    return Chart(name, title, caption, curves, percent=metric.percent, zero=True)
 
 
 def _curve(
@@ -146,14 +140,3 @@ def _merged(by_variant: dict[str, ByEpoch]) -> dict[tuple[str, ...], ByEpoch]:
         else:
             same.append(variant)
     return {tuple(names): values for names, values in merged}
-
-
-def _description(title: str, curves: list[Curve]) -> str:
-    """The chart in words: where each curve starts and ends."""
-    parts = []
-    for curve in curves:
-        first, last = curve.epochs[0], curve.epochs[-1]
-        parts.append(
-            f"{curve.label} {curve.values[0]:.4g} at epoch {first:g}, {curve.values[-1]:.4g} at epoch {last:g}"
-        )
-    return f"{title}: {'; '.join(parts)}"

@@ -15,9 +15,9 @@ _NAMED_VARIANTS = 3
 
 @dataclass(frozen=True)
 class Finding:
-    """What holds for one variant: its name, the verdict in a few words, and what it rests on."""
+    """What holds for some variants: their names, the verdict in a few words, and what it rests on."""
 
-    variant: str
+    variants: tuple[str, ...]
     verdict: str
     reasons: str
 
@@ -35,11 +35,28 @@ def overview(results: Results) -> list[str]:
     return [sentence for sentence in (_finished(results), _several(results)) if sentence]
 
 
+def at_a_glance(results: Results, metric: Metric) -> str:
+    """Which variants are higher, lower, or not told apart, and how many seeds would be enough, in a line or two."""
+    by_verdict: dict[str, list[str]] = {}
+    for variant, of in results.differences.items():
+        difference = of[metric.name]
+        found = _finding(variant, metric, difference, results)
+        apart = difference.p is not None and difference.p <= SIGNIFICANT
+        size = f" ({metric.difference(difference.estimate.mean)} {metric.unit}".rstrip() + ")" if apart else ""
+        hint = apart and (difference.adjusted or 0.0) > SIGNIFICANT
+        verdict = found.verdict + (", though not after Holm's correction" if hint else "")
+        by_verdict.setdefault(verdict, []).append(f"{variant}{size}")
+    sentences = [f"{verdict}: {listed(variants)}" for verdict, variants in by_verdict.items()]
+    return f"{'; '.join(sentences)}.{_at_least(results, metric)}"
+
+
 def findings(results: Results, metric: Metric) -> list[Finding]:
-    """A finding for every variant but the baseline."""
-    return [
-        _finding(variant, metric, results.differences[variant][metric.name], results) for variant in results.differences
-    ]
+    """What holds for every variant but the baseline; those of which the same holds are one finding."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for variant, of in results.differences.items():
+        finding = _finding(variant, metric, of[metric.name], results)
+        found.setdefault((finding.verdict, finding.reasons), []).append(variant)
+    return [Finding(tuple(variants), *said) for said, variants in found.items()]
 
 
 def notes(results: Results) -> list[str]:
@@ -50,22 +67,16 @@ def notes(results: Results) -> list[str]:
         "Seeds vary the networks' first weights, the order of images and the augmentation, not the data: what holds "
         "here need not hold for other data.",
     ]
+    if any(of.needed is not None for by_metric in results.differences.values() for of in by_metric.values()):
+        found.append(
+            f"How many seeds a difference takes, with {100 * POWER:.0f} % power, is reckoned from how far the "
+            "differences spread here; as that is uncertain, the tables give ranges."
+        )
     held_out = sorted({settings.data.validation for settings in results.comparison.variants.values()} - {0.0})
     if held_out:
         shares = " or ".join(f"{100 * share:g} %" for share in held_out)
         found.append(f"Measured on {shares} of the training images, held out, not on the test images.")
     return [*found, *_machines(results)]
-
-
-def machines(results: Results) -> dict[str, dict[str, int]]:
-    """By property of the environment, how many runs had which value; dates aside."""
-    counted: dict[str, dict[str, int]] = {}
-    for run in results.runs.values():
-        for name, value in run.environment.items():
-            if name != "date":
-                values = counted.setdefault(name, {})
-                values[value] = values.get(value, 0) + 1
-    return counted
 
 
 def seeds_text(needed: Needed | None) -> str:
@@ -102,8 +113,8 @@ def _several(results: Results) -> str:
     chance = 1 - LEVEL**tests
     return (
         f"{tests} differences to {results.comparison.baseline} are tested. Were none of them real, and the tests "
-        f"independent, at least one would still have p below 0.05 with a chance of {chance:.0%}; p after Holm's "
-        "correction holds that chance at 5 %."
+        f"independent, at least one would still have p below 0.05 with a chance of {100 * chance:.0f} %; p after "
+        "Holm's correction holds that chance at 5 %."
     )
 
 
@@ -112,23 +123,23 @@ def _finding(variant: str, metric: Metric, difference: Difference, results: Resu
     if found.mean is None or found.low is None or found.high is None:
         shared = "no finished pair of runs has" if found.n == 0 else "only one finished pair of runs has"
         reasons = f": {shared} this value, and an interval needs at least two."
-        return Finding(variant, "nothing can be concluded", reasons)
+        return Finding((variant,), "nothing can be concluded", reasons)
     if difference.p is None and found.mean == 0:
-        return Finding(variant, f"the same as {baseline}", f" with each of {found.n} seeds.")
+        return Finding((variant,), f"the same as {baseline}", f" with each of {found.n} seeds.")
     direction = "higher" if found.mean > 0 else "lower"
     if difference.p is None:
         reasons = f" by {metric.size(found.mean)} with each of {found.n} seeds: without any spread there is no test."
-        return Finding(variant, direction, reasons)
+        return Finding((variant,), f"{direction} than {baseline}", reasons)
     interval = f"95 % interval {metric.between(found.low, found.high)} {metric.unit}".rstrip()
     numbers = f"{interval}, {_equals(difference.p)}, {found.n} pairs"
     if difference.p <= SIGNIFICANT:
         reasons = f" by {metric.size(found.mean)} ({numbers}){_corrected(difference, results.tests)}"
-        return Finding(variant, f"{direction} than {baseline}", reasons)
+        return Finding((variant,), f"{direction} than {baseline}", reasons)
     reasons = (
         f": {metric.difference(found.mean)} ({numbers}). The interval rules out more than {metric.size(found.high)} "
         f"higher and more than {metric.size(found.low)} lower.{_enough(metric, difference)}"
     )
-    return Finding(variant, f"not told apart from {baseline}", reasons)
+    return Finding((variant,), f"not told apart from {baseline}", reasons)
 
 
 def _equals(p: float) -> str:
@@ -156,7 +167,20 @@ def _enough(metric: Metric, difference: Difference) -> str:
         return f" Both are less than the {metric.size(metric.smallest)} that would interest."
     if difference.needed is None:
         return ""
-    return f" To find {metric.size(metric.smallest)} with {POWER:.0%} power takes {_seeds(difference.needed)}."
+    return f" To find {metric.size(metric.smallest)} takes {_seeds(difference.needed)}."
+
+
+def _at_least(results: Results, metric: Metric) -> str:
+    """How many seeds the smallest difference of interest needs, over the variants."""
+    needed = [of[metric.name].needed for of in results.differences.values()]
+    seeds = [MOST_SEEDS + 1 if of.seeds is None else of.seeds for of in needed if of is not None]
+    if metric.smallest is None or not seeds:
+        return ""
+    least, most = min(seeds), max(seeds)
+    about = f"more than {MOST_SEEDS}" if most > MOST_SEEDS else f"about {most}"
+    if least < most:
+        about = f"{least} to {about.removeprefix('about ')}"
+    return f" To find a difference of {metric.size(metric.smallest)} takes {about} seeds."
 
 
 def _seeds(needed: Needed) -> str:
@@ -172,7 +196,7 @@ def _seeds(needed: Needed) -> str:
 
 
 def _machines(results: Results) -> list[str]:
-    differing = [name for name, values in machines(results).items() if len(values) > 1]
+    differing = [name for name, values in results.environments.items() if len(values) > 1]
     if not differing:
         return []
     return [

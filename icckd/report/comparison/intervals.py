@@ -9,17 +9,22 @@ from matplotlib.ticker import MaxNLocator
 from icckd.report.comparison.statistics import Estimate
 
 _MARGIN = 0.08  # Of the axis, free on either side, so that labels and dots have room.
+_SMALLEST_SPAN = 0.02  # Where there is nothing but zeros.
 _WIDEST = 1.5  # An interval of two or three seeds may be endless: beyond so many spans of the values it is cut off.
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The values from `low` to `high`, with ticks; `zero`: whether a line stands at 0."""
+    """The values from `low` to `high`, with ticks.
+
+    `zero`: whether a line stands at 0. `cut`: whether an interval goes on beyond the axis.
+    """
 
     low: float
     high: float
     ticks: Sequence[float]
     zero: bool
+    cut: bool
 
     def place(self, value: float) -> str:
         """Where `value` lies, as a share of the width; what is beyond the axis stays just beyond it."""
@@ -34,14 +39,15 @@ def axis_of(estimates: Iterable[Estimate], zero: bool = False) -> Axis:
     if not values:
         values = [0.0, 1.0]
     low, high = min(values), max(values)
-    span = high - low or abs(low) or 1.0
+    span = high - low or abs(low) or _SMALLEST_SPAN
     lows = [max(of.low, low - _WIDEST * span) for of in known if of.low is not None]
     highs = [min(of.high, high + _WIDEST * span) for of in known if of.high is not None]
     low, high = min([low, *lows]), max([high, *highs])
+    cut = any((of.low or 0.0) < low or (of.high or 0.0) > high for of in known if of.low is not None)
     if low == high:
         low, high = low - span / 2, high + span / 2
     ticks = [float(tick) for tick in MaxNLocator(nbins=4, steps=[1, 2, 5, 10]).tick_values(low, high)]
-    return Axis(low, high, [tick for tick in ticks if low <= tick <= high], zero)
+    return Axis(low, high, [tick for tick in ticks if low <= tick <= high], zero, cut)
 
 
 def axis_head(axis: Axis, form: Callable[[float], str]) -> str:

@@ -1,6 +1,6 @@
 """compare.md: the same for a terminal."""
 
-from icckd.report.comparison.findings import findings, notes, overview, seeds_text, title
+from icckd.report.comparison.findings import at_a_glance, findings, listed, notes, overview, seeds_text, title
 from icckd.report.comparison.metrics import Metric, p_text
 from icckd.report.comparison.results import Results
 from icckd.report.tables import escaped, table
@@ -9,13 +9,19 @@ from icckd.report.tables import escaped, table
 def markdown_page(results: Results) -> str:
     """The page as text; the same results give the same text."""
     parts = [f"# {escaped(title(results))}", *(escaped(sentence) for sentence in overview(results))]
+    parts.append(_glance(results))
     parts += [_metric(results, metric) for metric in results.metrics]
     parts.append("\n".join(f"- {escaped(note)}" for note in notes(results)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _glance(results: Results) -> str:
+    metrics = results.metrics if results.others else []
+    return "\n".join(escaped(f"- {metric.label}: {at_a_glance(results, metric)}") for metric in metrics)
+
+
 def _metric(results: Results, metric: Metric) -> str:
-    found = "\n".join(escaped(f"- {of.variant}: {of.verdict}{of.reasons}") for of in findings(results, metric))
+    found = "\n".join(escaped(f"- {listed(of.variants)}: {of.verdict}{of.reasons}") for of in findings(results, metric))
     parts = [f"## {metric.label}", found, _means(results, metric), _differences(results, metric)]
     return "\n\n".join(part for part in parts if part)
 

@@ -37,7 +37,7 @@ class Metric:
 
     def difference(self, value: float | None) -> str:
         """With its sign and without its unit."""
-        return UNKNOWN if value is None else self._number(value, "+")
+        return UNKNOWN if value is None else self._number(value, "+" if value else "")
 
     def size(self, value: float) -> str:
         """How large a difference is, whichever its sign."""

@@ -2,16 +2,20 @@
 
 import html
 from dataclasses import asdict
+from typing import Any
 
 from icckd.report.comparison.classes import class_section
 from icckd.report.comparison.curves import learning_curves, looks
-from icckd.report.comparison.findings import findings, machines, notes, overview, seeds_text, title
-from icckd.report.comparison.intervals import axis_head, axis_of, interval_row
+from icckd.report.comparison.findings import at_a_glance, findings, listed, notes, overview, seeds_text, title
+from icckd.report.comparison.intervals import Axis, axis_head, axis_of, interval_row
 from icckd.report.comparison.metrics import Metric, p_text
 from icckd.report.comparison.results import Difference, Results
 from icckd.report.results import in_force
 from icckd.report.shell import settings_table, shell, shown
+from icckd.report.wording import UNKNOWN
 from icckd.settings import flat
+
+_FEW = 4  # Findings that are read at once.
 
 
 def html_page(results: Results) -> str:
@@ -34,26 +38,36 @@ def _header(results: Results) -> str:
 
 
 def _conclusions(results: Results) -> str:
-    parts = []
-    for metric in results.metrics if results.others else []:
-        items = "".join(
-            f"<li>{html.escape(found.variant)}: <strong>{html.escape(found.verdict)}</strong>"
-            f"{html.escape(found.reasons)}</li>\n"
-            for found in findings(results, metric)
-        )
-        parts.append(f'<h3>{html.escape(metric.label)}</h3>\n<ul class="findings">\n{items}</ul>')
-    items = "".join(f"<li>{html.escape(note)}</li>" for note in notes(results))
-    body = "\n".join([*parts, f'<ul class="notes quiet">{items}</ul>'])
-    return f"<section><h2>What can be concluded</h2>\n{body}</section>"
+    found = [(metric.label, at_a_glance(results, metric)) for metric in results.metrics if results.others]
+    items = "\n".join(
+        f"<li><strong>{html.escape(label)}:</strong> {html.escape(sentences)}</li>" for label, sentences in found
+    )
+    further = "".join(f"<li>{html.escape(note)}</li>" for note in notes(results))
+    glance = f'<ul class="findings">\n{items}</ul>\n' if found else ""
+    return f'<section><h2>What can be concluded</h2>\n{glance}<ul class="notes quiet">{further}</ul></section>'
 
 
 def _numbers(results: Results) -> str:
     parts = [
-        f"<h3>{html.escape(metric.label)}</h3>\n{_means(results, metric)}\n{_differences(results, metric)}"
+        f"<h3>{html.escape(metric.label)}</h3>\n{_means(results, metric)}\n{_differences(results, metric)}\n"
+        f"{_findings(results, metric)}"
         for metric in results.metrics
     ]
     body = "\n".join(parts)
     return f"<section><h2>Means and differences</h2>\n{body}</section>"
+
+
+def _findings(results: Results, metric: Metric) -> str:
+    """What the tables say in words; folded away where it is long."""
+    said = [
+        f"<li>{html.escape(listed(found.variants))}: <strong>{html.escape(found.verdict)}</strong>"
+        f"{html.escape(found.reasons)}</li>"
+        for found in findings(results, metric)
+    ]
+    if not said:
+        return ""
+    words = '<ul class="findings">\n' + "\n".join(said) + "</ul>"
+    return words if len(said) <= _FEW else f"<details><summary>In words</summary>\n{words}</details>"
 
 
 def _means(results: Results, metric: Metric) -> str:
@@ -66,10 +80,11 @@ def _means(results: Results, metric: Metric) -> str:
         drawing = interval_row(axis, of, looks(results)[variant].colour, words)
         rows.append(
             f'<tr><th scope="row">{html.escape(variant)}</th><td>{drawing}</td>'
-            f"{_number(metric.value(of.mean), interval)}{_number(metric.spread(of.sd))}{_number(str(of.n))}</tr>"
+            f"{_cell(metric.value(of.mean), interval)}{_cell(metric.spread(of.sd))}{_cell(str(of.n))}</tr>"
         )
     caption = "Each seed (dots), and their mean with its 95 % interval"
-    return _table(caption, axis_head(axis, metric.tick), [("mean", "95 % interval"), ("sd", ""), ("n", "")], rows)
+    heads = [("mean", "95 % interval"), ("sd", ""), ("n", "")]
+    return _table(caption + _cut(axis), axis_head(axis, metric.tick), heads, rows)
 
 
 def _differences(results: Results, metric: Metric) -> str:
@@ -84,7 +99,7 @@ def _differences(results: Results, metric: Metric) -> str:
         drawing = interval_row(axis, of.estimate, looks(results)[variant].colour, words)
         rows.append(
             f'<tr><th scope="row">{html.escape(variant)}</th><td>{drawing}</td>'
-            f"{_number(metric.difference(of.estimate.mean), interval)}{_tests(of, metric)}</tr>"
+            f"{_cell(metric.difference(of.estimate.mean), interval)}{_tests(of, metric)}</tr>"
         )
     caption = f"Less {results.comparison.baseline}, paired by seed"
     pairs = ("pairs", "")
@@ -92,23 +107,27 @@ def _differences(results: Results, metric: Metric) -> str:
         caption += f"; how many pairs finding {metric.size(metric.smallest)} would need"
         pairs = ("pairs", "needed")
     heads = [(metric.unit or "difference", "95 % interval"), ("p", "Holm's"), pairs]
-    return _table(caption, axis_head(axis, metric.tick_difference), heads, rows)
+    return _table(caption + _cut(axis), axis_head(axis, metric.tick_difference), heads, rows)
+
+
+def _cut(axis: Axis) -> str:
+    return "; lines that reach the edge go on" if axis.cut else ""
 
 
 def _tests(of: Difference, metric: Metric) -> str:
     needed = seeds_text(of.needed) if metric.smallest is not None else ""
-    return _number(p_text(of.p), p_text(of.adjusted)) + _number(str(of.estimate.n), needed)
+    return _cell(p_text(of.p), p_text(of.adjusted)) + _cell(str(of.estimate.n), needed)
 
 
-def _number(number: str, below: str = "", cell: str = "td") -> str:
+def _cell(number: str, below: str = "", cell: str = "td") -> str:
     """A cell with a number, and another below it."""
-    second = f'<span class="meaning">{html.escape(below)}</span>' if below else ""
+    second = f'<span class="meaning">{html.escape(below)}</span>' if below not in ("", UNKNOWN) else ""
     scope = ' scope="col"' if cell == "th" else ""
     return f'<{cell}{scope} class="number">{html.escape(number)}{second}</{cell}>'
 
 
 def _table(caption: str, axis: str, heads: list[tuple[str, str]], rows: list[str]) -> str:
-    numbers = "".join(_number(head, below, "th") for head, below in heads)
+    numbers = "".join(_cell(head, below, "th") for head, below in heads)
     body = "\n".join(rows)
     return f"""<table class="intervals"><caption>{html.escape(caption)}</caption>
 <thead><tr><th scope="col">variant</th><th scope="col" aria-label="drawn">{axis}</th>{numbers}</tr></thead>
@@ -146,12 +165,20 @@ def _run(results: Results, variant: str, seed: int) -> str:
 
 
 def _settings(results: Results) -> str:
+    parts = [_differing(results), settings_table(_in_common(results), "Settings in common"), _environment(results)]
+    return "<section><h2>Settings and environment</h2>\n" + "\n".join(part for part in parts if part) + "</section>"
+
+
+def _in_common(results: Results) -> dict[str, Any]:
+    """The settings that all variants share and any of them uses."""
     comparison = results.comparison
-    base = in_force(flat(asdict(comparison.variants[comparison.baseline])))
-    differing = set(next(iter(comparison.differing().values())))
-    shared = {name: value for name, value in base.items() if name not in differing and name != "seed"}
-    parts = [_differing(results), f"<p>All variants have these in common:</p>\n{settings_table(shared)}"]
-    return f"<section><h2>Settings and environment</h2>\n{''.join(parts)}\n{_environment(results)}</section>"
+    own = {"seed", *next(iter(comparison.differing().values()))}
+    used = {
+        name: value
+        for settings in comparison.variants.values()
+        for name, value in in_force(flat(asdict(settings))).items()
+    }
+    return {name: value for name, value in used.items() if name not in own}
 
 
 def _differing(results: Results) -> str:
@@ -176,12 +203,9 @@ def _differing(results: Results) -> str:
 
 def _environment(results: Results) -> str:
     rows = []
-    for name, values in machines(results).items():
-        total = sum(values.values())
-        text = "; ".join(
-            value if count == total and len(values) == 1 else f"{value} ({count} of {len(results.runs)} runs)"
-            for value, count in values.items()
-        )
+    for name, values in results.environments.items():
+        shared = len(values) == 1
+        text = "; ".join(value if shared else f"{value} ({count} runs)" for value, count in values.items())
         rows.append(f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(text)}</td></tr>')
     if not rows:
         return ""

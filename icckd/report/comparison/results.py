@@ -44,6 +44,17 @@ class Results:
         """How many differences have a p-value."""
         return sum(of.p is not None for by_metric in self.differences.values() for of in by_metric.values())
 
+    @property
+    def environments(self) -> dict[str, dict[str, int]]:
+        """By property of the environment, how many runs had which value; dates aside."""
+        counted: dict[str, dict[str, int]] = {}
+        for run in self.runs.values():
+            for name, value in run.environment.items():
+                if name != "date":
+                    values = counted.setdefault(name, {})
+                    values[value] = values.get(value, 0) + 1
+        return counted
+
     def runs_of(self, variant: str) -> dict[int, Run]:
         """The finished runs of a variant by seed."""
         return {seed: run for (name, seed), run in self.runs.items() if name == variant}
