@@ -5,6 +5,7 @@ turns these classes into `--help`, YAML files and dotted overrides; `checks` say
 """
 
 from icckd.settings.checks import check, check_text
+from icckd.settings.comparison import Comparison, comparison_from, read_comparison
 from icckd.settings.definition import (
     STAGES,
     AugmentationSettings,
@@ -16,12 +17,14 @@ from icckd.settings.definition import (
     TrainingSettings,
 )
 from icckd.settings.losses import NO_METHOD, StudentLossSettings, TeacherLossSettings, methods_of, setting_name
-from icckd.settings.names import flat, refuse_renamed
+from icckd.settings.names import flat, nested, refuse_renamed
+from icckd.settings.resolution import defaults_under, one_line, refuse_nulls, settings_from
 
 __all__ = [
     "NO_METHOD",
     "STAGES",
     "AugmentationSettings",
+    "Comparison",
     "DataSettings",
     "MemorySettings",
     "Settings",
@@ -32,8 +35,15 @@ __all__ = [
     "TrainingSettings",
     "check",
     "check_text",
+    "comparison_from",
+    "defaults_under",
     "flat",
     "methods_of",
+    "nested",
+    "one_line",
+    "read_comparison",
+    "refuse_nulls",
     "refuse_renamed",
     "setting_name",
+    "settings_from",
 ]
