@@ -3,6 +3,7 @@
 import html
 from collections.abc import Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 from icckd.report.style import STYLE
@@ -39,13 +40,14 @@ def figure(title: str, drawing: str, description: str, caption: str) -> str:
     )
 
 
-def settings_table(settings: Mapping[str, Any]) -> str:
-    """Settings by dotted name beside their defaults, folded away."""
+def settings_table(settings: Mapping[str, Any], effective: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Settings by dotted name beside their defaults, folded away; null with what it stands for, where that is told."""
     defaults = flat(asdict(Settings()))
     rows = []
     for name, value in settings.items():
         changed = ' class="changed"' if value != defaults.get(name) else ""
-        cells = f"<td>{html.escape(shown(value))}</td><td>{html.escape(shown(defaults.get(name)))}</td>"
+        meant = f": {shown(effective[name])}" if value is None and effective.get(name) is not None else ""
+        cells = f"<td>{html.escape(shown(value) + meant)}</td><td>{html.escape(shown(defaults.get(name)))}</td>"
         rows.append(f'<tr{changed}><th scope="row">{html.escape(name)}</th>{cells}</tr>')
     body = "\n".join(rows)
     return f"""<details><summary>Settings ({len(rows)}; those changed from their defaults in bold)</summary>
