@@ -1,18 +1,16 @@
 """What may be written behind `icckd`: commands, options, every setting; and what is said of what may not."""
 
 import argparse
-import re
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from icckd.errors import UserError
-from icckd.settings import Settings, refuse_renamed
+from icckd.settings import Settings, defaults_under, flat, refuse_nulls, refuse_renamed
 from icckd.version import __version__
 
 _COMMANDS = {
@@ -31,29 +29,25 @@ _EPILOG = """exit codes: 0 done; 2 the input or a setting is wrong, one line on 
 
 def parse(arguments: list[str]) -> tuple[str, Namespace]:
     """The command and its options, every setting among them. Raises UserError, or argparse's error, for wrong ones."""
-    parser = _parser(arguments[:1])
     if not arguments:
-        parser.print_help()
+        _parser([]).print_help()
         raise UserError(f"no command given; it should be one of {', '.join(_COMMANDS)}")
     refuse_renamed({name.partition("=")[0].removeprefix("--"): None for name in arguments if name.startswith("--")})
+    arguments = _with_saved_config(arguments)
     try:
-        parsed = parser.parse_args(_with_saved_config(arguments))
+        parser = _parser(arguments[:1], _preset(arguments))
+        parsed = parser.parse_args(arguments)
     except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"--config does not name a readable YAML file: {error}") from error
-    _refuse_nulls(Settings, parsed[parsed.command])
+    refuse_nulls(parsed[parsed.command])
     return parsed.command, parser.instantiate(parsed)[parsed.command]
 
 
-def one_line(text: str) -> str:
-    """jsonargparse's messages in the words of a user: one line, type names without Python's spelling of them."""
-    text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
-    text = re.sub(r"Expected a <class '(\w+)'>", r"expected \1", text)
-    text = re.sub(r"Expected a typing\.Literal\[(.*?)\]", r"expected one of \1", text)
-    text = re.sub(r"\. Got value: ", ", got ", text)
-    text = re.sub(
-        r"Subcommand '(\w+)' does not accept option '([^']+)'", r"\2 is no setting; icckd \1 --help has all", text
-    )
-    return " ".join(text.split())
+def _preset(arguments: list[str]) -> dict[str, Any]:
+    """The defaults, by dotted name, that the arguments' preset puts under them."""
+    shown = [name for name in arguments if not name.startswith("--print_config")]
+    parsed = _parser(arguments[:1]).parse_args(shown, defaults=False)
+    return defaults_under(flat(parsed.get(parsed.command, Namespace()).as_dict()))
 
 
 class _Parser(ArgumentParser):
@@ -87,16 +81,20 @@ class _Parser(ArgumentParser):
         return super().parse_string(text, *arguments, **options)
 
 
-def _parser(wanted: list[str]) -> ArgumentParser:
-    """The parser of all commands; only those that are `wanted` know their options, which take a while to collect."""
+def _parser(wanted: list[str], defaults: Mapping[str, Any] | None = None) -> ArgumentParser:
+    """The parser of all commands; only those that are `wanted` know their options, which take a while to collect.
+
+    `defaults`, by dotted name, take the place of the settings' own.
+    """
     parser = _Parser(prog="icckd", description=_DESCRIPTION, epilog=_EPILOG, version=__version__)
     commands = parser.add_subcommands(dest="command", required=True)
     for name, meaning in _COMMANDS.items():
-        commands.add_subcommand(name, _command_parser(name, meaning) if name in wanted else _Parser(), help=meaning)
+        known = _command_parser(name, meaning, defaults or {}) if name in wanted else _Parser()
+        commands.add_subcommand(name, known, help=meaning)
     return parser
 
 
-def _command_parser(name: str, meaning: str) -> ArgumentParser:
+def _command_parser(name: str, meaning: str, defaults: Mapping[str, Any]) -> ArgumentParser:
     parser = _Parser(
         usage=f"icckd {name} [--config FILE] [--output DIR] [--SETTING VALUE ...]",
         description=f"icckd {name}: {meaning}.",
@@ -114,18 +112,8 @@ def _command_parser(name: str, meaning: str) -> ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="Replace the results of the run in --output.")
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     parser.add_class_arguments(Settings)
+    parser.set_defaults(dict(defaults))
     return parser
-
-
-def _refuse_nulls(kind: Any, values: Namespace, prefix: str = "") -> None:
-    """Raise UserError where a setting of the dataclass `kind` is null that cannot be: jsonargparse takes any null."""
-    wanted = get_type_hints(kind)
-    for setting in fields(kind):
-        name, value = setting.name, values[setting.name]
-        if value is None and setting.default is not None and NoneType not in get_args(wanted[name]):
-            raise UserError(f"{prefix}{name} is null; leave it out for its default, or give a value")
-        if is_dataclass(wanted[name]):
-            _refuse_nulls(wanted[name], value, f"{prefix}{name}.")
 
 
 def _with_saved_config(arguments: list[str]) -> list[str]:

@@ -10,10 +10,10 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from icckd.cli.arguments import one_line, parse
+from icckd.cli.arguments import parse
 from icckd.cli.streams import make_forgiving
 from icckd.errors import Interrupted, TrainingDiverged, UserError
-from icckd.settings import Settings
+from icckd.settings import Settings, one_line
 
 # What each command trains.
 _TRAINED = {"run": ("teacher", "student"), "teacher": ("teacher",), "distill": ("student",), "evaluate": ()}

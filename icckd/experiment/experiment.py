@@ -169,7 +169,7 @@ class Experiment:
         Returns the seconds that took in all, and what the network then says about the test images. Raises
         TrainingDiverged where training or those answers are not finite.
         """
-        training = Training(task.to(self.device), self._training_batches(task.views, settings), settings)
+        training = Training(self._prepared(task, settings), self._training_batches(task.views, settings), settings)
         checkpoint = folder.checkpoint(stage)
         if checkpoint.exists():
             training.restore(checkpoint.load())
@@ -207,6 +207,16 @@ class Experiment:
                 f"longer {stage}.warmup_epochs"
             ) from error
         return training.seconds, predictions
+
+    def _prepared(self, task: Task, settings: TrainingSettings) -> Task:
+        """`task` on the device, its networks laid out and compiled as `settings` say."""
+        task = task.to(self.device)
+        for network in task.networks():
+            if settings.channels_last:
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if settings.compile:
+                network.compile()
+        return task
 
     def _conclude(
         self, folder: RunFolder | None, stage: str, trained: Trained, predictions: Predictions, results: Results
@@ -269,6 +279,11 @@ class Experiment:
         size, images = getattr(self.settings, stage).batch_size, len(self.data.train_images)
         if size > images:
             raise UserError(f"{stage}.batch_size is {size}, more than the {images} training images")
+        if images % size == 1 and not getattr(self.settings, stage).drop_last:
+            raise UserError(
+                f"{stage}.batch_size is {size}, which leaves a last batch of one of the {images} training images; give "
+                f"another size, or set {stage}.drop_last"
+            )
 
     def _load_teacher(self, name: str, path: Path) -> Trained:
         """The network at `path`. Raises UserError, calling it `name`, where it is not one for these data."""
@@ -297,7 +312,7 @@ class Experiment:
             shuffle=True,
             seed=self.settings.seed,
             device=self.device,
-            drop_last=True,
+            drop_last=settings.drop_last,
         )
 
     def _test_batches(self, mean: Sequence[float], std: Sequence[float]) -> Batches:

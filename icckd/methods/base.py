@@ -178,7 +178,7 @@ METHODS: Registry[type[Method]] = Registry("method", "icckd.methods")
 # What a method's settings, or its loss in a record, would hide if it had the name.
 _TAKEN = (
     *("none", "loss", "method", "backend", "cross-entropy-weight"),
-    *("weight", "margin", "margin-space", "temperature", "label-smoothing"),
+    *("weight", "margin", "margin-space", "temperature", "label-smoothing", "cross-entropy-views"),
 )
 
 

@@ -5,7 +5,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from icckd.losses import TeacherLoss
+from icckd.functional import cross_entropy_with_margin
+from icckd.losses import TeacherLoss, TeacherLossOutput
 from icckd.memory import ClassMemory
 from icckd.methods.base import MethodSettings, Network, Outputs, Rule, Samples, TeacherMethod, above_zero, register
 
@@ -20,6 +21,8 @@ class IntraClassSettings(MethodSettings):
         margin_space: Measure the margin on softmax probabilities or on logits.
         temperature: Temperature τ of the intra-class loss.
         label_smoothing: Cross-entropy's label smoothing.
+        cross_entropy_views: The views of each image that the cross-entropy is of: the first alone, or the mean over
+            both. With weight 0, both trains a plain teacher at the cost of one with the intra-class loss.
     """
 
     weight: float = 0.02
@@ -27,6 +30,7 @@ class IntraClassSettings(MethodSettings):
     margin_space: Literal["probability", "logit"] = "probability"
     temperature: float = 0.1
     label_smoothing: float = 0.0
+    cross_entropy_views: Literal["first", "both"] = "first"
 
     def rules(self) -> dict[str, Rule]:
         return {
@@ -39,7 +43,7 @@ class IntraClassSettings(MethodSettings):
 
 @register
 class IntraClass(TeacherMethod):
-    """`icckd.TeacherLoss` between two views of each image; with weight 0 there is no second view, and none is made."""
+    """`icckd.TeacherLoss` between two views of each image. A second view that no loss is of is not made."""
 
     name = "intra-class"
     settings: IntraClassSettings
@@ -47,7 +51,7 @@ class IntraClass(TeacherMethod):
     def __init__(self, settings: IntraClassSettings, network: Network, memory: ClassMemory | None, backend: str):
         wanted = settings.weight > 0
         super().__init__(settings, network, memory if wanted else None, backend)
-        self.views = 2 if wanted else 1
+        self.views = 2 if wanted or settings.cross_entropy_views == "both" else 1
         self.criterion = TeacherLoss(
             settings.weight,
             settings.margin,
@@ -63,7 +67,15 @@ class IntraClass(TeacherMethod):
         anchor, positive = outputs.features[:count], outputs.features[-count:]
         losses = self.criterion(outputs.logits[:count], samples.labels, anchor, positive, self.memory)
         self._latest = (anchor.detach(), samples.labels)
+        if self.settings.cross_entropy_views == "both":
+            losses = self._with_second_view(losses, outputs.logits[count:], samples.labels)
         return {"loss": losses.total, **{k: v for k, v in losses._asdict().items() if k != "total"}}
+
+    def _with_second_view(self, losses: TeacherLossOutput, logits: Tensor, labels: Tensor) -> TeacherLossOutput:
+        smoothing, backend = self.settings.label_smoothing, self.backend
+        second, _ = cross_entropy_with_margin(logits, labels, label_smoothing=smoothing, backend=backend)
+        more = (second - losses.cross_entropy) / 2
+        return losses._replace(total=losses.total + more, cross_entropy=losses.cross_entropy + more)
 
     def after_step(self) -> None:
         if self.memory is not None and self._latest is not None:

@@ -16,8 +16,8 @@ from icckd.settings.definition import (
     TrainingSettings,
 )
 from icckd.settings.losses import NO_METHOD, StudentLossSettings, TeacherLossSettings, methods_of, setting_name
-from icckd.settings.names import flat, refuse_renamed
-from icckd.settings.resolution import settings_from
+from icckd.settings.names import flat, nested, refuse_renamed
+from icckd.settings.resolution import defaults_under, one_line, refuse_nulls, settings_from
 
 __all__ = [
     "NO_METHOD",
@@ -34,9 +34,13 @@ __all__ = [
     "check",
     "check_text",
     "comparison_from",
+    "defaults_under",
     "flat",
     "methods_of",
+    "nested",
+    "one_line",
     "read_comparison",
+    "refuse_nulls",
     "refuse_renamed",
     "setting_name",
     "settings_from",

@@ -34,14 +34,19 @@ class TrainingSettings:
         arch: The network's name; `icckd doctor` lists them all.
         epochs: Passes over the training images.
         batch_size: Images per step.
-        learning_rate: Peak learning rate of SGD with Nesterov momentum.
+        learning_rate: Peak learning rate of SGD.
         momentum: SGD's momentum.
-        weight_decay: L2 penalty on the weights (not on biases or normalisation parameters).
+        nesterov: Nesterov's form of it.
+        weight_decay: L2 penalty on the weights (not on biases or normalisation parameters, unless decay_all).
+        decay_all: Let every parameter decay, as published code does.
         schedule: How the learning rate falls: cosine to zero, or step by step.
         warmup_epochs: Epochs over which the learning rate first rises linearly from zero.
         milestones: Step schedule only: fractions of the training after which the rate falls.
         decay: Step schedule only: what the rate is multiplied by at each milestone.
+        drop_last: Leave out an epoch's last batch where it is smaller than the others.
         autocast: Run the network in bfloat16 where that is safe.
+        channels_last: Keep images and weights with their channels last in memory, which many processors prefer.
+        compile: Compile the network with torch.compile; the first step of each kind takes a minute or so.
     """
 
     arch: str = "convnet-large"
@@ -49,12 +54,17 @@ class TrainingSettings:
     batch_size: int = 64
     learning_rate: float = 0.1
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 5e-4
+    decay_all: bool = False
     schedule: Literal["cosine", "step"] = "cosine"
     warmup_epochs: float = 1.0
     milestones: list[float] = field(default_factory=lambda: [0.5, 0.75])
     decay: float = 0.1
+    drop_last: bool = True
     autocast: bool = False
+    channels_last: bool = False
+    compile: bool = False
 
 
 @dataclass
@@ -101,6 +111,9 @@ class Settings:
     """All settings of a run.
 
     Args:
+        preset: Defaults under everything else that is given. paper: how the literature trains on the data set and
+            networks that are given (not digits or fashion-mnist); fast: large batches, channels last, and on a GPU
+            bfloat16 and compiled networks.
         data: The images to train and test on.
         teacher: The teacher and how it is trained.
         student: The student and how it is distilled.
@@ -109,6 +122,7 @@ class Settings:
         checkpoint_every: Save a checkpoint every so many steps, besides the one after each epoch (0: epochs only).
     """
 
+    preset: Literal["default", "paper", "fast"] = "default"
     data: DataSettings = field(default_factory=DataSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     student: StudentSettings = field(default_factory=StudentSettings)

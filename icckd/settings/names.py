@@ -13,10 +13,26 @@ _RENAMED = {
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
+    """Nested settings by dotted name; names that are dotted already may stand among them."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name as nested ones. Raises UserError where one is both a value and a group of others."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        *groups, last = name.split(".")
+        group = found
+        for part in groups:
+            group = group.setdefault(part, {})
+            if not isinstance(group, dict):
+                raise UserError(f"{part} has a value, and {name} too; give one of them")
+        if isinstance(group.get(last), dict):
+            raise UserError(f"{name} has a value, and settings in it too; give one of them")
+        group[last] = value
     return found
 
 

@@ -1,25 +1,69 @@
-"""Settings made of what a file gives."""
+"""From what was given to all settings: presets beneath it, every value of the type that it should have."""
 
+import argparse
+import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import asdict, fields, is_dataclass
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from icckd.errors import UserError
 from icckd.settings.definition import Settings
-from icckd.settings.names import flat
+from icckd.settings.names import flat, nested, refuse_renamed
+from icckd.settings.presets import DECISIVE, preset_defaults
 
 
 def settings_from(values: Mapping[str, Any], source: str) -> Settings:
-    """The settings that `values`, nested or dotted, of `source` give; others have their defaults.
+    """The settings of which `values` gives some, nested or by dotted name; the others have their defaults.
 
-    Raises UserError, naming `source`, where one is unknown or of another type.
+    Raises UserError, naming the setting and `source`, where a name or a type is wrong. `check` looks at the values.
     """
+    given = flat(dict(values))
+    refuse_renamed(given, source)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Settings)
     try:
-        parsed = parser.parse_object(flat(dict(values)))
-    except (ArgumentError, ValueError) as error:
-        raise UserError(f"{source}: {' '.join(str(error).split())}") from error
-    made = parser.instantiate_classes(parsed)
-    return Settings(**{name: made[name] for name in Settings.__dataclass_fields__})
+        parsed = parser.parse_object(nested(defaults_under(given) | given))
+        refuse_nulls(parsed)
+        parsed = parser.instantiate(parsed)
+    except (UserError, argparse.ArgumentError) as error:
+        raise UserError(f"{source}: {one_line(str(error))}") from error
+    return Settings(**{field.name: parsed[field.name] for field in fields(Settings)})
+
+
+def defaults_under(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of the preset that `given` names, by dotted name. Raises UserError where it has none for the data.
+
+    None where a setting that they depend on is not of its type: whoever reads the settings says so.
+    """
+    defaults = flat(asdict(Settings()))
+    chosen = {name: given.get(name, defaults[name]) for name in ("preset", *DECISIVE)}
+    if any(not isinstance(value, type(defaults[name])) for name, value in chosen.items()):
+        return {}
+    return preset_defaults(chosen["preset"], chosen)
+
+
+def refuse_nulls(values: Namespace, kind: Any = Settings, prefix: str = "") -> None:
+    """Raise UserError where a setting of the dataclass `kind` is null that cannot be: jsonargparse takes any null."""
+    wanted = get_type_hints(kind)
+    for setting in fields(kind):
+        name, value = setting.name, values[setting.name]
+        if value is None and setting.default is not None and NoneType not in get_args(wanted[name]):
+            raise UserError(f"{prefix}{name} is null; leave it out for its default, or give a value")
+        if is_dataclass(wanted[name]):
+            refuse_nulls(value, wanted[name], f"{prefix}{name}.")
+
+
+def one_line(text: str) -> str:
+    """jsonargparse's messages in the words of a user: one line, type names without Python's spelling of them."""
+    text = re.sub(r'Parser key "([^"]+)":', r"\1:", text)
+    text = re.sub(r"Expected a <class '(\w+)'>", r"expected \1", text)
+    text = re.sub(r"Expected a typing\.Literal\[(.*?)\]", r"expected one of \1", text)
+    text = re.sub(r"\. Got value: ", ", got ", text)
+    text = re.sub(r"Group '([\w.]+)' does not accept option '([\w.]+)'", r"\2 is no setting", text)
+    text = re.sub(
+        r"Subcommand '(\w+)' does not accept option '([^']+)'", r"\2 is no setting; icckd \1 --help has all", text
+    )
+    return " ".join(text.split())

@@ -35,10 +35,10 @@ class Training:
         self.batches = batches
         self.settings = settings
         self.optimizer = torch.optim.SGD(
-            parameter_groups(task, settings.weight_decay),
+            parameter_groups(task, settings.weight_decay, settings.decay_all),
             lr=settings.learning_rate,
             momentum=settings.momentum,
-            nesterov=True,
+            nesterov=settings.nesterov,
         )
         self.epoch = 0
         self.step = 0
@@ -220,11 +220,14 @@ def running_statistics(task: nn.Module) -> list[Tensor]:
     return [buffer for name, buffer in task.named_buffers() if name.rpartition(".")[2] in names]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters for an optimiser: weights decay; biases and normalisation parameters (one axis or none) do not."""
+def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
+    """Parameters for an optimiser: weights decay; biases and normalisation parameters, of one axis or none, may too."""
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [
+        {"params": weights, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": weight_decay if decay_all else 0.0},
+    ]
 
 
 def _rng_state() -> dict[str, Any]:

@@ -25,6 +25,10 @@ class Task(nn.Module):
     views: int
     epoch: int = 0
 
+    def networks(self) -> list[nn.Module]:
+        """Every network that a step asks: `model`, and what it learns from."""
+        return [self.model]
+
     def after_step(self) -> None:
         """Called when a step's parameter update was made (not when it was skipped)."""
 
@@ -109,6 +113,9 @@ class DistillationTask(Task):
         for name, method in methods.items():
             loss = loss + self.weights[name] * method.settings.warmth(self.epoch) * losses[name]
         return {"loss": loss, "cross_entropy": cross_entropy, **losses}
+
+    def networks(self) -> list[nn.Module]:
+        return [self.model, self.teacher.model]
 
     def after_step(self) -> None:
         for method in self._by_name().values():

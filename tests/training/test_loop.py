@@ -225,8 +225,9 @@ def test_a_checkpoint_that_lacks_something_is_refused(tmp_path, name):
         training().restore(state)
 
 
-def test_biases_and_normalisation_do_not_decay():
-    decayed, kept = parameter_groups(SmallTask().model, 0.1)
-    assert [p.shape for p in decayed["params"]] == [(6, 5), (3, 6)]
-    assert len(kept["params"]) == 4
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+@pytest.mark.parametrize(("decay_all", "of_the_others"), [(False, 0.0), (True, 0.1)])
+def test_biases_and_normalisation_decay_only_if_all_do(decay_all, of_the_others):
+    weights, others = parameter_groups(SmallTask().model, 0.1, decay_all)
+    assert [p.shape for p in weights["params"]] == [(6, 5), (3, 6)]
+    assert len(others["params"]) == 4
+    assert (weights["weight_decay"], others["weight_decay"]) == (0.1, of_the_others)

@@ -1,0 +1,123 @@
+"""Presets: defaults under everything else that is given, for the data set and the networks that are given."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from icckd.errors import UserError
+
+# What presets depend on.
+DECISIVE = (
+    *("device", "data.name", "teacher.arch", "teacher.epochs"),
+    *("student.arch", "student.epochs", "student.loss.method"),
+)
+
+# The field's protocol (CRD's code, HobbitLong/RepDistiller, and those that follow it; for ImageNet torchvision's):
+# what is the same for every data set …
+_PAPER = {
+    "schedule": "step",
+    "decay": 0.1,
+    "warmup_epochs": 0.0,
+    "momentum": 0.9,
+    "nesterov": False,
+    "decay_all": True,
+    "drop_last": False,
+    "autocast": False,
+    "channels_last": False,
+    "compile": False,
+}
+# … for each of them …
+_CIFAR = {"epochs": 240, "milestones": [0.625, 0.75, 0.875], "batch_size": 64, "weight_decay": 5e-4}
+_PAPER_TRAINING: dict[str, dict[str, Any]] = {
+    "cifar10": {**_CIFAR, "learning_rate": 0.05},
+    "cifar100": {**_CIFAR, "learning_rate": 0.05},
+    "tiny-imagenet": {
+        "epochs": 200,
+        "milestones": [0.3, 0.6, 0.8],
+        "batch_size": 256,
+        "weight_decay": 5e-4,
+        "learning_rate": 0.2,
+    },
+    "image-folder": {
+        "epochs": 100,
+        "milestones": [0.3, 0.6, 0.9],
+        "batch_size": 512,
+        "weight_decay": 1e-4,
+        "learning_rate": 0.2,
+    },
+}
+# … and where images of 32 pixels meet the networks made for telephones.
+_GENTLE_NETWORKS, _GENTLE_RATE = ("mobilenet", "shufflenet"), 0.01
+_CROP = {"augmentation.crop_padding": 4, "augmentation.rotation": 0.0, "augmentation.resized_crop": None}
+_PAPER_IMAGES: dict[str, dict[str, Any]] = {
+    "cifar10": _CROP,
+    "cifar100": {**_CROP, "mean": [0.5071, 0.4867, 0.4408], "std": [0.2675, 0.2565, 0.2761]},
+    "tiny-imagenet": {
+        "augmentation.crop_padding": 0,
+        "augmentation.rotation": 20.0,
+        "augmentation.resized_crop": None,
+        "mean": [0.4802, 0.4481, 0.3975],
+        "std": [0.2302, 0.2265, 0.2262],
+    },
+    "image-folder": {
+        "augmentation.crop_padding": 0,
+        "augmentation.rotation": 0.0,
+        "augmentation.resized_crop": [0.08, 1.0],
+        "image_size": 224,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    },
+}
+# ImageNet's weights and temperatures, where the method in force is this one alone.
+_PAPER_IMAGENET_LOSSES = {
+    "kd": {"cross_entropy_weight": 0.5, "kd.weight": 0.5, "kd.temperature": 1.0},
+    "dist": {"dist.temperature": 1.0},
+}
+# Learning rate .1 per 256 images, after a warm-up (Goyal et al. 2017, arXiv 1706.02677); the rest is this project's.
+_FAST = {
+    "batch_size": 1024,
+    "learning_rate": 0.4,
+    "schedule": "cosine",
+    "nesterov": True,
+    "drop_last": True,
+    "channels_last": True,
+}
+_FAST_WARMUP = 5.0
+
+
+def preset_defaults(name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults, by dotted name, of the preset `name`, where the settings in DECISIVE are as `chosen`.
+
+    Raises UserError where it has none for the data set. An unknown preset has none: whoever reads the settings says so.
+    """
+    makers = {"paper": _paper, "fast": _fast}
+    return makers[name](chosen) if name in makers else {}
+
+
+def _paper(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    data = chosen["data.name"]
+    if data not in _PAPER_TRAINING:
+        raise UserError(
+            f"preset is paper, but the field has no protocol for {data}; it is for {', '.join(_PAPER_TRAINING)}"
+        )
+    defaults = {f"data.{name}": value for name, value in {**_PAPER_IMAGES[data], "augmentation.flip": True}.items()}
+    for stage in ("teacher", "student"):
+        training = {**_PAPER, **_PAPER_TRAINING[data]}
+        if data.startswith("cifar") and str(chosen[f"{stage}.arch"]).startswith(_GENTLE_NETWORKS):
+            training["learning_rate"] = _GENTLE_RATE
+        defaults |= {f"{stage}.{name}": value for name, value in training.items()}
+    if data == "image-folder":
+        losses = _PAPER_IMAGENET_LOSSES.get(chosen["student.loss.method"], {})
+        defaults |= {f"student.loss.{name}": value for name, value in losses.items()}
+    return defaults
+
+
+def _fast(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    on_gpu = chosen["device"] == "cuda" or (chosen["device"] == "auto" and torch.cuda.is_available())
+    defaults: dict[str, Any] = {}
+    for stage in ("teacher", "student"):
+        warmup = min(_FAST_WARMUP, chosen[f"{stage}.epochs"])
+        training = {**_FAST, "warmup_epochs": warmup, "autocast": on_gpu, "compile": on_gpu}
+        defaults |= {f"{stage}.{name}": value for name, value in training.items()}
+    return defaults
