@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from itertools import cycle
 
 from icckd.report.figures import Curve
-from icckd.report.results import Results, number, student_methods
+from icckd.report.reading import number
+from icckd.report.results import Results, student_methods
 from icckd.report.wording import images
 
 

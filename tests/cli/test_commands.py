@@ -96,7 +96,8 @@ def test_summary_has_every_number(finished):
     summary = json.loads((finished / "summary.json").read_text())
     keys = {
         *("test_accuracy", "intra_class_distance", "inter_class_distance", "distance_ratio", "soft_label_entropy"),
-        *("expected_calibration_error", "per_class_accuracy", "seconds"),
+        *("expected_calibration_error", "per_class_accuracy", "seconds", "recall_at_1", "worst_class_accuracy"),
+        *("class_accuracy_gap", "best_test_accuracy", "best_epoch"),
     }
     assert keys <= summary["teacher"].keys()
     assert keys | {"method"} <= summary["student"].keys()
@@ -113,6 +114,9 @@ def test_metrics_have_a_line_per_epoch_and_the_last_is_the_summary(finished):
     assert {"train_loss", "train_cross_entropy", "train_intra_class", "train_active_fraction"} <= records[0].keys()
     assert {"train_loss", "train_cross_entropy", "train_kd", "learning_rate", "seconds"} <= records[2].keys()
     summary = json.loads((finished / "summary.json").read_text())
+    best = max(records[:2], key=lambda record: record["test_accuracy"])
+    assert summary["teacher"]["best_test_accuracy"] == best["test_accuracy"]
+    assert summary["teacher"]["best_epoch"] == best["epoch"]
     assert records[1]["test_accuracy"] == summary["teacher"]["test_accuracy"]
     assert records[2]["distance_ratio"] == summary["student"]["distance_ratio"]
 
