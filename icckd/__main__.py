@@ -2,4 +2,5 @@
 
 from icckd.cli import main
 
-main()
+if __name__ == "__main__":  # Workers of a comparison import this module too.
+    main()

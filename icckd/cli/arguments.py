@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from icckd.errors import UserError
 from icckd.settings import Settings, defaults_under, flat, refuse_nulls, refuse_renamed
@@ -18,11 +18,30 @@ _COMMANDS = {
     "teacher": "train a teacher only",
     "distill": "distil a student from the trained teacher that --teacher.weights names",
     "evaluate": "measure a trained network (--teacher.weights) on the test images",
-    "report": "write report.html and report.md again from the files of the run in --output",
+    "compare": "train several variants of a run with several seeds, and say what their differences amount to",
+    "report": "write the pages of the run or comparison in --output again, from the files there",
     "doctor": "say which versions, devices, backends and networks there are here, and why a backend is missing",
 }
 _DESCRIPTION = """Teachers with richer soft labels: intra-class contrastive training and knowledge distillation
 (arXiv 2509.22053). Without settings, `icckd run` trains on the built-in digits in under two minutes."""
+_COMPARE_DESCRIPTION = """icckd compare: train several variants of a run with several seeds, and say what their
+differences amount to: means with standard deviations, and a 95 % interval of each difference from the baseline, paired
+by seed.
+
+--config names a YAML file like this one, settings nested or dotted as one likes:
+
+  base: {data.name: digits, teacher: {epochs: 10}}
+  variants:
+    plain: {teacher.loss.weight: 0}
+    intra: {teacher.loss.weight: 0.02}
+  baseline: plain                                  the variant that the others are compared with
+  seeds: [0, 1, 2, 3, 4]
+  metrics: [student.test_accuracy, teacher.test_accuracy, teacher.distance_ratio]     these, unless given
+  smallest_difference: {student.test_accuracy: 0.005}       by metric: what would interest, unless nothing
+
+Settings on the command line are laid over base and under the variants. Each run is a folder as that of icckd run,
+DIR/runs/VARIANT/SEED; a teacher that several variants have in common is trained once. Where every metric is the
+teacher's, no student is trained. DIR then holds compare.html, compare.md, compare.csv and compare.json."""
 _EPILOG = """exit codes: 0 done; 2 the input or a setting is wrong, one line on standard error says what;
 3 training diverged, the last good checkpoint is kept; 130/143 stopped by a signal, after saving a checkpoint."""
 
@@ -33,6 +52,8 @@ def parse(arguments: list[str]) -> tuple[str, Namespace]:
         _parser([]).print_help()
         raise UserError(f"no command given; it should be one of {', '.join(_COMMANDS)}")
     refuse_renamed({name.partition("=")[0].removeprefix("--"): None for name in arguments if name.startswith("--")})
+    if arguments[0] == "compare":
+        return "compare", _comparison_options(arguments)
     arguments = _with_saved_config(arguments)
     try:
         parser = _parser(arguments[:1], _preset(arguments))
@@ -41,6 +62,16 @@ def parse(arguments: list[str]) -> tuple[str, Namespace]:
         raise UserError(f"--config does not name a readable YAML file: {error}") from error
     refuse_nulls(parsed[parsed.command])
     return parsed.command, parser.instantiate(parsed)[parsed.command]
+
+
+def _comparison_options(arguments: list[str]) -> Namespace:
+    """The options of `icckd compare`; those settings that are given stand in `overrides`, by dotted name."""
+    if any(argument.partition("=")[0] == "--seed" for argument in arguments):
+        raise UserError("--seed is no option of icckd compare: its file has the seeds; --seeds 0-9 replaces them")
+    parser = _parser(arguments[:1])
+    given = parser.parse_args(arguments, defaults=False).get("compare", Namespace()).as_dict()
+    own = {option: given.pop(option, default) for option, default in _COMPARE_OPTIONS.items()}
+    return Namespace(**own, overrides=flat(given))
 
 
 def _preset(arguments: list[str]) -> dict[str, Any]:
@@ -89,7 +120,9 @@ def _parser(wanted: list[str], defaults: Mapping[str, Any] | None = None) -> Arg
     parser = _Parser(prog="icckd", description=_DESCRIPTION, epilog=_EPILOG, version=__version__)
     commands = parser.add_subcommands(dest="command", required=True)
     for name, meaning in _COMMANDS.items():
-        known = _command_parser(name, meaning, defaults or {}) if name in wanted else _Parser()
+        known: ArgumentParser = _Parser()
+        if name in wanted:
+            known = _comparison_parser() if name == "compare" else _command_parser(name, meaning, defaults or {})
         commands.add_subcommand(name, known, help=meaning)
     return parser
 
@@ -113,6 +146,49 @@ def _command_parser(name: str, meaning: str, defaults: Mapping[str, Any]) -> Arg
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     parser.add_class_arguments(Settings)
     parser.set_defaults(dict(defaults))
+    return parser
+
+
+class _Verbatim(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help whose description keeps its lines."""
+
+
+_COMPARE_OPTIONS: dict[str, Any] = {
+    **dict.fromkeys(("config", "output", "seeds")),
+    **{"jobs": 1, "shard": "0/1", "resume": False, "overwrite": False, "debug": False},
+}
+
+
+def _comparison_parser() -> ArgumentParser:
+    parser = _Parser(
+        usage="icckd compare --config FILE --output DIR [--jobs J] [--shard I/N] [--resume] [--SETTING VALUE ...]",
+        description=_COMPARE_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=_Verbatim,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", type=str, help="What to compare (with --resume: the one in DIR, unless given)."
+    )
+    parser.add_argument("--output", metavar="DIR", type=str, help="Folder for runs and results.")
+    parser.add_argument(
+        "--jobs", metavar="J", type=int, help="Runs to train at once, which share the processors (default: 1)."
+    )
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        type=str,
+        help="Train every N-th run from the I-th (from 0) only, so that several machines can share DIR.",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="Continue what DIR holds, if anything: runs that are finished stay, and there may be more seeds, variants "
+        "and other metrics than before.",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="Remove the runs and results in DIR first.")
+    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+    parser.add_argument("--seeds", nargs="+", type=str, help="Seeds in place of the file's: 0 1 2, or 0-9.")
+    parser.add_class_arguments(Settings, skip={"seed"})
     return parser
 
 

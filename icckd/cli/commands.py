@@ -66,6 +66,10 @@ def _dispatch(command: str, options: Namespace) -> int:
         return 0
     if command == "report":
         return _report(options)
+    if command == "compare":
+        from icckd.cli.compare import run_comparison
+
+        return run_comparison(options)
     return _experiment(command, options)
 
 
@@ -73,8 +77,12 @@ def _report(options: Namespace) -> int:
     from icckd.report import write_report
 
     if options.output is None:
-        raise UserError("icckd report needs --output DIR, the run to report on")
+        raise UserError("icckd report needs --output DIR, the run or comparison to report on")
     folder = Path(options.output)
+    if (folder / "compare.yaml").exists():
+        from icckd.cli.compare import report_comparison
+
+        return report_comparison(folder)
     write_report(folder)
     print((folder / "report.md").read_text(encoding="utf-8"))
     return 0

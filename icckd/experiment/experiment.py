@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +12,13 @@ import torch
 from safetensors.torch import save_file
 
 from icckd import backends
-from icckd.data import Batch, Batches, load_data
+from icckd.data import Batch, Batches, ImageData, load_data
 from icckd.data.digest import digests
 from icckd.environment import describe
 from icckd.errors import BackendUnavailable, TrainingDiverged, UserError
 from icckd.experiment.evaluation import Predictions, finite, measure, predict, recall_at_1
 from icckd.experiment.examples import choose_examples
-from icckd.experiment.progress import TrainingProgress
+from icckd.experiment.progress import Progress, TrainingProgress
 from icckd.experiment.run_folder import RunFolder
 from icckd.files import write_whole
 from icckd.models import (
@@ -53,10 +54,20 @@ class Experiment:
     """A run with `settings`. Made only if everything it needs is there, so that a wrong setting costs nothing.
 
     `stages` are those to be trained; a teacher that is given (teacher.weights) is not. What only other stages would
-    need is not asked for. Raises UserError for settings and files that are wrong.
+    need is not asked for. `data`, where given, is what load_data makes of settings.data. `progress(stage, epochs,
+    steps)` and `stop()` are entered for each training: the one is told how far it is, the other says when to end it.
+    Raises UserError for settings and files that are wrong.
     """
 
-    def __init__(self, settings: Settings, stages: Sequence[str] = STAGES):
+    def __init__(
+        self,
+        settings: Settings,
+        stages: Sequence[str] = STAGES,
+        *,
+        data: ImageData | None = None,
+        progress: Callable[[str, int, int], Progress] = TrainingProgress,
+        stop: Callable[[], AbstractContextManager[StopSignal]] = StopSignal,
+    ):
         given = settings.teacher.weights is not None
         self.stages = [stage for stage in stages if stage != "teacher" or not given]
         check(settings, self.stages)
@@ -64,13 +75,14 @@ class Experiment:
         self.device = _device(settings.device)
         for stage in self.stages:
             self._check_stage(stage)
-        self.data = load_data(settings.data)
+        self.data = load_data(settings.data) if data is None else data
         for stage in self.stages:
             self._check_batch_size(stage)
         weights = settings.teacher.weights
         self.given_teacher = None if weights is None else self._load_teacher("teacher.weights", Path(weights))
         self._rehearse()
         self.summary: Results = {}
+        self._progress, self._stop = progress, stop
 
     def run(self, folder: RunFolder, *, resume: bool = False, overwrite: bool = False) -> Results:
         """Train (or take) the teacher, distil the student if wanted, write everything to `folder`; the summary.
@@ -188,8 +200,8 @@ class Experiment:
 
         try:
             with (
-                StopSignal() as stop,
-                TrainingProgress(stage, settings.epochs, len(training.batches)) as progress,
+                self._stop() as stop,
+                self._progress(stage, settings.epochs, len(training.batches)) as progress,
             ):
                 training.fit(
                     checkpoint,

@@ -1,18 +1,28 @@
 """Progress of a training: a bar on a terminal, plain lines in a log."""
 
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+import rich.progress
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from icckd.console import console
+
+
+class Progress(Protocol):
+    """Is told how far one training is; entered for as long as that goes on."""
+
+    def __enter__(self) -> "Progress": ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def step(self, epoch: int, step: int, loss: float) -> None:
+        """Step `step` of epoch `epoch` (0-based) is done."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """An epoch with the numbers in `record` is done."""
 
 
 class TrainingProgress:
@@ -22,7 +32,7 @@ class TrainingProgress:
         self.stage = stage
         self.epochs = epochs
         self.steps = steps
-        self._bar = Progress(
+        self._bar = rich.progress.Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),

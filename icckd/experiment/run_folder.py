@@ -3,15 +3,16 @@
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from icckd.errors import UserError
-from icckd.files import json_line, write_json, write_text
+from icckd.files import json_line, write_json, write_text, write_whole
 from icckd.models import DESCRIPTION, WEIGHTS
 from icckd.settings import STAGES, Settings, check_text, flat
 from icckd.training import Checkpoint
@@ -75,12 +76,13 @@ class RunFolder:
             raise UserError("--resume continues a run and --overwrite replaces it; give one of them")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--output {self.path} is a file; give a folder")
-        if self._holds_results():
+        if self.holds_results():
             if resume:
-                self._check_same(settings)
+                self.check(settings)
                 self._check_inputs(inputs or {})
             elif overwrite:
-                self._remove_results(settings)
+                self._check_spared(settings)
+                self.remove_results()
             else:
                 raise UserError(
                     f"--output {self.path} holds another run's results; add --resume to continue that run, "
@@ -91,6 +93,18 @@ class RunFolder:
         if inputs is not None:
             _keep(self.inputs, json.dumps(dict(inputs), indent=2, ensure_ascii=False) + "\n")
 
+    def holds_results(self) -> bool:
+        """Is there anything of a run?"""
+        return any((self.path / name).exists() for name in _RESULTS)
+
+    def check(self, settings: Settings) -> None:
+        """Raise UserError where the run in the folder cannot be continued with `settings`, as `open` says. Reads only.
+
+        A stage has begun where it has a folder or the summary tells of it.
+        """
+        summary = self.read_summary()
+        self._check_same(settings, {stage for stage in STAGES if stage in summary or self.stage(stage).exists()})
+
     def read_summary(self) -> dict[str, Any]:
         """What summary.json holds by stage; nothing where there is none yet. Raises UserError where it is broken."""
         return _read_objects(self.summary, dict) if self.summary.exists() else {}
@@ -98,6 +112,31 @@ class RunFolder:
     def holds_model(self, stage: str) -> bool:
         """Has `stage` left a trained network?"""
         return all((self.stage(stage) / name).is_file() for name in (WEIGHTS, DESCRIPTION))
+
+    def has_teacher_of(self, settings: Settings) -> bool:
+        """Is a finished teacher here, and is all that its training depended on as in `settings`?"""
+        if "teacher" not in self.read_summary() or not self.holds_model("teacher") or not self.config.exists():
+            return False
+        try:
+            self._check_same(settings, {"teacher"})
+        except UserError:
+            return False
+        return True
+
+    def take_teacher(self, source: "RunFolder", settings: Settings) -> None:
+        """Copy the finished teacher of another run, as if this run, with `settings`, had trained it.
+
+        A kill at any moment leaves a run that can be continued: the summary, which tells of the teacher, is written
+        last. The checkpoint is not copied: nobody resumes from it. Raises UserError as `open` does with resume.
+        """
+        self.open(settings, source._recorded_inputs(), resume=True)
+        for path in sorted(source.stage("teacher").iterdir()):
+            if path.is_file() and not path.name.startswith("."):
+                write_whole(self.stage("teacher") / path.name, partial(shutil.copyfile, path))
+        lines = [line for line in source._metric_lines() if _stage_of(line) == "teacher"]
+        write_text(self.metrics, "".join(line + "\n" for line in lines))
+        summary = source.read_summary()
+        self.write_summary({name: summary[name] for name in ("teacher", "environment") if name in summary})
 
     def write_metrics(self, stage: str, history: list[dict[str, Any]]) -> None:
         """Replace the lines of `stage` in metrics.jsonl by `history`, a record per epoch; the teacher's come first."""
@@ -113,15 +152,11 @@ class RunFolder:
         # What is no line of this tool's is dropped as it is written again: bytes of anything else are no error.
         return self.metrics.read_text(encoding="utf-8", errors="replace").splitlines() if self.metrics.exists() else []
 
-    def _holds_results(self) -> bool:
-        return any((self.path / name).exists() for name in _RESULTS)
-
-    def _check_same(self, settings: Settings) -> None:
+    def _check_same(self, settings: Settings, begun: Collection[str]) -> None:
         if not self.config.exists():
             raise UserError(f"{self.config} is missing, so the run in that folder cannot be continued")
         # What the run's version had no setting for is as its default says: methods are added, their settings with them.
         saved = flat(asdict(Settings())) | flat(read_config(self.config))
-        begun = {stage for stage in STAGES if self.stage(stage).exists()}
         for name, value in flat(asdict(settings)).items():
             owner, then = name.split(".")[0], saved.get(name)
             # A setting that is not in force may be no number.
@@ -132,8 +167,11 @@ class RunFolder:
                     "leave the setting out, or start another run in another folder"
                 )
 
+    def _recorded_inputs(self) -> dict[str, str]:
+        return _read_objects(self.inputs, str) if self.inputs.exists() else {}
+
     def _check_inputs(self, inputs: Mapping[str, str]) -> None:
-        recorded = _read_objects(self.inputs, str) if self.inputs.exists() else {}
+        recorded = self._recorded_inputs()
         for name, digest in inputs.items():
             then = recorded.get(name, digest)
             if then != digest:
@@ -142,10 +180,13 @@ class RunFolder:
                     f"({_short(digest)} now, {_short(then)} then); give that, or start another run in another folder"
                 )
 
-    def _remove_results(self, settings: Settings) -> None:
+    def _check_spared(self, settings: Settings) -> None:
         weights = settings.teacher.weights
         if weights is not None and Path(weights).resolve().is_relative_to(self.path.resolve()):
             raise UserError(f"--overwrite would delete the teacher that --teacher.weights {weights} names")
+
+    def remove_results(self) -> None:
+        """Remove every file of a run; what else is in the folder stays."""
         for name in _RESULTS:
             target = self.path / name
             if target.is_dir() and not target.is_symlink():

@@ -1,0 +1,76 @@
+"""When a comparison will end, from the seconds that epochs have taken so far."""
+
+from collections.abc import Iterable, Mapping
+from statistics import fmean
+from typing import Any
+
+from icckd.comparison.plan import Run, TeacherKey, teacher_key
+from icckd.comparison.worker import Told
+from icckd.settings import Comparison
+
+
+class Estimate:
+    """Learns what an epoch of each variant and stage takes, and what a run takes beside its training.
+
+    A variant of which nothing is known yet is taken to be as fast as the others are on average.
+    """
+
+    def __init__(self, comparison: Comparison):
+        self._comparison = comparison
+        self._seconds: dict[tuple[str, str], float] = {}
+        self._beside: list[float] = []
+        self._teachers: set[TeacherKey | None] = set()
+
+    def found(self, run: Run, summary: Mapping[str, Any]) -> None:
+        """A run was finished before, with this summary."""
+        self._teachers.add(self._key(run))
+        for stage in self._comparison.stages:
+            seconds = summary[stage].get("seconds")
+            if isinstance(seconds, (int, float)):
+                self._seconds.setdefault((run.variant, stage), seconds / self._epochs(run, stage))
+
+    def told(self, run: Run, told: Told) -> None:
+        if told.stage == "student":
+            self._teachers.add(self._key(run))
+        if told.seconds_per_epoch is not None:
+            self._seconds[run.variant, told.stage] = told.seconds_per_epoch
+
+    def finished(self, run: Run, seconds: float, trained: float) -> None:
+        """A run took `seconds`, `trained` of them in its trainings."""
+        self._teachers.add(self._key(run))
+        self._beside.append(seconds - trained)
+
+    def left(self, waiting: Iterable[Run], running: Mapping[Run, Told | None], jobs: int) -> float | None:
+        """Seconds until all of these runs are finished, `jobs` at a time; None where nothing is known yet."""
+        teachers = set(self._teachers)
+        costs = [self._cost(run, told, teachers) for run, told in [*running.items(), *((run, None) for run in waiting)]]
+        known = [cost for cost in costs if cost is not None]
+        if len(known) < len(costs):
+            return None
+        return max([sum(known) / jobs, *known]) if known else 0.0
+
+    def _cost(self, run: Run, told: Told | None, teachers: set[TeacherKey | None]) -> float | None:
+        """What is left of one run, whose teacher then is among `teachers`."""
+        key = self._key(run)
+        total = fmean(self._beside) if self._beside else 0.0
+        for stage in self._comparison.stages:
+            if stage == "teacher" and (key is None or key in teachers):
+                continue
+            seconds = self._per_epoch(run.variant, stage)
+            if seconds is None:
+                return None
+            done = told.epoch if told is not None and told.stage == stage else 0.0
+            total += (self._epochs(run, stage) - done) * seconds
+        teachers.add(key)
+        return total
+
+    def _per_epoch(self, variant: str, stage: str) -> float | None:
+        others = [seconds for (_, of), seconds in self._seconds.items() if of == stage]
+        return self._seconds.get((variant, stage), fmean(others) if others else None)
+
+    def _epochs(self, run: Run, stage: str) -> int:
+        epochs: int = getattr(self._comparison.variants[run.variant], stage).epochs
+        return epochs
+
+    def _key(self, run: Run) -> TeacherKey | None:
+        return teacher_key(self._comparison.settings(run.variant, run.seed))

@@ -1,0 +1,229 @@
+"""A process that trains runs, one after another, as its parent says; imports are paid for once."""
+
+import os
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from icckd.data import ImageData, load_data
+from icckd.errors import Interrupted, TrainingDiverged, UserError, printable
+from icckd.experiment import Experiment, RunFolder
+from icckd.settings import DataSettings, Settings
+from icckd.training import StopSignal
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# How long a worker whose parent is gone may take to save its checkpoint.
+_GRACE_SECONDS = 60.0
+_TELL_EVERY_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class Check:
+    """Find out whether a run with these settings could be trained. Answered by Done or Failed."""
+
+    settings: Settings
+    stages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train this run in `folder`, or continue it; its teacher is copied where one of the folders `sharing` has it.
+
+    Answered by Told, any number of times, then Done, Failed or Stopped.
+    """
+
+    settings: Settings
+    stages: tuple[str, ...]
+    folder: Path
+    sharing: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the training in good order, as if this signal had come. Answered by Stopped, or what came before."""
+
+    signal_number: int
+
+
+@dataclass(frozen=True)
+class Told:
+    """How far a stage is, in epochs, and the seconds an epoch takes (None: not known yet)."""
+
+    stage: str
+    epoch: float
+    epochs: int
+    seconds_per_epoch: float | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What was ordered is done; `trained` is how many of the seconds went into training."""
+
+    trained: float = 0.0
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why not, on one line; `trace` is for whoever debugs."""
+
+    message: str
+    diverged: bool = False
+    trace: str = ""
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A signal ended the training; its checkpoint is saved."""
+
+    signal_number: int
+
+
+Order = Check | Train
+Answer = Done | Failed | Stopped
+Reply = Told | Answer
+
+
+def serve(line: Connection, threads: int) -> None:
+    """The process: carry out the orders that come on `line`, until None comes or the parent is gone.
+
+    Signals that reach the whole group of processes end a training in good order, once; the parent's Stop, which may
+    come as well, changes nothing then.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    with StopSignal() as stop:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        torch.set_num_threads(threads)
+        orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+        threading.Thread(target=_listen, args=(line, orders), daemon=True).start()
+        worker = _Worker(line, stop)
+        while not stop.received and (order := orders.get()) is not None:
+            worker.tell(worker.answer(order))
+
+
+def _listen(line: Connection, orders: "queue.SimpleQueue[Order | None]") -> None:
+    """Pass on what the parent says; where it is gone, stop in good order, and in any case soon."""
+    parent_is_gone = False
+    try:
+        while (order := line.recv()) is not None:
+            if isinstance(order, Stop):
+                os.kill(os.getpid(), order.signal_number)
+                break
+            orders.put(order)
+    except (EOFError, OSError):
+        parent_is_gone = True
+        os.kill(os.getpid(), signal.SIGTERM)
+    orders.put(None)
+    if parent_is_gone:
+        time.sleep(_GRACE_SECONDS)
+        os._exit(1)
+
+
+class _Worker:
+    """What lasts from one order to the next: the data that were loaded last."""
+
+    def __init__(self, line: Connection, stop: StopSignal):
+        self._line = line
+        self._stop = stop
+        self._loaded: tuple[DataSettings, ImageData] | None = None
+        self._trained = 0.0
+
+    def tell(self, reply: Reply) -> None:
+        with suppress(OSError):  # The parent is gone, as _listen notices too.
+            self._line.send(reply)
+
+    def answer(self, order: Order) -> Answer:
+        self._trained = 0.0
+        try:
+            experiment = self._experiment(order)
+            if isinstance(order, Train):
+                self._train(order, experiment)
+            return Done(self._trained)
+        except Interrupted as stopped:
+            return Stopped(stopped.signal_number)
+        except TrainingDiverged as error:
+            return Failed(printable(str(error)), diverged=True, trace=traceback.format_exc())
+        except Exception as error:  # Of any kind: no run may end the others.
+            return Failed(_reason(error), trace=traceback.format_exc())
+
+    def _experiment(self, order: Order) -> Experiment:
+        settings = order.settings
+        if self._loaded is None or self._loaded[0] != settings.data:
+            self._loaded = None  # Never two at once: they may be large.
+            self._loaded = (settings.data, load_data(settings.data))
+        data, stop = self._loaded[1], self._stop
+        return Experiment(settings, order.stages, data=data, progress=self._progress, stop=lambda: nullcontext(stop))
+
+    def _train(self, order: Train, experiment: Experiment) -> None:
+        folder = RunFolder(order.folder)
+        if not folder.has_teacher_of(order.settings):
+            finished = (RunFolder(path) for path in order.sharing)
+            source = next((other for other in finished if other.has_teacher_of(order.settings)), None)
+            if source is not None:
+                folder.take_teacher(source, order.settings)
+        experiment.run(folder, resume=True)
+
+    def _progress(self, stage: str, epochs: int, steps: int) -> "_Telling":
+        return _Telling(self.tell, stage, epochs, steps, self._add)
+
+    def _add(self, seconds: float) -> None:
+        self._trained += seconds
+
+
+class _Telling:
+    """Tells the parent how far one training is."""
+
+    def __init__(
+        self, tell: Callable[[Reply], None], stage: str, epochs: int, steps: int, add: Callable[[float], None]
+    ):
+        self._tell = tell
+        self._stage = stage
+        self._epochs = epochs
+        self._steps = steps
+        self._add = add
+        self._began = self._told = time.monotonic()
+        self._first: int | None = None
+        self._seconds_per_epoch: float | None = None
+
+    def __enter__(self) -> "_Telling":
+        self._tell(Told(self._stage, 0.0, self._epochs))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._add(time.monotonic() - self._began)
+
+    def step(self, epoch: int, step: int, loss: float) -> None:
+        if self._first is None:
+            self._first = epoch
+        if time.monotonic() - self._told > _TELL_EVERY_SECONDS:
+            self._send(epoch + step / self._steps)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        # Of an epoch that is resumed only a part is timed: those before the second count once it is over.
+        done = record["epoch"] - (self._first or 0)
+        self._seconds_per_epoch = (time.monotonic() - self._began) / max(done, 1)
+        self._send(record["epoch"])
+
+    def _send(self, epoch: float) -> None:
+        self._told = time.monotonic()
+        self._tell(Told(self._stage, epoch, self._epochs, self._seconds_per_epoch))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return printable(f"{error.filename}: {error.strerror}")
+    text = " ".join(str(error).split())[:300]
+    return printable(text if isinstance(error, UserError) else f"{type(error).__name__}: {text}")
