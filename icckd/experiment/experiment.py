@@ -224,12 +224,25 @@ class Experiment:
         """Save a stage's network, some of its predictions on the test images, and the summary so far."""
         measures = {**measure(predictions), "recall_at_1": recall_at_1(predictions)}
         self.summary[stage] = {**measures, "seconds": None, **results}
+        if self.stages:
+            self.summary["data"] = self._data_in_force()
         self.summary["environment"] = describe(self.device)
         if folder is not None:
             save_model(folder.stage(stage), trained.model, trained.description)
             examples = choose_examples(predictions, self.data.test_images)
             write_whole(folder.stage(stage) / "examples.safetensors", lambda path: save_file(examples, path))
             folder.write_summary(self.summary)
+
+    def _data_in_force(self) -> Results:
+        """What the settings of the data came to: those that were null too."""
+        data = self.data
+        return {
+            "train_images": len(data.train_images),
+            "test_images": len(data.test_images),
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "augmentation": data.augmentation._asdict(),
+        }
 
     def _untrained(self, stage: str) -> Trained:
         torch.manual_seed(self.settings.seed)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from icckd.report.charts import sections
 from icckd.report.figures import Curve
 from icckd.report.per_class import SHOWN_CLASSES, hardest_first
+from icckd.report.recipe import recipe
 from icckd.report.results import Results
 from icckd.report.tables import escaped, table
 from icckd.report.wording import findings, formatted, measures, notes, percent, title
@@ -18,7 +19,8 @@ def markdown_page(results: Results) -> str:
     parts = [f"# {escaped(title(results))}"]
     parts += [escaped(sentence) for sentence in findings(results)]
     parts += [_main_numbers(results), "\n".join(f"- {escaped(note)}" for note in notes(results))]
-    parts += [_curves(results), _classes(results), _environment(results)]
+    parts += [_curves(results), _classes(results)]
+    parts += [_pairs("In force", recipe(results)), _pairs("Computed with", list(results.environment.items()))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -75,9 +77,7 @@ def _classes(results: Results) -> str:
     return f"## {heading}\n\n" + table(["class", *rows[0].by_stage], cells)
 
 
-def _environment(results: Results) -> str:
-    if not results.environment:
+def _pairs(heading: str, pairs: list[tuple[str, str]]) -> str:
+    if not pairs:
         return ""
-    return "## Computed with\n\n" + "\n".join(
-        f"- {escaped(name)}: {escaped(value)}" for name, value in results.environment.items()
-    )
+    return f"## {heading}\n\n" + "\n".join(f"- {escaped(name)}: {escaped(text)}" for name, text in pairs)

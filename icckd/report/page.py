@@ -4,6 +4,7 @@ import html
 
 from icckd.report.charts import Section, sections
 from icckd.report.per_class import per_class_section
+from icckd.report.recipe import effective, recipe
 from icckd.report.results import Results
 from icckd.report.shell import figure, settings_table, shell
 from icckd.report.soft_labels import soft_label_section
@@ -63,15 +64,20 @@ def _charts(section: Section) -> str:
 
 
 def _settings(results: Results) -> str:
+    in_force = _pairs("In force", recipe(results))
     return f"""<section><h2>Settings and environment</h2>
-{settings_table(results.settings)}"""
+{in_force}{settings_table(results.settings, effective(results))}"""
 
 
 def _environment(results: Results) -> str:
+    return f"{_pairs('Computed with', list(results.environment.items()))}</section>"
+
+
+def _pairs(caption: str, pairs: list[tuple[str, str]]) -> str:
+    """A table of names and texts; empty where there are none."""
+    if not pairs:
+        return ""
     rows = "\n".join(
-        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
-        for name, value in results.environment.items()
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(text)}</td></tr>' for name, text in pairs
     )
-    if not rows:
-        return "</section>"
-    return f'<table class="pairs"><caption>Computed with</caption>\n<tbody>\n{rows}\n</tbody></table></section>'
+    return f'<table class="pairs"><caption>{caption}</caption>\n<tbody>\n{rows}\n</tbody></table>\n'

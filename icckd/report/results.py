@@ -24,10 +24,14 @@ from icckd.settings import NO_METHOD, STAGES, Settings, setting_name
 
 @dataclass(frozen=True)
 class Stage:
-    """One network of a run: its measures at the end (None where unknown) and its record of each epoch."""
+    """One network of a run: its measures at the end (None where unknown) and its record of each epoch.
+
+    `settings` are those of its loss in force, by dotted name, where the summary tells them.
+    """
 
     arch: str
     method: str | None
+    settings: dict[str, Any]
     measures: Numbers
     per_class_accuracy: list[float | None]
     history: list[Numbers]
@@ -45,9 +49,14 @@ class Examples:
 
 @dataclass(frozen=True)
 class Results:
-    """A run: its settings in force by dotted name, and what there is of each stage."""
+    """A run: its settings by dotted name, and what there is of each stage.
+
+    `settings` are without those of methods that are not in force; `data` is what was made of those of the data, by
+    dotted name.
+    """
 
     settings: dict[str, Any]
+    data: dict[str, Any]
     environment: dict[str, str]
     stages: dict[str, Stage]
     classes: list[str]
@@ -75,6 +84,7 @@ def read_results(run: Path) -> Results:
     environment = mapping(summary.get("environment", {}), run / "summary.json", "environment")
     return Results(
         settings=settings,
+        data=_values(summary.get("data", {}), run / "summary.json", "data"),
         environment={one_line(name): one_line(value) for name, value in environment.items() if value is not None},
         stages=stages,
         classes=classes,
@@ -100,6 +110,7 @@ def _stage(
     return Stage(
         arch=one_line(model.get("arch", settings.get(f"{name}.arch", "unknown network"))),
         method=one_line(summary["method"]) if isinstance(summary.get("method"), str) else None,
+        settings=_values(summary.get("settings", {}), run / "summary.json", f"{name}.settings"),
         measures={**measures, "parameters": number(model.get("parameters"))},
         per_class_accuracy=[number(value) for value in accuracies],
         history=history,
@@ -159,6 +170,20 @@ def _examples_problem(tensors: dict[str, Tensor], classes: int) -> str | None:
     if ((tensors["labels"] < 0) | (tensors["labels"] >= classes)).any():
         return f"labels should lie in [0, {classes})"
     return None
+
+
+def _values(values: Any, path: Path, what: str) -> dict[str, Any]:
+    """What `what` of the file holds and what is one level beneath, by dotted name, but for what is not plain."""
+    found: dict[str, Any] = {}
+    for name, value in mapping(values, path, what).items():
+        beneath = value.items() if isinstance(value, dict) else [("", value)]
+        for inner, item in beneath:
+            dotted = one_line(f"{name}.{inner}" if inner else name)
+            if isinstance(item, list) and all(map(_is_plain, item)):
+                found[dotted] = [_plain(each) for each in item]
+            elif _is_plain(item):
+                found[dotted] = _plain(item)
+    return found
 
 
 def _settings(values: Any, kind: type, path: Path, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 import html
 from collections.abc import Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 from icckd.report.figures import Chart, line_chart
@@ -40,13 +41,18 @@ def figure(chart: Chart) -> str:
     return f"<figure><h3>{title}</h3>\n{drawing}\n<figcaption>{caption}</figcaption></figure>"
 
 
-def settings_table(settings: Mapping[str, Any], heading: str = "Settings") -> str:
-    """Settings by dotted name beside their defaults, folded away."""
+def settings_table(
+    settings: Mapping[str, Any],
+    effective: Mapping[str, Any] = MappingProxyType({}),
+    heading: str = "Settings",
+) -> str:
+    """Settings by dotted name beside their defaults, folded away; null with what it stands for, where that is told."""
     defaults = flat(asdict(Settings()))
     rows = []
     for name, value in settings.items():
         changed = ' class="changed"' if value != defaults.get(name) else ""
-        cells = f"<td>{html.escape(shown(value))}</td><td>{html.escape(shown(defaults.get(name)))}</td>"
+        meant = f": {shown(effective[name])}" if value is None and effective.get(name) is not None else ""
+        cells = f"<td>{html.escape(shown(value) + meant)}</td><td>{html.escape(shown(defaults.get(name)))}</td>"
         rows.append(f'<tr{changed}><th scope="row">{html.escape(name)}</th>{cells}</tr>')
     body = "\n".join(rows)
     return f"""<details><summary>{heading} ({len(rows)}; those changed from their defaults in bold)</summary>

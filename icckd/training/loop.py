@@ -74,9 +74,7 @@ class Training:
         while self.epoch < self.settings.epochs:
             self.task.epoch = self.epoch
             for batch in self.batches.epoch(self.epoch, first_step=self.step):
-                self.task.train()
-                loss = self._train_step(batch)
-                self.step += 1
+                loss = self.train_step(batch)
                 on_step(self.epoch, self.step, loss)
                 due = checkpoint_every and self.step % checkpoint_every == 0 and self.step < len(self.batches)
                 if stop.received or due:
@@ -99,8 +97,9 @@ class Training:
         if not self.skipped_in_a_row and not not_finite(self.task.state_dict()):
             checkpoint.save(self.state())
 
-    def _train_step(self, batch: Batch) -> float:
-        """One step's forward, backward and update; the update is left out where loss or gradient is not finite."""
+    def train_step(self, batch: Batch) -> float:
+        """One step's forward, backward and update; the loss. Where that or its gradient is not finite, no update."""
+        self.task.train()
         rate = learning_rate(self.settings, self.epoch * len(self.batches) + self.step, len(self.batches))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -121,6 +120,7 @@ class Training:
             for buffer, value in zip(statistics, before, strict=True):
                 buffer.copy_(value)
             self._skip()
+        self.step += 1
         return loss
 
     def _loss_and_gradient_norm(self, loss: Tensor) -> tuple[float, float]:

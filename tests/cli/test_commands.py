@@ -22,7 +22,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from icckd.cli import main
-from icckd.settings import Settings
+from icckd.data import load_data
+from icckd.settings import DataSettings, Settings
 
 SHORT = [
     *("--teacher.arch", "convnet-small", "--teacher.epochs", "2", "--teacher.warmup_epochs", "0.5"),
@@ -103,6 +104,14 @@ def test_summary_has_every_number(finished):
     assert keys | {"method"} <= summary["student"].keys()
     assert {"torch", "python", "device"} <= summary["environment"].keys()
     assert len(summary["teacher"]["per_class_accuracy"]) == 10
+    data = load_data(DataSettings())
+    assert summary["data"] == {
+        "train_images": len(data.train_images),
+        "test_images": len(data.test_images),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "augmentation": {"crop_padding": 1, "flip": False, "rotation": 0.0, "resized_crop": None},
+    }
     assert summary["teacher"]["distance_ratio"] == pytest.approx(
         summary["teacher"]["intra_class_distance"] / summary["teacher"]["inter_class_distance"]
     )

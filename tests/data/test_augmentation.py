@@ -33,7 +33,7 @@ def test_crops_equal_cropping_one_by_one(padding):
     images = random_images(20, (9, 7), seed=padding)
     random = np.random.default_rng(padding)
     place = np.concatenate([random.integers(0, [[20], [2]], (2, 50)), random.integers(0, 2 * padding + 1, (2, 50))])
-    cropped = crop(images, padding, torch.from_numpy(place))
+    cropped = crop([images, images.flip(-1)], padding, torch.from_numpy(place))
     assert torch.equal(cropped, crop_one_by_one(images, padding, place))
     assert cropped.is_contiguous()
 

@@ -165,7 +165,11 @@ def _run(results: Results, variant: str, seed: int) -> str:
 
 
 def _settings(results: Results) -> str:
-    parts = [_differing(results), settings_table(_in_common(results), "Settings in common"), _environment(results)]
+    parts = [
+        _differing(results),
+        settings_table(_in_common(results), heading="Settings in common"),
+        _environment(results),
+    ]
     return "<section><h2>Settings and environment</h2>\n" + "\n".join(part for part in parts if part) + "</section>"
 
 

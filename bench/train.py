@@ -1,0 +1,262 @@
+"""Speed of training steps beside the bare network, and of their input beside a DataLoader; each case in one run.
+
+In a step is what a run does: `icckd.data.Batches` makes the batch's views from uint8 images on the device (crop, flip,
+normalise), and `icckd.training.Training` trains on it (copies of the running statistics; a student's teacher forward;
+forward, losses, backward; the gradient's norm, and one transfer of it and the loss to the host; SGD; what a class
+memory pushes). Evaluation, checkpoints and progress are not. Nearly all arithmetic is the network's: the floor is the
+bare network's forward, F.cross_entropy, backward and SGD on ready float tensors of as many views, and for a student
+that learns from a teacher that one's forward too. Deterministic algorithms on a GPU, as in a run, for all.
+
+The input alone is bound by bytes: the floor converts the uint8 numbers of as many views to float32. A call makes
+16 batches from nothing to the last, so that a DataLoader's workers stand still while others are timed.
+
+Images of 32×32 pixels, 50,000 of 100 classes. An image counts once, however many views of it there are.
+"""
+
+import argparse
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from bench import measure
+from bench.intra_class import add_arguments, save
+from bench.measure import Row
+from bench.train_input import BATCHES, FLOOR, LOADER, MEAN, RESIDENT, STD, input_contenders, resident
+from icckd.memory import ClassMemory
+from icckd.models import Model, build_model
+from icckd.settings import MemorySettings, StudentLossSettings, TeacherLossSettings, TeacherSettings, TrainingSettings
+from icckd.training import DistillationTask, FrozenTeacher, Task, TeacherTask, Training
+
+CLASSES, IMAGES, QUICK_IMAGES = 100, 50_000, 64
+QUICK = (["convnet-small"], [8])
+NETWORKS = ["convnet-large", "resnet20", "wrn_16_2"]
+BATCH_SIZES = {"cpu": [64, 256], "cuda": [64, 256, 1024]}
+STUDENTS = {"convnet-large": "convnet-small"}
+OTHER_STUDENT = "resnet8"
+TWO_VIEWS, INTRA_CLASS = "cross-entropy, two views", "intra-class, two views"
+TEACHERS = {
+    "cross-entropy, one view": TeacherSettings(loss=TeacherLossSettings(weight=0.0)),
+    TWO_VIEWS: TeacherSettings(loss=TeacherLossSettings(weight=0.0, cross_entropy_views="both")),
+    INTRA_CLASS: TeacherSettings(loss=TeacherLossSettings(weight=0.02)),
+    "the same, memory of 64 a class": TeacherSettings(
+        loss=TeacherLossSettings(weight=0.02), memory=MemorySettings(capacity=64)
+    ),
+}
+METHODS = ["none", "kd", "kd+rkd"]
+# Steps on a GPU follow each other closely, as in a run.
+STEPS = {"cpu": 1, "cuda": 5}
+MOST_OVER_TWO_VIEWS, LEAST_OVER_LOADER = 1.05, 5.0
+
+
+@dataclass
+class Stepper:
+    """What makes one step, of so many views of each image; its floor's name; the training that it is a step of."""
+
+    step: Callable[[], Any]
+    views: int
+    floor: str
+    training: Training | None = None
+
+
+@dataclass
+class Case:
+    """A network as teacher, its student, and B images a batch of `images`, uint8 (N, 3, 32, 32), `labels` (N,)."""
+
+    network: str
+    batch: int
+    images: Tensor
+    labels: Tensor
+
+    @property
+    def student(self) -> str:
+        return STUDENTS.get(self.network, OTHER_STUDENT)
+
+    def make(self, network: str) -> Model:
+        return build_model(network, classes=CLASSES).to(self.images.device)
+
+    def teachers(self) -> dict[str, Stepper]:
+        """The teacher's steps, by name."""
+        floors = {1: "floor: bare network, one view", 2: "floor: bare network, two views"}
+        steppers = {floor: self._bare(self.make(self.network), views, floor) for views, floor in floors.items()}
+        for name, settings in TEACHERS.items():
+            task = TeacherTask(self.make(self.network), settings)
+            if task.method.memory is not None:
+                _fill(task.method.memory)
+            steppers[name] = self._training(task, floors[task.views])
+        return steppers
+
+    def students(self) -> dict[str, Stepper]:
+        """The student's steps, by name."""
+        alone, both = "floor: bare student", "floor: bare student, teacher's forward"
+        teacher = self.make(self.network).eval()
+        steppers = {
+            alone: self._bare(self.make(self.student), 1, alone),
+            both: self._bare(self.make(self.student), 1, both, teacher),
+        }
+        for method in METHODS:
+            frozen = FrozenTeacher(teacher, (MEAN, STD), (MEAN, STD))
+            loss = StudentLossSettings(method=method)
+            task = DistillationTask(self.make(self.student), frozen, self.labels, loss)
+            steppers[f"student: {method}"] = self._training(task, both if task.methods else alone)
+        return steppers
+
+    def _training(self, task: Task, floor: str) -> Stepper:
+        settings = TrainingSettings(epochs=1000, batch_size=self.batch)
+        batches = resident(self.images, self.labels, self.batch, task.views)
+        training = Training(task.to(self.images.device), batches, settings)
+        return Stepper(_forever(training).__next__, task.views, floor, training)
+
+    def _bare(self, model: Model, views: int, floor: str, teacher: Model | None = None) -> Stepper:
+        images = torch.randn(views * self.batch, *self.images.shape[1:], device=self.images.device)
+        labels = self.labels[: self.batch].repeat(views)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
+
+        def step() -> None:
+            if teacher is not None:
+                with torch.inference_mode():
+                    teacher(images)
+            _, logits = model(images)
+            optimizer.zero_grad()
+            cross_entropy(logits, labels).backward()
+            optimizer.step()
+
+        return Stepper(step, views, floor)
+
+
+def make_data(images: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random images, uint8 (N, 3, 32, 32), and their labels (N,), uniform over the classes, on the device."""
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8, generator=random)
+    return pixels.to(device), torch.randint(CLASSES, (images,), generator=random).to(device)
+
+
+def _fill(memory: ClassMemory) -> None:
+    """As full as it soon is."""
+    labels = torch.arange(memory.num_classes).repeat_interleave(memory.capacity)
+    memory.push(torch.randn(len(labels), memory.dim), labels)
+
+
+def _forever(training: Training) -> Iterator[float]:
+    """Step after step, epoch after epoch."""
+    for epoch in itertools.count():
+        training.epoch, training.step = epoch, 0
+        for batch in training.batches.epoch(epoch):
+            yield training.train_step(batch)
+
+
+def run_steps(case: Case, network: str, steppers: dict[str, Stepper], seconds: float) -> Iterator[Row]:
+    """A row for each of `steppers`, steps of `network`. Raises RuntimeError where one's loss was not finite."""
+    print(f"\n{network}, batch {case.batch}")
+    device = case.images.device
+    steps = STEPS[device.type]
+    calls: dict[str, measure.Contender] = {
+        name: lambda k, step=stepper.step: [step() for _ in range(steps)] for name, stepper in steppers.items()
+    }
+    times = measure.interleaved(calls, measure.clock(device), seconds, least=5)
+    found = {name: measure.quantiles([s / steps for s in values]) for name, values in times.items()}
+    for name, quantiles in found.items():
+        stepper = steppers[name]
+        if stepper.training is not None and stepper.training.skipped:
+            raise RuntimeError(f"{name}: {stepper.training.skipped} steps were skipped: not finite")
+        row = {
+            "benchmark": "train",
+            "part": "steps",
+            "contender": name,
+            "network": network,
+            "teacher": case.network,
+            "batch": case.batch,
+            "views": stepper.views,
+            "dtype": "float32",
+            **quantiles,
+            "images_per_second": 1e3 * case.batch / quantiles["median_ms"],
+            "times_floor": _ratio(name, stepper.floor, found),
+            "times_two_views": _ratio(name, TWO_VIEWS, found) if stepper.views == 2 else None,
+            **measure.conditions(device),
+        }
+        measure.print_row(row, f"{row['images_per_second']:.0f} images/s", f"{row['times_floor']:.3f} × floor")
+        yield row
+
+
+def run_input(case: Case, views: int, seconds: float) -> Iterator[Row]:
+    """A row for each way to make a batch of so many views, and for the floor."""
+    print(f"\ninput alone, batch {case.batch}, views {views}")
+    device = case.images.device
+    calls = input_contenders(case.images, case.labels, case.batch, views)
+    times = measure.interleaved(calls, measure.clock(device), seconds, least=5)
+    found = {name: measure.quantiles([s / BATCHES for s in values]) for name, values in times.items()}
+    for name, quantiles in found.items():
+        row = {
+            "benchmark": "train",
+            "part": "input",
+            "contender": name,
+            "batch": case.batch,
+            "views": views,
+            "dtype": "float32",
+            **quantiles,
+            "images_per_second": 1e3 * case.batch / quantiles["median_ms"],
+            "times_floor": _ratio(name, FLOOR, found),
+            "speed_over_loader": _ratio(LOADER, name, found),
+            **measure.conditions(device),
+        }
+        measure.print_row(
+            row, f"{row['images_per_second']:.0f} images/s", f"{row['speed_over_loader']:.1f} × DataLoader"
+        )
+        yield row
+
+
+def _ratio(name: str, other: str, found: dict[str, Row]) -> float:
+    return found[name]["median_ms"] / found[other]["median_ms"]
+
+
+def targets(rows: list[Row]) -> Iterator[str]:
+    """What was aimed at, what was found, and whether that is met."""
+    for row in rows:
+        if row["contender"] == INTRA_CLASS:
+            ratio = row["times_two_views"]
+            yield (
+                f"intra-class over two-view cross-entropy, {row['network']}, batch {row['batch']}: {ratio:.3f} "
+                f"(at most {MOST_OVER_TWO_VIEWS}): {'met' if ratio <= MOST_OVER_TWO_VIEWS else 'missed'}"
+            )
+        elif row["contender"] == RESIDENT:
+            ratio = row["speed_over_loader"]
+            yield (
+                f"device-resident over DataLoader, images per second, batch {row['batch']}, views {row['views']}: "
+                f"{ratio:.1f} (at least {LEAST_OVER_LOADER:g}): {'met' if ratio >= LEAST_OVER_LOADER else 'missed'}"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add_arguments(parser)
+    parser.add_argument("--networks", nargs="+", metavar="NAME", default=NETWORKS, help="teachers, by icckd's names")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, metavar="B", help="images a batch (default: by device)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)
+    networks, sizes = options.networks, options.batch_sizes or BATCH_SIZES[device.type]
+    if options.quick:
+        networks, sizes = QUICK
+    seconds = 0.05 if options.quick else 4.0
+    images, labels = make_data(QUICK_IMAGES if options.quick else IMAGES, device)
+    rows: list[Row] = []
+    for size in sizes:
+        for network in networks:
+            case = Case(network, size, images, labels)
+            rows += run_steps(case, case.network, case.teachers(), seconds)
+            rows += run_steps(case, case.student, case.students(), seconds)
+        for views in (1, 2):
+            rows += run_input(Case("", size, images, labels), views, seconds)
+    print("\ntargets", *targets(rows), sep="\n    ")
+    save(rows, options)
+
+
+if __name__ == "__main__":
+    main()
