@@ -15,7 +15,7 @@ STYLE = """
   }
 }
 * { box-sizing: border-box; stroke-linejoin: round; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; }
 main { max-width: 64rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem; }
 h1 { font-size: 1.65rem; line-height: 1.2; margin: 0.5rem 0 0.25rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 0.25rem; }
@@ -109,7 +109,9 @@ a { color: var(--teacher); }
   :root { --page: #fff; --ink: #000; --quiet: #444; --faint: #ccc; --panel: #fff;
     --teacher: #0b66b5; --student: #c4510a;
     --series-1: #0b66b5; --series-2: #c4510a; --series-3: #007f5c; }
-  body { font-size: 11px; }
+  html { font-size: 11px; }
+  h2, h3 { break-after: avoid; }
+  .intervals { break-inside: avoid; }
   .bar, .dot, .example img { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """

@@ -66,7 +66,7 @@ def _variant(results: Results, variant: str, rows: list[ClassDifference]) -> str
 
 
 def _parts(rows: list[ClassDifference]) -> tuple[list[ClassDifference], list[ClassDifference], list[ClassDifference]]:
-    """The largest gains, the largest losses (largest first), and the rest."""
+    """The largest gains, the largest losses, and the rest; where classes are few, the upper and the lower half."""
     if len(rows) <= _FEW:
         middle = (len(rows) + 1) // 2
         return rows[:middle], rows[middle:], []

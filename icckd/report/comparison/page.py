@@ -209,7 +209,8 @@ def _environment(results: Results) -> str:
     rows = []
     for name, values in results.environments.items():
         shared = len(values) == 1
-        text = "; ".join(value if shared else f"{value} ({count} runs)" for value, count in values.items())
+        of = f"of {len(results.runs)} runs"
+        text = "; ".join(value if shared else f"{value} ({count} {of})" for value, count in values.items())
         rows.append(f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(text)}</td></tr>')
     if not rows:
         return ""

@@ -308,7 +308,7 @@ def test_settings_and_environments_are_shown(runs):
     text = Page(page).text
     assert "teacher.loss.weight" in text
     assert "student.arch" in text
-    assert "cuda: another (1 runs)" in text
+    assert "cuda: another (1 of 12 runs)" in text
     for shown in (text, markdown):
         assert "different environments (device)" in shown
         assert "date" not in re.findall(r"different environments \((.*?)\)", shown)[0]
