@@ -235,7 +235,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add_arguments(parser)
-    parser.add_argument("--networks", nargs="+", metavar="NAME", default=NETWORKS, help="teachers, by icckd's names")
+    parser.add_argument("--networks", nargs="+", metavar="NAME", default=NETWORKS, help="teachers (default: three)")
     parser.add_argument("--batch-sizes", nargs="+", type=int, metavar="B", help="images a batch (default: by device)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
