@@ -30,7 +30,7 @@ def test_a_run_is_read(path):
 def test_a_comparison_is_read(path):
     comparison = read_comparison(path)
     assert len(comparison.seeds) >= 5
-    assert named(path) in path.read_text(encoding="utf-8").splitlines()[2] or "digits" in path.name
+    assert any(f"configs/{named(path)} " in line for line in path.read_text(encoding="utf-8").splitlines()[:3])
     for settings in comparison.variants.values():
         check(settings)
         for network in (settings.teacher.arch, settings.student.arch):

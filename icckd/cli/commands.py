@@ -107,7 +107,7 @@ def _settings(options: Namespace) -> Settings:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    from icckd.report.results import number
+    from icckd.report.reading import number
     from icckd.report.wording import decimal, formatted
 
     for stage in ("teacher", "student"):

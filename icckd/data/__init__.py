@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from icckd.data.batches import Augmentation, Batch, Batches
+from icckd.data.augmentation import Augmentation
+from icckd.data.batches import Batch, Batches
 from icckd.data.cifar import load_cifar
 from icckd.data.digits import load_digits
 from icckd.data.fashion_mnist import load_fashion_mnist
@@ -28,7 +29,7 @@ def load_data(settings: DataSettings) -> ImageData:
 
 
 def _load(settings: DataSettings) -> ImageData:
-    name, validation = settings.name, settings.validation
+    name = settings.name
     if settings.image_size is not None and name not in _RESIZABLE:
         raise UserError(
             f"data.image_size is {settings.image_size}, but {name} cannot be resized; leave it null, or use one of "
@@ -37,15 +38,15 @@ def _load(settings: DataSettings) -> ImageData:
     if settings.root is not None:
         check_text("data.root", settings.root)
     if name == "digits":
-        return load_digits(validation)
+        return load_digits(settings)
     root = _root(settings)
     if name == "fashion-mnist":
-        return load_fashion_mnist(root, validation)
+        return load_fashion_mnist(root, settings)
     if root is None:
         raise UserError(f"data.root is not set; give the folder that holds {name}")
     if name in _RESIZABLE:
-        return _RESIZABLE[name](root, settings.image_size, validation)
-    return load_cifar(name, root, validation)
+        return _RESIZABLE[name](root, settings)
+    return load_cifar(name, root, settings)
 
 
 def _root(settings: DataSettings) -> Path | None:

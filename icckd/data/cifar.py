@@ -13,11 +13,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from icckd.data.batches import Augmentation
+from icckd.data.augmentation import Augmentation
 from icckd.data.bounded_read import read_file
 from icckd.data.image_data import ImageData, Split, image_data
 from icckd.data.restricted_pickle import PickleRejected, read_pickled_dict
 from icckd.errors import UserError
+from icckd.settings import DataSettings
 
 _PIXELS = 3 * 32 * 32
 _LARGEST = 1 << 30
@@ -67,7 +68,7 @@ _DISTRIBUTIONS = {
 _CLASSES = {"cifar10": 10, "cifar100": 100}
 
 
-def load_cifar(name: str, root: Path, validation: float) -> ImageData:
+def load_cifar(name: str, root: Path, settings: DataSettings) -> ImageData:
     """`name`, cifar10 or cifar100, from `root`: the folder of its files, the one around it, or a .tar.gz archive.
 
     Classes have the names that the distribution's own list of names gives, or numbers where that file is missing.
@@ -75,7 +76,7 @@ def load_cifar(name: str, root: Path, validation: float) -> ImageData:
     distribution, files = _find(name, root)
     classes = _class_names(name, distribution, files)
     train, test = (_split(name, distribution, files, names) for names in (distribution.train, (distribution.test,)))
-    return image_data(name, train, test, classes, Augmentation(crop_padding=4, flip=True), validation)
+    return image_data(name, train, test, classes, Augmentation(crop_padding=4, flip=True), settings)
 
 
 def _find(name: str, root: Path) -> tuple[_Distribution, _Files]:

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from icckd.data.batches import Augmentation
+from icckd.data.augmentation import Augmentation
 from icckd.data.bounded_read import open_file, read_at_most
 from icckd.data.image_data import ImageData, Split, image_data
 from icckd.errors import UserError
+from icckd.settings import DataSettings
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = (
@@ -23,7 +24,7 @@ _LARGEST = 1 << 30
 _UNSIGNED_BYTES = 8
 
 
-def load_fashion_mnist(root: Path | None, validation: float) -> ImageData:
+def load_fashion_mnist(root: Path | None, settings: DataSettings) -> ImageData:
     """The images in the folder `root`, or where Debian's package dataset-fashion-mnist puts them if that is None."""
     if root is None and not DEBIAN_FOLDER.is_dir():
         raise UserError(
@@ -32,7 +33,7 @@ def load_fashion_mnist(root: Path | None, validation: float) -> ImageData:
         )
     folder = root or DEBIAN_FOLDER
     train, test = (_split(folder, prefix) for prefix in ("train", "t10k"))
-    return image_data("fashion-mnist", train, test, CLASSES, Augmentation(crop_padding=2, flip=True), validation)
+    return image_data("fashion-mnist", train, test, CLASSES, Augmentation(crop_padding=2, flip=True), settings)
 
 
 def read_idx(path: Path, axes: int) -> Tensor:

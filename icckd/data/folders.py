@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import torch
 
-from icckd.data.batches import Augmentation
+from icckd.data.augmentation import Augmentation
 from icckd.data.decoding import decode_images, image_size
 from icckd.data.image_data import ImageData, Split, image_data
 from icckd.data.image_file import SUFFIXES
 from icckd.data.walk import files_beneath, report_left_out
 from icckd.errors import UserError
 from icckd.files import is_utf8
+from icckd.settings import DataSettings
 
 
 class _Files(NamedTuple):
@@ -26,11 +27,11 @@ class _Files(NamedTuple):
     folder: Path
 
 
-def load_image_folder(root: Path, size: int | None, validation: float) -> ImageData:
+def load_image_folder(root: Path, settings: DataSettings) -> ImageData:
     """`root`/train/CLASS/… and `root`/val/CLASS/…, at any depth, classes in alphabetical order.
 
-    Images are resized to `size` pixels a side, or to the first one's shorter side where that is None. Names of classes
-    are given, and compared, in Unicode's form NFC. Says how many files are left out.
+    Images are resized to data.image_size pixels a side, or to the first one's shorter side where that is null. Names
+    of classes are given, and compared, in Unicode's form NFC. Says how many files are left out.
     """
     train_folders, test_folders = (_class_folders(root / part) for part in ("train", "val"))
     classes = sorted(train_folders)
@@ -44,10 +45,10 @@ def load_image_folder(root: Path, size: int | None, validation: float) -> ImageD
     )
     for part in (train, test):
         report_left_out(f"image-folder {part.folder.name}", part.folder, part.paths)
-    return _load("image-folder", train, test, classes, size, validation)
+    return _load("image-folder", train, test, classes, settings)
 
 
-def load_tiny_imagenet(root: Path, size: int | None, validation: float) -> ImageData:
+def load_tiny_imagenet(root: Path, settings: DataSettings) -> ImageData:
     """Tiny ImageNet in its official layout, at any image size, from `root` or the only folder in it.
 
     `root`/train/WNID/images/…, `root`/val/images/* with `root`/val/val_annotations.txt, and, if they are there,
@@ -64,23 +65,21 @@ def load_tiny_imagenet(root: Path, size: int | None, validation: float) -> Image
     boxes = [folder / f"{folder.name}_boxes.txt" for folder in folders.values()]
     report_left_out("tiny-imagenet train", train.folder, [*train.paths, *boxes])
     report_left_out("tiny-imagenet val", test.folder, [*test.paths, _annotations(test.folder)])
-    return _load("tiny-imagenet", train, test, _words(root / "words.txt", wnids), size, validation)
+    return _load("tiny-imagenet", train, test, _words(root / "words.txt", wnids), settings)
 
 
-def _load(
-    name: str, train: _Files, test: _Files, classes: Sequence[str], size: int | None, validation: float
-) -> ImageData:
+def _load(name: str, train: _Files, test: _Files, classes: Sequence[str], settings: DataSettings) -> ImageData:
     with warnings.catch_warnings():
         # Pillow's, of metadata that are damaged, or that nothing here reads.
         warnings.simplefilter("ignore")
-        size = size or image_size(train.paths[0])
+        size = settings.image_size or image_size(train.paths[0])
         images, grey = decode_images({files.folder.name: files.paths for files in (train, test)}, size, name)
     train_split, test_split = (
         Split(pixels[:, : 1 if grey else 3].contiguous(), torch.tensor(files.labels), str(files.folder))
         for pixels, files in zip(images, (train, test), strict=True)
     )
     augmentation = Augmentation(crop_padding=size // 8, flip=True)
-    return image_data(name, train_split, test_split, classes, augmentation, validation)
+    return image_data(name, train_split, test_split, classes, augmentation, settings)
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:

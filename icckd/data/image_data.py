@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icckd.data.batches import Augmentation
+from icckd.data.augmentation import Augmentation
 from icckd.errors import UserError
+from icckd.settings import AugmentationSettings, DataSettings
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class ImageData:
         test_images: uint8 (M, C, H, H).
         test_labels: int64 (M,), in [0, len(classes)).
         classes: The classes' names, in label order.
-        mean: Per-channel mean of the training images scaled to [0, 1].
-        std: Per-channel standard deviation of the training images, likewise; 1/255 where it is smaller than that.
-        augmentation: How to vary training images.
+        mean: What is subtracted from each channel of images scaled to [0, 1].
+        std: What each channel is then divided by, above 0.
+        augmentation: How training images are varied.
     """
 
     name: str
@@ -53,12 +54,15 @@ def image_data(
     test: Split,
     classes: Sequence[str],
     augmentation: Augmentation,
-    validation: float,
+    settings: DataSettings,
 ) -> ImageData:
-    """The data set of two splits; with `validation` above 0, that fraction of `train` takes the place of `test`.
+    """The data set of two splits, as `settings` want it.
 
-    Raises UserError where images and labels do not fit together, a fraction leaves a side empty, or all training
-    images are of one and the same colour.
+    With data.validation above 0 that fraction of `train` takes the place of `test`; data.train_fraction is a part of
+    what is left. Mean and standard deviation are those of the images that are then trained on, and `augmentation` is
+    the data set's own, where `settings` say nothing else. Raises UserError where images and labels do not fit together,
+    a fraction leaves a side empty, a setting does not fit the images, or all training images are of one and the same
+    colour.
     """
     for split in (train, test):
         _check_split(split, len(classes))
@@ -69,11 +73,41 @@ def image_data(
         )
     if len(train.labels.unique()) < 2:
         raise UserError(f"{train.source} holds images of one class only; there should be at least 2 classes")
-    if validation > 0:
-        train, test = hold_out(train, validation)
+    if settings.validation > 0:
+        train, test = hold_out(train, settings.validation)
+    if settings.train_fraction < 1:
+        train = part_of(train, settings.train_fraction)
     _check_variety(train)
     mean, std = channel_statistics(train.images)
-    return ImageData(name, *train[:2], *test[:2], tuple(classes), mean, std, augmentation)
+    return ImageData(
+        name,
+        *train[:2],
+        *test[:2],
+        tuple(classes),
+        _statistic("data.mean", settings.mean, mean),
+        _statistic("data.std", settings.std, std),
+        _augmentation(augmentation, settings.augmentation, train.images.shape[-1]),
+    )
+
+
+def _statistic(name: str, given: list[float] | None, found: tuple[float, ...]) -> tuple[float, ...]:
+    if given is None:
+        return found
+    if len(given) != len(found):
+        raise UserError(f"{name} has {len(given)} values; the images have {len(found)} channels, so give {len(found)}")
+    return tuple(given)
+
+
+def _augmentation(own: Augmentation, settings: AugmentationSettings, size: int) -> Augmentation:
+    """The augmentation in force for images of `size` pixels a side; `own` is what the data set has by itself."""
+    resized_crop = None if settings.resized_crop is None else (settings.resized_crop[0], settings.resized_crop[1])
+    padding = settings.crop_padding
+    if padding is None:
+        padding = own.crop_padding if resized_crop is None else 0
+    if padding >= size:
+        raise UserError(f"data.augmentation.crop_padding is {padding}; the images' side is {size}: give less")
+    flip = own.flip if settings.flip is None else settings.flip
+    return Augmentation(padding, flip, settings.rotation, resized_crop)
 
 
 def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
@@ -93,6 +127,20 @@ def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         held_out[random.choice(members, count, replace=False)] = True
     return _select(split, ~held_out), _select(split, held_out)
+
+
+def part_of(split: Split, fraction: float) -> Split:
+    """`fraction` of each class, at least one image, drawn the same way every time; the images' order is kept.
+
+    A smaller fraction is a part of a larger one.
+    """
+    random = np.random.default_rng(1)
+    labels = split.labels.numpy()
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        chosen[members[: max(round(fraction * len(members)), 1)]] = True
+    return _select(split, chosen)
 
 
 def _select(split: Split, mask: np.ndarray) -> Split:

@@ -15,7 +15,7 @@ from icckd.data import Batch, Batches, load_data
 from icckd.data.digest import digests
 from icckd.environment import describe
 from icckd.errors import BackendUnavailable, TrainingDiverged, UserError
-from icckd.experiment.evaluation import Predictions, finite, measure, predict
+from icckd.experiment.evaluation import Predictions, finite, measure, predict, recall_at_1
 from icckd.experiment.examples import choose_examples
 from icckd.experiment.progress import TrainingProgress
 from icckd.experiment.run_folder import RunFolder
@@ -130,8 +130,8 @@ class Experiment:
             return self._load_teacher("the run's teacher", folder.stage("teacher"))
         settings = self.settings.teacher
         teacher = self._untrained("teacher")
-        seconds, predictions = self._train(folder, "teacher", TeacherTask(teacher.model, settings), settings)
-        results = {"seconds": seconds, "method": settings.loss.method}
+        training, predictions = self._train(folder, "teacher", TeacherTask(teacher.model, settings), settings)
+        results = {**_of_training(training), "method": settings.loss.method}
         self._conclude(folder, "teacher", teacher, predictions, results)
         return teacher
 
@@ -140,9 +140,9 @@ class Experiment:
             return
         settings = self.settings.student
         student = self._untrained("student")
-        seconds, predictions = self._train(folder, "student", self._distillation(student, teacher), settings)
+        training, predictions = self._train(folder, "student", self._distillation(student, teacher), settings)
         loss = settings.loss
-        results = {"seconds": seconds, "method": loss.method, "settings": loss.in_force()}
+        results = {**_of_training(training), "method": loss.method, "settings": loss.in_force()}
         self._conclude(folder, "student", student, predictions, results)
 
     def _distillation(self, student: Trained, teacher: Trained) -> Task:
@@ -163,11 +163,11 @@ class Experiment:
 
     def _train(
         self, folder: RunFolder, stage: str, task: Task, settings: TrainingSettings
-    ) -> tuple[float, Predictions]:
+    ) -> tuple[Training, Predictions]:
         """Train `task` to the end, from its checkpoint if there is one.
 
-        Returns the seconds that took in all, and what the network then says about the test images. Raises
-        TrainingDiverged where training or those answers are not finite.
+        Returns the training, and what the network then says about the test images. Raises TrainingDiverged where
+        training or those answers are not finite.
         """
         training = Training(self._prepared(task, settings), self._training_batches(task.views, settings), settings)
         checkpoint = folder.checkpoint(stage)
@@ -206,7 +206,7 @@ class Experiment:
                 f"the {stage}'s training diverged: {error}; start again, with a lower {stage}.learning_rate or a "
                 f"longer {stage}.warmup_epochs"
             ) from error
-        return training.seconds, predictions
+        return training, predictions
 
     def _prepared(self, task: Task, settings: TrainingSettings) -> Task:
         """`task` on the device, its networks laid out and compiled as `settings` say."""
@@ -222,13 +222,27 @@ class Experiment:
         self, folder: RunFolder | None, stage: str, trained: Trained, predictions: Predictions, results: Results
     ) -> None:
         """Save a stage's network, some of its predictions on the test images, and the summary so far."""
-        self.summary[stage] = {**measure(predictions), "seconds": None, **results}
+        measures = {**measure(predictions), "recall_at_1": recall_at_1(predictions)}
+        self.summary[stage] = {**measures, "seconds": None, **results}
+        if self.stages:
+            self.summary["data"] = self._data_in_force()
         self.summary["environment"] = describe(self.device)
         if folder is not None:
             save_model(folder.stage(stage), trained.model, trained.description)
             examples = choose_examples(predictions, self.data.test_images)
             write_whole(folder.stage(stage) / "examples.safetensors", lambda path: save_file(examples, path))
             folder.write_summary(self.summary)
+
+    def _data_in_force(self) -> Results:
+        """What the settings of the data came to: those that were null too."""
+        data = self.data
+        return {
+            "train_images": len(data.train_images),
+            "test_images": len(data.test_images),
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "augmentation": data.augmentation._asdict(),
+        }
 
     def _untrained(self, stage: str) -> Trained:
         torch.manual_seed(self.settings.seed)
@@ -329,6 +343,16 @@ class Experiment:
             device=self.device,
             drop_last=False,
         )
+
+
+def _of_training(training: Training) -> Results:
+    """What a summary tells of a training: its seconds, and the best epoch on the test images that chose it."""
+    best = max(training.history, key=lambda record: record["test_accuracy"])
+    return {
+        "seconds": training.seconds,
+        "best_test_accuracy": best["test_accuracy"],
+        "best_epoch": best["epoch"],
+    }
 
 
 def _check_answers(predictions: Predictions) -> None:

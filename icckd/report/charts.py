@@ -3,22 +3,10 @@
 from dataclasses import dataclass
 from itertools import cycle
 
-from icckd.report.figures import Curve
-from icckd.report.results import Results, number, student_methods
+from icckd.report.figures import Chart, Curve
+from icckd.report.reading import number
+from icckd.report.results import Results, student_methods
 from icckd.report.wording import images
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Curves that share one pair of axes. `name` is unique among a report's charts."""
-
-    name: str
-    title: str
-    caption: str
-    curves: list[Curve]
-    percent: bool = False
-    logarithmic: bool = False
-    threshold: float | None = None
 
 
 @dataclass(frozen=True)

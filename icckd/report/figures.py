@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 # Matplotlib wants real colours: it is given these, and the SVG then gets the variables' names in their place.
-_COLOURS = {"--teacher": "#000001", "--student": "#000002", "--ink": "#000003", "--faint": "#000004"}
-_INK, _FAINT = _COLOURS["--ink"], _COLOURS["--faint"]
+_NAMES = ("teacher", "student", "ink", "faint", "series-1", "series-2", "series-3")
+_COLOURS = {name: f"#{place:06x}" for place, name in enumerate(_NAMES, start=1)}
+_INK, _FAINT = _COLOURS["ink"], _COLOURS["faint"]
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "icckd",
@@ -36,50 +37,69 @@ _LOG_FROM_RATIO = 20
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: a value per epoch (None leaves a gap), in the colour of "teacher" or "student"."""
+    """One line: a value per epoch (None leaves a gap), in the page's colour of that name: "teacher", "series-1".
+
+    `band`: the lowest and the highest value per epoch, shaded.
+    """
 
     label: str
-    stage: str
+    colour: str
     epochs: Sequence[float]
     values: Sequence[float | None]
     style: str = "-"
+    band: tuple[Sequence[float | None], Sequence[float | None]] | None = None
 
 
-def line_chart(
-    name: str,
-    curves: Sequence[Curve],
-    *,
-    percent: bool = False,
-    logarithmic: bool = False,
-    threshold: float | None = None,
-) -> str:
-    """`curves` over epochs as an <svg> element for a page that defines --teacher, --student, --ink and --faint.
+@dataclass(frozen=True)
+class Chart:
+    """Curves that share one pair of axes. `name` (letters, digits and hyphens) is unique among a page's charts.
 
-    `name` (letters, digits and hyphens) keeps the element's ids apart from other figures' on the page. `logarithmic` is
-    followed only where the values are positive and span enough to need it. `threshold` draws a line at
-    this δ. The same arguments give the same text.
+    `logarithmic` is followed only where the values are positive and span enough to need it. `threshold` draws a line at
+    this δ, `zero` one at 0.
+    """
+
+    name: str
+    title: str
+    caption: str
+    curves: list[Curve]
+    percent: bool = False
+    logarithmic: bool = False
+    threshold: float | None = None
+    zero: bool = False
+
+
+def line_chart(chart: Chart) -> str:
+    """The curves over epochs as an <svg> element for a page whose style sheet defines the colours.
+
+    `chart.name` keeps the element's ids apart from other figures' on the page. The same chart gives the same text.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=_INCHES, layout="constrained")
         axes = figure.add_subplot()
-        for curve in curves:
+        for curve in chart.curves:
+            if curve.band is not None:
+                low, high = map(_gaps, curve.band)
+                axes.fill_between(curve.epochs, low, high, color=_COLOURS[curve.colour], alpha=0.2, linewidth=0)
             axes.plot(
                 curve.epochs,
-                [math.nan if value is None else value for value in curve.values],
+                _gaps(curve.values),
                 curve.style,
-                color=_COLOURS[f"--{curve.stage}"],
+                color=_COLOURS[curve.colour],
                 label=curve.label,
                 linewidth=1.8,
                 marker="o" if len(curve.epochs) <= 40 else None,
                 markersize=3,
             )
-        if threshold is not None:
-            axes.axhline(threshold, color=_INK, linestyle=(0, (1, 2)), linewidth=1.2, label=f"δ = {threshold:g}")
-        if logarithmic and _spans_much(curves):
+        if chart.threshold is not None:
+            label = f"δ = {chart.threshold:g}"
+            axes.axhline(chart.threshold, color=_INK, linestyle=(0, (1, 2)), linewidth=1.2, label=label)
+        if chart.zero:
+            axes.axhline(0, color=_INK, linewidth=1)
+        if chart.logarithmic and _spans_much(chart.curves):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
-        if percent:
+        if chart.percent:
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
@@ -92,7 +112,11 @@ def line_chart(
             handlelength=1.7,
             columnspacing=1.2,
         )
-        return _svg(figure, name)
+        return _svg(figure, chart.name)
+
+
+def _gaps(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in values]
 
 
 def _spans_much(curves: Sequence[Curve]) -> bool:
@@ -113,6 +137,6 @@ def _svg(figure: Figure, name: str) -> str:
     text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"| (?:width|height)="[\d.]+pt"', "", text)
     text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    for variable, colour in _COLOURS.items():
-        text = text.replace(colour, f"var({variable})")
+    for colour_name, colour in _COLOURS.items():
+        text = text.replace(colour, f"var(--{colour_name})")
     return text

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from icckd.report.charts import sections
 from icckd.report.figures import Curve
 from icckd.report.per_class import SHOWN_CLASSES, hardest_first
+from icckd.report.recipe import recipe
 from icckd.report.results import Results
+from icckd.report.tables import escaped, table
 from icckd.report.wording import findings, formatted, measures, notes, percent, title
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -14,10 +16,11 @@ _WIDTH = 30
 
 def markdown_page(results: Results) -> str:
     """The page as text; the same results give the same text."""
-    parts = [f"# {_escaped(title(results))}"]
-    parts += [_escaped(sentence) for sentence in findings(results)]
-    parts += [_main_numbers(results), "\n".join(f"- {_escaped(note)}" for note in notes(results))]
-    parts += [_curves(results), _classes(results), _environment(results)]
+    parts = [f"# {escaped(title(results))}"]
+    parts += [escaped(sentence) for sentence in findings(results)]
+    parts += [_main_numbers(results), "\n".join(f"- {escaped(note)}" for note in notes(results))]
+    parts += [_curves(results), _classes(results)]
+    parts += [_pairs("In force", recipe(results)), _pairs("Computed with", list(results.environment.items()))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -42,7 +45,7 @@ def _main_numbers(results: Results) -> str:
         ]
         for measure in measures(results)
     ]
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _curves(results: Results) -> str:
@@ -54,7 +57,7 @@ def _curves(results: Results) -> str:
     ]
     if not rows:
         return ""
-    return "## Over training\n\n" + _table(["", "curve", "first epoch → last", "first", "last"], rows, text_columns=3)
+    return "## Over training\n\n" + table(["", "curve", "first epoch → last", "first", "last"], rows, text_columns=3)
 
 
 def _curve_row(chart_title: str, curve: Curve) -> list[str]:
@@ -71,34 +74,10 @@ def _classes(results: Results) -> str:
     if len(shown) < len(rows):
         heading += f" ({len(shown)} of {len(rows)})"
     cells = [[row.name, *(formatted(value, percent) for value in row.by_stage.values())] for row in shown]
-    return f"## {heading}\n\n" + _table(["class", *rows[0].by_stage], cells)
+    return f"## {heading}\n\n" + table(["class", *rows[0].by_stage], cells)
 
 
-def _environment(results: Results) -> str:
-    if not results.environment:
+def _pairs(heading: str, pairs: list[tuple[str, str]]) -> str:
+    if not pairs:
         return ""
-    return "## Computed with\n\n" + "\n".join(
-        f"- {_escaped(name)}: {_escaped(value)}" for name, value in results.environment.items()
-    )
-
-
-def _table(heads: list[str], rows: list[list[str]], text_columns: int = 1) -> str:
-    """A Markdown table whose columns also line up as plain text; the columns after `text_columns` hold numbers."""
-    cells = [[_escaped(cell) for cell in row] for row in [heads, *rows]]
-    widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(heads))]
-    rule = ["-" * width if column < text_columns else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-    lines = []
-    for row in (cells[0], rule, *cells[1:]):
-        padded = [
-            cell.ljust(width) if column < text_columns else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(f"| {' | '.join(padded)} |")
-    return "\n".join(lines)
-
-
-def _escaped(text: str) -> str:
-    """`text` as Markdown shows it: no table cell, tag or code span can begin in it."""
-    for character, replacement in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`")):
-        text = text.replace(character, replacement)
-    return text
+    return f"## {heading}\n\n" + "\n".join(f"- {escaped(name)}: {escaped(text)}" for name, text in pairs)

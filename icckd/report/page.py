@@ -1,19 +1,14 @@
 """report.html: one page that needs nothing but itself."""
 
 import html
-from dataclasses import asdict
-from typing import Any
 
-from icckd.report.charts import Chart, Section, sections
-from icckd.report.figures import line_chart
+from icckd.report.charts import Section, sections
 from icckd.report.per_class import per_class_section
+from icckd.report.recipe import effective, recipe
 from icckd.report.results import Results
+from icckd.report.shell import figure, settings_table, shell
 from icckd.report.soft_labels import soft_label_section
-from icckd.report.style import STYLE
 from icckd.report.wording import findings, formatted, measures, notes, title
-from icckd.settings import Settings
-
-_SECURITY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def html_page(results: Results) -> str:
@@ -29,22 +24,7 @@ def html_page(results: Results) -> str:
         _environment(results),
     ]
     body = "\n".join(part for part in parts if part)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_SECURITY}">
-<title>{html.escape(title(results))}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
+    return shell(title(results), body)
 
 
 def _header(results: Results) -> str:
@@ -79,68 +59,25 @@ def _notes(results: Results) -> str:
 
 
 def _charts(section: Section) -> str:
-    figures = "\n".join(_figure(chart) for chart in section.charts)
+    figures = "\n".join(figure(chart) for chart in section.charts)
     return f'<section><h2>{html.escape(section.heading)}</h2>\n<div class="grid">\n{figures}\n</div></section>'
 
 
-def _figure(chart: Chart) -> str:
-    drawing = line_chart(
-        chart.name,
-        chart.curves,
-        percent=chart.percent,
-        logarithmic=chart.logarithmic,
-        threshold=chart.threshold,
-    )
-    described = drawing.replace("<svg", f'<svg role="img" aria-label="{html.escape(_description(chart))}"', 1)
-    caption = html.escape(chart.caption)
-    return f"<figure><h3>{html.escape(chart.title)}</h3>\n{described}\n<figcaption>{caption}</figcaption></figure>"
-
-
-def _description(chart: Chart) -> str:
-    """The chart in words: where each curve starts and ends."""
-    parts = []
-    for curve in chart.curves:
-        known = [(epoch, value) for epoch, value in zip(curve.epochs, curve.values, strict=True) if value is not None]
-        (first, start), (last, end) = known[0], known[-1]
-        parts.append(f"{curve.label} {start:.4g} at epoch {first:g}, {end:.4g} at epoch {last:g}")
-    return f"{chart.title}: {'; '.join(parts)}"
-
-
 def _settings(results: Results) -> str:
-    defaults = _flat(asdict(Settings()))
-    rows = []
-    for name, value in results.settings.items():
-        changed = ' class="changed"' if value != defaults.get(name) else ""
-        cells = f"<td>{html.escape(_shown(value))}</td><td>{html.escape(_shown(defaults.get(name)))}</td>"
-        rows.append(f'<tr{changed}><th scope="row">{html.escape(name)}</th>{cells}</tr>')
-    body = "\n".join(rows)
+    in_force = _pairs("In force", recipe(results))
     return f"""<section><h2>Settings and environment</h2>
-<details><summary>Settings ({len(rows)}; those changed from their defaults in bold)</summary>
-<table class="pairs">
-<thead><tr><th scope="col">Setting</th><th scope="col">Value</th><th scope="col">Default</th></tr></thead>
-<tbody>
-{body}
-</tbody></table></details>"""
+{in_force}{settings_table(results.settings, effective(results))}"""
 
 
 def _environment(results: Results) -> str:
+    return f"{_pairs('Computed with', list(results.environment.items()))}</section>"
+
+
+def _pairs(caption: str, pairs: list[tuple[str, str]]) -> str:
+    """A table of names and texts; empty where there are none."""
+    if not pairs:
+        return ""
     rows = "\n".join(
-        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
-        for name, value in results.environment.items()
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(text)}</td></tr>' for name, text in pairs
     )
-    if not rows:
-        return "</section>"
-    return f'<table class="pairs"><caption>Computed with</caption>\n<tbody>\n{rows}\n</tbody></table></section>'
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return f'<table class="pairs"><caption>{caption}</caption>\n<tbody>\n{rows}\n</tbody></table>\n'

@@ -4,14 +4,12 @@ Nothing in the folder is trusted: every number is a float that can be drawn, or 
 shapes agree.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,20 +18,20 @@ from icckd.errors import UserError
 from icckd.methods import METHODS
 from icckd.methods.intra_class import IntraClass, IntraClassSettings
 from icckd.methods.kd import Kd
+from icckd.report.reading import Numbers, mapping, number, one_line, read_history, read_object, read_yaml
 from icckd.settings import NO_METHOD, STAGES, Settings, setting_name
-
-_LONGEST_TEXT = 100
-_LARGEST_NUMBER = 1e100  # What is larger is an accident, and overflows in the figures.
-
-Numbers = dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One network of a run: its measures at the end (None where unknown) and its record of each epoch."""
+    """One network of a run: its measures at the end (None where unknown) and its record of each epoch.
+
+    `settings` are those of its loss in force, by dotted name, where the summary tells them.
+    """
 
     arch: str
     method: str | None
+    settings: dict[str, Any]
     measures: Numbers
     per_class_accuracy: list[float | None]
     history: list[Numbers]
@@ -51,9 +49,14 @@ class Examples:
 
 @dataclass(frozen=True)
 class Results:
-    """A run: its settings in force by dotted name, and what there is of each stage."""
+    """A run: its settings by dotted name, and what there is of each stage.
+
+    `settings` are without those of methods that are not in force; `data` is what was made of those of the data, by
+    dotted name.
+    """
 
     settings: dict[str, Any]
+    data: dict[str, Any]
     environment: dict[str, str]
     stages: dict[str, Stage]
     classes: list[str]
@@ -68,20 +71,21 @@ def read_results(run: Path) -> Results:
     config = run / "config.yaml"
     if not config.is_file():
         raise UserError(f"{run} is not a run's folder: it has no config.yaml; give the --output of an earlier run")
-    settings = _in_force(dict(_settings(_read_yaml(config), Settings, config)))
-    summary = _read_object(run / "summary.json")
-    history = _read_history(run / "metrics.jsonl")
-    models = {name: _read_object(run / name / "model.json") for name in STAGES}
+    settings = in_force(dict(_settings(read_yaml(config), Settings, config)))
+    summary = read_object(run / "summary.json")
+    history = read_history(run / "metrics.jsonl")
+    models = {name: read_object(run / name / "model.json") for name in STAGES}
     stages = {
         name: _stage(run, name, summary.get(name), models[name], history[name], settings)
         for name in STAGES
         if name in summary or history[name]
     }
     classes = _classes(run, models, stages)
-    environment = _object(summary.get("environment", {}), run / "summary.json", "environment")
+    environment = mapping(summary.get("environment", {}), run / "summary.json", "environment")
     return Results(
         settings=settings,
-        environment={_text(name): _text(value) for name, value in environment.items() if value is not None},
+        data=_values(summary.get("data", {}), run / "summary.json", "data"),
+        environment={one_line(name): one_line(value) for name, value in environment.items() if value is not None},
         stages=stages,
         classes=classes,
         examples=_read_examples(run / "teacher" / "examples.safetensors", len(classes)),
@@ -95,31 +99,18 @@ def student_methods(results: Results) -> list[str]:
     return [name for name in str(named or Kd.name).split("+") if name != NO_METHOD]
 
 
-def number(value: Any) -> float | None:
-    """`value` as a float if it is a number of less than 1e100, otherwise None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if abs(value) < _LARGEST_NUMBER else None
-
-
-def _text(value: Any) -> str:
-    """`value` on one line, without control characters (a terminal would obey them) and not endless."""
-    words = " ".join(str(value).split())
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
-    return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
-
-
 def _stage(
     run: Path, name: str, summary: Any, model: dict[str, Any], history: list[Numbers], settings: dict[str, Any]
 ) -> Stage:
-    summary = _object({} if summary is None else summary, run / "summary.json", name)
+    summary = mapping({} if summary is None else summary, run / "summary.json", name)
     accuracies = summary.get("per_class_accuracy", [])
     if not isinstance(accuracies, list):
         raise UserError(f"{run / 'summary.json'}: {name}.per_class_accuracy should be a list")
     measures = {key: number(value) for key, value in summary.items()}
     return Stage(
-        arch=_text(model.get("arch", settings.get(f"{name}.arch", "unknown network"))),
-        method=_text(summary["method"]) if isinstance(summary.get("method"), str) else None,
+        arch=one_line(model.get("arch", settings.get(f"{name}.arch", "unknown network"))),
+        method=one_line(summary["method"]) if isinstance(summary.get("method"), str) else None,
+        settings=_values(summary.get("settings", {}), run / "summary.json", f"{name}.settings"),
         measures={**measures, "parameters": number(model.get("parameters"))},
         per_class_accuracy=[number(value) for value in accuracies],
         history=history,
@@ -134,7 +125,7 @@ def _classes(run: Path, models: dict[str, dict[str, Any]], stages: dict[str, Sta
         if "classes" in model:
             if not isinstance(model["classes"], list):
                 raise UserError(f"{run / stage / 'model.json'}: classes should be a list of names")
-            names = [_text(name) for name in model["classes"]]
+            names = [one_line(name) for name in model["classes"]]
             break
     for stage, length in lengths.items():
         if length != len(names):
@@ -144,26 +135,13 @@ def _classes(run: Path, models: dict[str, dict[str, Any]], stages: dict[str, Sta
     return names
 
 
-def _read_history(path: Path) -> dict[str, list[Numbers]]:
-    history: dict[str, list[Numbers]] = {name: [] for name in STAGES}
-    if not path.exists():
-        return history
-    for line_number, line in enumerate(_read(path).splitlines(), start=1):
-        record = _object(_parse(line, path, f"line {line_number}"), path, f"line {line_number}")
-        numbers = {key: number(value) for key, value in record.items()}
-        if record.get("stage") not in STAGES or numbers.get("epoch") is None:
-            raise UserError(f'{path}: line {line_number} should have a "stage" ({" or ".join(STAGES)}) and an "epoch"')
-        history[record["stage"]].append(numbers)
-    return history
-
-
 def _read_examples(path: Path, classes: int) -> Examples | None:
     if not path.exists():
         return None
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is not a readable safetensors file: {_text(error)}") from error
+        raise UserError(f"{path} is not a readable safetensors file: {one_line(error)}") from error
     problem = _examples_problem(tensors, classes)
     if problem:
         raise UserError(f"{path}: {problem}")
@@ -194,9 +172,23 @@ def _examples_problem(tensors: dict[str, Tensor], classes: int) -> str | None:
     return None
 
 
+def _values(values: Any, path: Path, what: str) -> dict[str, Any]:
+    """What `what` of the file holds and what is one level beneath, by dotted name, but for what is not plain."""
+    found: dict[str, Any] = {}
+    for name, value in mapping(values, path, what).items():
+        beneath = value.items() if isinstance(value, dict) else [("", value)]
+        for inner, item in beneath:
+            dotted = one_line(f"{name}.{inner}" if inner else name)
+            if isinstance(item, list) and all(map(_is_plain, item)):
+                found[dotted] = [_plain(each) for each in item]
+            elif _is_plain(item):
+                found[dotted] = _plain(item)
+    return found
+
+
 def _settings(values: Any, kind: type, path: Path, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The settings of the dataclass `kind` that `values` holds, by dotted name."""
-    values = _object(values, path, prefix.rstrip(".") or "it")
+    values = mapping(values, path, prefix.rstrip(".") or "it")
     hints = get_type_hints(kind)
     for name in (field.name for field in fields(kind)):
         if name not in values:
@@ -212,7 +204,7 @@ def _settings(values: Any, kind: type, path: Path, prefix: str = "") -> Iterator
             raise UserError(f"{path}: {prefix}{name} should be a number, a text, or a list of them")
 
 
-def _in_force(settings: dict[str, Any]) -> dict[str, Any]:
+def in_force(settings: dict[str, Any]) -> dict[str, Any]:
     """`settings` without those of methods that the run does not use."""
     chosen = [
         *str(settings.get("teacher.loss.method")).split("+"),
@@ -229,35 +221,4 @@ def _is_plain(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    return _text(value) if isinstance(value, str) else value
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(_read(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not readable YAML: {_text(error)}") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    return _object(_parse(_read(path), path, "it"), path, "it") if path.exists() else {}
-
-
-def _object(value: Any, path: Path, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: {what} should hold names and values, but is a {type(value).__name__}")
-    return value
-
-
-def _parse(text: str, path: Path, what: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {what} is not readable JSON: {_text(error)}") from error
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {_text(error)}") from error
+    return one_line(value) if isinstance(value, str) else value

@@ -8,7 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from icckd.methods.kd import Kd, KdSettings
-from icckd.report.results import Examples, Results, number, student_methods
+from icckd.report.reading import number
+from icckd.report.results import Examples, Results, student_methods
 from icckd.report.wording import images
 
 _EPSILON = 1e-7  # Added to the deviation when logits are standardised, as in icckd.functional.kd_kl.

@@ -5,11 +5,13 @@ STYLE = """
   color-scheme: light dark;
   --page: #ffffff; --ink: #1d2330; --quiet: #586174; --faint: #dfe3ea; --panel: #f5f7fa;
   --teacher: #0b66b5; --student: #c4510a;
+  --series-1: #0b66b5; --series-2: #c4510a; --series-3: #007f5c;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #14171d; --ink: #e6e9ef; --quiet: #a3acbb; --faint: #333a46; --panel: #1d222b;
     --teacher: #6cb6ff; --student: #ffa657;
+    --series-1: #6cb6ff; --series-2: #ffa657; --series-3: #4fd1a5;
   }
 }
 * { box-sizing: border-box; stroke-linejoin: round; }
@@ -67,15 +69,46 @@ details { margin: 0.75rem 0; }
 summary { cursor: pointer; font-weight: 600; }
 .pairs { font-size: 0.9rem; overflow-wrap: anywhere; }
 .changed { font-weight: 600; }
+.pair { display: grid; gap: 0.5rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr));
+  align-items: start; margin-bottom: 1.75rem; }
+.findings { padding-left: 1.2rem; margin: 0.25rem 0 1rem; max-width: 46rem; }
+.findings li { margin: 0.3rem 0; overflow-wrap: anywhere; }
+.intervals { width: 100%; max-width: 46rem; font-size: 0.9rem; margin: 0.5rem 0 1.5rem; }
+.intervals th:first-child { width: 20%; overflow-wrap: anywhere; }
+.intervals td:nth-child(2), .intervals thead th:nth-child(2) { padding: 0; min-width: 6rem; }
+.intervals .number { width: 1%; }
+.intervals .meaning { white-space: nowrap; }
+.interval { display: block; width: 100%; height: 3.25rem; }
+.pair figure { max-width: 27rem; }
+.interval.axis { height: 1.5rem; overflow: visible; fill: var(--quiet); font-size: 0.8rem; font-weight: 400; }
+.interval .tick { stroke: var(--faint); }
+.interval .zero { stroke: var(--ink); }
+.interval .seed { fill: currentColor; fill-opacity: 0.45; }
+.interval .range { stroke: currentColor; stroke-width: 2; }
+.interval .mean { fill: currentColor; }
+.ink { color: var(--ink); }
+.series-1 { color: var(--series-1); }
+.series-2 { color: var(--series-2); }
+.series-3 { color: var(--series-3); }
+.scroll { overflow-x: auto; }
+.runs { font-size: 0.9rem; }
+a { color: var(--teacher); }
 @media (max-width: 32rem) {
   main { padding: 1rem 0.9rem 3rem; }
   th, td { padding: 0.3rem; }
   .number { font-size: 0.95rem; }
   .main-numbers th.number { min-width: 6.8rem; }
+  .intervals, .intervals thead, .intervals tbody, .intervals caption { display: block; }
+  .intervals tr { display: grid; grid-template-columns: minmax(9rem, 2fr) 1fr 1fr; }
+  .intervals th:first-child, .intervals :nth-child(2):not(svg *) { grid-column: 1 / -1; width: auto; }
+  .intervals thead th:first-child { display: none; }
+  .intervals thead th:nth-child(2) { order: 1; }
+  .intervals .number { width: auto; }
 }
 @media print {
   :root { --page: #fff; --ink: #000; --quiet: #444; --faint: #ccc; --panel: #fff;
-    --teacher: #0b66b5; --student: #c4510a; }
+    --teacher: #0b66b5; --student: #c4510a;
+    --series-1: #0b66b5; --series-2: #c4510a; --series-3: #007f5c; }
   body { font-size: 11px; }
   .bar, .dot, .example img { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }

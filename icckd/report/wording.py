@@ -57,12 +57,21 @@ def measures(results: Results) -> list[Measure]:
         certain += f", {math.log(classes):.2f} where all {classes} classes are equally likely"
     return [
         Measure("test_accuracy", "Accuracy", f"of {images(results)}, after the last epoch", percent),
+        Measure("worst_class_accuracy", "Worst class", "accuracy of the hardest class", percent),
+        Measure("class_accuracy_gap", "Gap of classes", "accuracy of the easiest class less the hardest's", percent),
+        Measure("recall_at_1", "Recall at 1", "nearest other image by cosine is of the same class", percent),
         Measure("intra_class_distance", "Intra-class distance", "mean 1 − cosine of two images of a class", decimal),
         Measure("inter_class_distance", "Inter-class distance", "mean 1 − cosine of two class means", decimal),
         Measure("distance_ratio", "Distance ratio", "intra-class / inter-class", decimal),
         Measure("soft_label_entropy", "Soft-label entropy", certain, decimal),
         Measure(
             "expected_calibration_error", "Calibration error", "mean gap of confidence and accuracy, 15 bins", percent
+        ),
+        Measure(
+            "best_test_accuracy",
+            "Best epoch's accuracy",
+            f"flattering, as it was chosen on the {images(results)}: not for comparison",
+            percent,
         ),
         Measure("parameters", "Parameters", "trained numbers in the network", lambda value: f"{value:,.0f}"),
         Measure("seconds", "Training time", "evaluation after each epoch included", duration),

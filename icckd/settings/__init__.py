@@ -8,6 +8,7 @@ from icckd.settings.checks import check, check_text
 from icckd.settings.comparison import Comparison, comparison_from, read_comparison
 from icckd.settings.definition import (
     STAGES,
+    AugmentationSettings,
     DataSettings,
     MemorySettings,
     Settings,
@@ -22,6 +23,7 @@ from icckd.settings.resolution import defaults_under, one_line, refuse_nulls, se
 __all__ = [
     "NO_METHOD",
     "STAGES",
+    "AugmentationSettings",
     "Comparison",
     "DataSettings",
     "MemorySettings",

@@ -1,20 +1,30 @@
 """Whether the settings' values are right."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from icckd.errors import UserError
 from icckd.methods import MethodSettings, not_negative
 from icckd.methods.intra_class import IntraClass
-from icckd.settings.definition import STAGES, Settings, StudentSettings, TeacherSettings, TrainingSettings
+from icckd.settings.definition import (
+    STAGES,
+    AugmentationSettings,
+    DataSettings,
+    Settings,
+    StudentSettings,
+    TeacherSettings,
+    TrainingSettings,
+)
 from icckd.settings.losses import setting_name
 from icckd.settings.names import flat
 
 # The largest float32: PyTorch's optimisers take no larger factor.
 _LARGEST_FACTOR = (2 - 2**-23) * 2.0**127
 # A setting's name and value, whether it is right, and what would be.
-_Rule = tuple[str, float, bool, str]
+_Rule = tuple[str, Any, bool, str]
 
 
 def check(settings: Settings, stages: Sequence[str] = STAGES) -> None:
@@ -29,20 +39,17 @@ def check(settings: Settings, stages: Sequence[str] = STAGES) -> None:
         elif isinstance(value, int) and abs(value) >= 2**63:
             raise UserError(f"{name} is {value}; it should be in (-2^63, 2^63)")
     rules: list[_Rule] = [
-        ("data.validation", settings.data.validation, 0 <= settings.data.validation < 1, "in [0, 1)"),
+        *_data_rules(settings.data),
         ("checkpoint_every", settings.checkpoint_every, settings.checkpoint_every >= 0, "0 or more"),
         ("seed", settings.seed, 0 <= settings.seed < 2**63, "in [0, 2^63)"),
     ]
-    if settings.data.image_size is not None:
-        size = settings.data.image_size
-        rules.append(("data.image_size", size, 8 <= size <= 1024, "in [8, 1024]"))
     if "teacher" in stages:
         rules += _teacher_rules(settings.teacher)
     if "student" in stages:
         rules += _student_rules(settings.student)
-    for name, number, holds, wanted in rules:
+    for name, given, holds, wanted in rules:
         if not holds:
-            raise UserError(f"{name} is {number}; it should be {wanted}")
+            raise UserError(f"{name} is {given}; it should be {wanted}")
 
 
 def check_text(name: str, value: str) -> None:
@@ -54,6 +61,34 @@ def check_text(name: str, value: str) -> None:
         raise UserError(f"{name} is {value!r}, which is not UTF-8 (or the locale is not); give one that is") from error
     if "\0" in value:
         raise UserError(f"{name} is {value!r}; it should hold no zero byte")
+
+
+def _data_rules(data: DataSettings) -> list[_Rule]:
+    size, mean, std = data.image_size, data.mean or [], data.std or []
+    return [
+        ("data.image_size", size, size is None or 8 <= size <= 1024, "null or in [8, 1024]"),
+        ("data.validation", data.validation, 0 <= data.validation < 1, "in [0, 1)"),
+        ("data.train_fraction", data.train_fraction, 0 < data.train_fraction <= 1, "in (0, 1]"),
+        ("data.mean", mean, all(map(math.isfinite, mean)), "finite numbers, one per channel"),
+        ("data.std", std, all(0 < value < math.inf for value in std), "finite numbers above 0, one per channel"),
+        *_augmentation_rules(data.augmentation),
+    ]
+
+
+def _augmentation_rules(augmentation: AugmentationSettings) -> list[_Rule]:
+    prefix, padding, bounds = "data.augmentation", augmentation.crop_padding, augmentation.resized_crop
+    rules: list[_Rule] = [
+        (f"{prefix}.rotation", augmentation.rotation, 0 <= augmentation.rotation <= 180, "in [0, 180] degrees"),
+    ]
+    if padding is not None:
+        rules.append((f"{prefix}.crop_padding", padding, padding >= 0, "null, or 0 or more"))
+    if bounds is not None:
+        areas = len(bounds) == 2 and 0 < bounds[0] <= bounds[1] <= 1
+        rules += [
+            (f"{prefix}.resized_crop", bounds, areas, "null, or two fractions [low, high] with 0 < low <= high <= 1"),
+            (f"{prefix}.crop_padding", padding, not padding, f"null or 0 beside {prefix}.resized_crop"),
+        ]
+    return rules
 
 
 def _teacher_rules(teacher: TeacherSettings) -> list[_Rule]:

@@ -9,6 +9,25 @@ STAGES = ("teacher", "student")
 
 
 @dataclass
+class AugmentationSettings:
+    """How training images are varied, each view anew.
+
+    Args:
+        crop_padding: Pad by so many zero pixels a side and crop at a random place (null: as usual for the data set, or
+            0 beside resized_crop; 0: do not).
+        flip: Mirror left to right with probability 1/2 (null: as usual for the data set).
+        rotation: Turn by a random angle of at most so many degrees, bilinearly, zero outside.
+        resized_crop: Crop a random box, its area between these two fractions of the image's and its aspect ratio
+            between 3/4 and 4/3, and resize it to the image's size, bilinearly ([0.08, 1.0] is usual; null: do not).
+    """
+
+    crop_padding: int | None = None
+    flip: bool | None = None
+    rotation: float = 0.0
+    resized_crop: list[float] | None = None
+
+
+@dataclass
 class DataSettings:
     """The images to train and test on.
 
@@ -18,12 +37,21 @@ class DataSettings:
         image_size: Resize images to this many pixels a side (image-folder and tiny-imagenet only; null: as they are).
         validation: Hold out this fraction of the training images, class by class, and report on them instead of
             the test images: choose settings with it, then set it back to 0.
+        train_fraction: Train on this fraction of the training images (of those left by validation), class by class, at
+            least one of each; the same images whatever the seed.
+        mean: Subtracted from each channel of the images, which are scaled to [0, 1] (null: the training images' mean).
+        std: What each channel is then divided by (null: the training images' standard deviation).
+        augmentation: How training images are varied.
     """
 
     name: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "image-folder"] = "digits"
     root: str | None = None
     image_size: int | None = None
     validation: float = 0.0
+    train_fraction: float = 1.0
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
 
 
 @dataclass

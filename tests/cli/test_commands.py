@@ -22,7 +22,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from icckd.cli import main
-from icckd.settings import Settings
+from icckd.data import load_data
+from icckd.settings import DataSettings, Settings
 
 SHORT = [
     *("--teacher.arch", "convnet-small", "--teacher.epochs", "2", "--teacher.warmup_epochs", "0.5"),
@@ -96,12 +97,21 @@ def test_summary_has_every_number(finished):
     summary = json.loads((finished / "summary.json").read_text())
     keys = {
         *("test_accuracy", "intra_class_distance", "inter_class_distance", "distance_ratio", "soft_label_entropy"),
-        *("expected_calibration_error", "per_class_accuracy", "seconds"),
+        *("expected_calibration_error", "per_class_accuracy", "seconds", "recall_at_1", "worst_class_accuracy"),
+        *("class_accuracy_gap", "best_test_accuracy", "best_epoch"),
     }
     assert keys <= summary["teacher"].keys()
     assert keys | {"method"} <= summary["student"].keys()
     assert {"torch", "python", "device"} <= summary["environment"].keys()
     assert len(summary["teacher"]["per_class_accuracy"]) == 10
+    data = load_data(DataSettings())
+    assert summary["data"] == {
+        "train_images": len(data.train_images),
+        "test_images": len(data.test_images),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "augmentation": {"crop_padding": 1, "flip": False, "rotation": 0.0, "resized_crop": None},
+    }
     assert summary["teacher"]["distance_ratio"] == pytest.approx(
         summary["teacher"]["intra_class_distance"] / summary["teacher"]["inter_class_distance"]
     )
@@ -113,6 +123,9 @@ def test_metrics_have_a_line_per_epoch_and_the_last_is_the_summary(finished):
     assert {"train_loss", "train_cross_entropy", "train_intra_class", "train_active_fraction"} <= records[0].keys()
     assert {"train_loss", "train_cross_entropy", "train_kd", "learning_rate", "seconds"} <= records[2].keys()
     summary = json.loads((finished / "summary.json").read_text())
+    best = max(records[:2], key=lambda record: record["test_accuracy"])
+    assert summary["teacher"]["best_test_accuracy"] == best["test_accuracy"]
+    assert summary["teacher"]["best_epoch"] == best["epoch"]
     assert records[1]["test_accuracy"] == summary["teacher"]["test_accuracy"]
     assert records[2]["distance_ratio"] == summary["student"]["distance_ratio"]
 

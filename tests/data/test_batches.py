@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from icckd.data.batches import Augmentation, Batches, random_crop
+from icckd.data.augmentation import Augmentation
+from icckd.data.batches import Batches
 
 
 @pytest.fixture
@@ -45,12 +46,6 @@ def crop_one_by_one(images, padding, top, left):
         padded[:, padding : padding + height, padding : padding + width] = image
         crops.append(padded[:, y : y + height, x : x + width])
     return torch.from_numpy(np.stack(crops))
-
-
-@pytest.mark.parametrize("padding", [0, 1, 4])
-def test_random_crop_equals_cropping_one_by_one(images, padding):
-    top, left = torch.randint(0, 2 * padding + 1, (2, len(images)), generator=torch.Generator().manual_seed(2))
-    assert torch.equal(random_crop(images, padding, top, left), crop_one_by_one(images, padding, top, left))
 
 
 def test_views_are_crops_of_the_image_that_the_label_belongs_to_mirrored_or_not(images):
@@ -120,11 +115,29 @@ def test_drop_last_leaves_out_the_smaller_batch(images):
     assert [len(batch.labels) for batch in batches.epoch(0)] == [8] * 6
 
 
+@pytest.mark.parametrize("augmentation", [Augmentation(2, flip=True), Augmentation(0, True, 20.0, (0.3, 1.0))])
 @pytest.mark.parametrize("first_step", [0, 1, 4, 6])
-def test_resuming_at_any_step_gives_the_same_bits(images, first_step):
-    whole = flat(make(images).epoch(3))
+def test_resuming_at_any_step_gives_the_same_bits(images, augmentation, first_step):
+    whole = flat(make(images, augmentation=augmentation).epoch(3))
     torch.manual_seed(first_step)  # Global random state plays no part.
-    assert_same(flat(make(images).epoch(3, first_step=first_step)), whole[first_step:])
+    assert_same(flat(make(images, augmentation=augmentation).epoch(3, first_step=first_step)), whole[first_step:])
+
+
+def test_interpolated_views_are_normalised_too(images):
+    mean, std = (0.1, 0.5, 0.7), (0.2, 0.3, 0.4)
+    batches = make(images, mean=mean, std=std, augmentation=Augmentation(0, False, 30.0, (0.3, 1.0)))
+    low, high = ((torch.tensor(bound) - torch.tensor(mean)) / torch.tensor(std) for bound in (0.0, 1.0))
+    for batch in batches.epoch(0):
+        for view in batch.views:
+            assert view.dtype == torch.float32
+            assert (view.amin(dim=(0, 2, 3)) >= low - 1e-4).all()
+            assert (view.amax(dim=(0, 2, 3)) <= high + 1e-4).all()
+
+
+def test_views_without_augmentation_are_the_images(images):
+    batch = next(make(images, augmentation=None, mean=(0.0,) * 3, std=(1 / 255,) * 3).epoch(0))
+    assert len(batch.views) == 2
+    assert all(torch.equal(view.round().to(torch.uint8), images[batch.indices]) for view in batch.views)
 
 
 def test_seed_epoch_and_step_all_matter(images):
@@ -142,9 +155,10 @@ def test_large_seeds_are_welcome(images):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_gpu_gives_the_same_views(images):
-    on_cpu = flat(make(images).epoch(1))
-    on_gpu = [[x.cpu() for x in batch] for batch in flat(make(images, device="cuda").epoch(1))]
+@pytest.mark.parametrize("augmentation", [Augmentation(2, flip=True), Augmentation(0, True, 20.0, (0.3, 1.0))])
+def test_gpu_gives_the_same_views(images, augmentation):
+    on_cpu = flat(make(images, augmentation=augmentation).epoch(1))
+    on_gpu = [[x.cpu() for x in b] for b in flat(make(images, augmentation=augmentation, device="cuda").epoch(1))]
     for a, b in zip(on_cpu, on_gpu, strict=True):
         for x, y in zip(a, b, strict=True):
             torch.testing.assert_close(x, y)

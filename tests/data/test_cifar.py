@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from icckd.data import load_data
+from icckd.data.augmentation import Augmentation
 from icckd.errors import UserError
 from icckd.settings import DataSettings
 from tests.data.python2_pickle import python2_pickle
@@ -92,7 +93,7 @@ def assert_holds(data, name):
     assert np.array_equal(data.test_images.numpy(), test[0].reshape(-1, 3, 32, 32))
     assert data.test_labels.tolist() == test[1]
     assert data.classes == tuple(NAMES[name])
-    assert data.augmentation == (4, True)
+    assert data.augmentation == Augmentation(crop_padding=4, flip=True)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from icckd.data import load_data
+from icckd.data.augmentation import Augmentation
 from icckd.data.fashion_mnist import DEBIAN_FOLDER, read_idx
 from icckd.errors import UserError
 from icckd.settings import DataSettings
@@ -44,7 +45,7 @@ def test_reads_plain_and_compressed_files(tmp_path, suffix, separator):
     assert data.test_labels.tolist() == arrays["t10k-labels-idx1-ubyte"].tolist()
     assert (data.train_images.dtype, data.train_labels.dtype) == (torch.uint8, torch.int64)
     assert len(data.classes) == 10
-    assert data.augmentation == (2, True)
+    assert data.augmentation == Augmentation(crop_padding=2, flip=True)
 
 
 GOOD_LABELS = idx(np.arange(40) % 10)

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from icckd.data import load_data
+from icckd.data.augmentation import Augmentation
 from icckd.errors import UserError
 from icckd.settings import DataSettings
 
@@ -54,7 +55,7 @@ def test_image_folder_holds_the_files_pixels(tmp_path, random, channels):
     assert data.train_labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
     assert data.test_labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert data.classes == tuple(CLASSES)
-    assert data.augmentation == (2, True)
+    assert data.augmentation == Augmentation(crop_padding=2, flip=True)
 
 
 def test_other_files_are_left_out_and_counted(tmp_path, random, capsys):

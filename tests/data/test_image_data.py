@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from icckd.data.batches import Augmentation
-from icckd.data.image_data import Split, channel_statistics, hold_out, image_data
+from icckd.data.augmentation import Augmentation
+from icckd.data.image_data import Split, channel_statistics, hold_out, image_data, part_of
 from icckd.errors import UserError
+from icckd.settings import AugmentationSettings, DataSettings
 
 
 def split(labels, channels=1, size=8, source="some file"):
@@ -13,8 +14,8 @@ def split(labels, channels=1, size=8, source="some file"):
     return Split(images, torch.tensor(labels, dtype=torch.int64), source)
 
 
-def build(train, test, classes=("a", "b"), validation=0.0):
-    return image_data("set", train, test, classes, Augmentation(1, flip=False), validation)
+def build(train, test, classes=("a", "b"), **settings):
+    return image_data("set", train, test, classes, Augmentation(1, flip=False), DataSettings(**settings))
 
 
 def test_hold_out_takes_the_fraction_of_each_class_and_keeps_labels_with_images():
@@ -42,6 +43,61 @@ def test_hold_out_is_the_same_every_time():
 def test_hold_out_leaves_an_image_of_every_class_on_both_sides(fraction):
     for part in hold_out(split([0, 1, 2] * 4), fraction):
         assert part.labels.unique().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.1, 0.5, 1.0])
+def test_a_part_has_its_fraction_of_every_class_and_at_least_one(fraction):
+    whole = split([2] * 3 + [0] * 30 + [1] * 11)
+    part = part_of(whole, fraction)
+    assert part.labels.bincount().tolist() == [max(round(fraction * n), 1) for n in (30, 11, 3)]
+    place = {image.numpy().tobytes(): k for k, image in enumerate(whole.images)}
+    places = [place[image.numpy().tobytes()] for image in part.images]
+    assert places == sorted(places)
+    assert [whole.labels[k] for k in places] == part.labels.tolist()
+
+
+def test_smaller_parts_are_parts_of_larger_ones():
+    whole = split([0, 1, 2] * 40)
+    parts = [{x.numpy().tobytes() for x in part_of(whole, fraction).images} for fraction in (0.1, 0.3, 0.9)]
+    assert parts[0] < parts[1] < parts[2]
+
+
+def test_what_is_trained_on_is_a_part_of_what_validation_leaves():
+    train, test = split([0, 1] * 20), split([0, 1])
+    whole, part = (build(train, test, validation=0.25, train_fraction=f) for f in (1.0, 0.5))
+    assert torch.equal(whole.test_images, part.test_images)
+    assert len(part.train_images) == 16
+    assert {x.numpy().tobytes() for x in part.train_images} < {x.numpy().tobytes() for x in whole.train_images}
+    assert part.mean == channel_statistics(part.train_images)[0] != whole.mean
+
+
+def test_given_statistics_are_those_in_force():
+    train, test = split([0, 1] * 5, channels=3), split([0, 1], channels=3)
+    found = channel_statistics(train.images)
+    assert build(train, test, mean=[0.1, 0.2, 0.3]).mean == (0.1, 0.2, 0.3)
+    assert build(train, test, mean=[0.1, 0.2, 0.3]).std == found[1]
+    assert build(train, test, std=[0.4, 0.5, 0.6]).std == (0.4, 0.5, 0.6)
+    for name in ("mean", "std"):
+        with pytest.raises(UserError, match=rf"data\.{name} has 1 values; the images have 3 channels"):
+            build(train, test, **{name: [0.5]})
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, Augmentation(1, False)),
+        ({"crop_padding": 0, "flip": True, "rotation": 20.0}, Augmentation(0, True, 20.0)),
+        ({"resized_crop": [0.08, 1.0]}, Augmentation(0, False, 0.0, (0.08, 1.0))),
+        ({"crop_padding": 7}, Augmentation(7, False)),
+    ],
+)
+def test_augmentation_is_the_data_sets_own_where_nothing_else_is_said(settings, expected):
+    assert build(split([0, 1]), split([0, 1]), augmentation=AugmentationSettings(**settings)).augmentation == expected
+
+
+def test_padding_beyond_the_image_is_refused():
+    with pytest.raises(UserError, match=r"data\.augmentation\.crop_padding is 8; the images' side is 8"):
+        build(split([0, 1]), split([0, 1]), augmentation=AugmentationSettings(crop_padding=8))
 
 
 def test_validation_takes_the_place_of_test():

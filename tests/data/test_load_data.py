@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
-from icckd.data import load_data
+from icckd.data import Augmentation, load_data
 from icckd.errors import UserError
 from icckd.settings import DataSettings
 
@@ -22,7 +22,7 @@ def test_digits_test_set_is_a_fifth_of_each_class():
     test, train = data.test_labels.bincount(), data.train_labels.bincount()
     assert all(abs(a / (a + b) - 0.2) < 0.01 for a, b in zip(test.tolist(), train.tolist(), strict=True))
     assert data.classes == tuple("0123456789")
-    assert data.augmentation == (1, False)
+    assert data.augmentation == Augmentation(crop_padding=1, flip=False)
 
 
 def test_validation_holds_out_training_images_only():

@@ -11,7 +11,7 @@ from sklearn.metrics.pairwise import cosine_distances
 from torch import nn
 
 from icckd.data import Batch
-from icckd.experiment.evaluation import Predictions, measure, predict
+from icckd.experiment.evaluation import Predictions, measure, predict, recall_at_1
 
 torch.set_num_threads(2)
 
@@ -137,6 +137,8 @@ def test_measures_are_the_ones_of_the_contract():
         "distance_ratio",
         "soft_label_entropy",
         "expected_calibration_error",
+        "worst_class_accuracy",
+        "class_accuracy_gap",
         "per_class_accuracy",
     ]
 
@@ -219,3 +221,34 @@ def test_predict_leaves_the_model_as_it_was():
 def test_predict_needs_a_batch():
     with pytest.raises(ValueError, match="batches is empty"):
         predict(Network(), [])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_worst_class_and_the_gap_are_those_of_classes_with_images(seed):
+    predictions = random_predictions(seed, classes=6)
+    predictions.labels[predictions.labels == 3] = 0
+    answers = predictions.logits.argmax(1)
+    by_class = [(answers[predictions.labels == c] == c).double().mean().item() for c in (0, 1, 2, 4, 5)]
+    result = measure(predictions)
+    assert result["worst_class_accuracy"] == pytest.approx(min(by_class))
+    assert result["class_accuracy_gap"] == pytest.approx(max(by_class) - min(by_class))
+
+
+@pytest.mark.parametrize("count", [6, 61, 2100])
+def test_recall_is_that_of_the_dense_matrix_of_cosines(count):
+    predictions = random_predictions(count, count=count, classes=count // 5 + 2, dim=9)
+    alone = predictions.logits.shape[1] - 1
+    predictions.labels[predictions.labels == alone] = 0
+    predictions.labels[1] = alone
+    features, labels = predictions.features.numpy().astype(np.float64), predictions.labels.numpy()
+    distances = cosine_distances(features)
+    np.fill_diagonal(distances, np.inf)
+    hits = labels[distances.argmin(axis=1)] == labels
+    answerable = np.array([(labels == label).sum() > 1 for label in labels])
+    assert 0 < answerable.sum() < count
+    assert recall_at_1(predictions) == pytest.approx(hits[answerable].mean(), abs=1e-12)
+
+
+def test_recall_without_a_right_answer_is_nan():
+    predictions = random_predictions(1, count=4, classes=4)
+    assert math.isnan(recall_at_1(predictions._replace(labels=torch.arange(4))))

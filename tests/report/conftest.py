@@ -32,6 +32,17 @@ class Run:
         self.settings = asdict(Settings())
         self.settings["teacher"]["loss"]["weight"] = 0.05
         self.summary = {stage: self._summary(stage) for stage in ("teacher", "student")}
+        self.summary["student"]["settings"] = {
+            "cross_entropy_weight": 0.1,
+            "kd": {"weight": 0.9, "temperature": 4.0, "standardize": False, "warmup_epochs": 0},
+            "backend": "auto",
+        }
+        self.summary["data"] = {
+            "train_images": 1438,
+            "mean": [0.25],
+            "std": [0.125],
+            "augmentation": {"crop_padding": 3, "flip": False, "rotation": 0.0, "resized_crop": None},
+        }
         self.summary["environment"] = {"torch": "2.13.0", "device": "cpu: a processor", "commit": None}
         self.metrics = [self._record(stage, epoch) for stage in ("teacher", "student") for epoch in (1, 2, 3)]
         self.model = {"arch": "convnet-large", "classes": self.classes, "channels": 1, "parameters": 40_000}

@@ -1,7 +1,6 @@
 """report.html and report.md as a reader, a browser and an attacker meet them."""
 
 import re
-from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -9,36 +8,7 @@ from safetensors.torch import save_file
 
 from icckd.errors import UserError
 from icckd.report import write_report
-
-VOID = {"meta", "img", "link", "br", "hr", "input"}
-
-
-class Page(HTMLParser):
-    """Every tag with its attributes, the text, and the ids; fails on tags that do not nest."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.tags, self.text, self._open = [], "", []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.tags if name == tag]
+from tests.report.parsed import Page
 
 
 def report(run):
@@ -211,6 +181,83 @@ def test_unknown_values_are_dashes_and_gaps(run):
     assert "nan" not in markdown.lower()
 
 
+def test_what_is_in_force_is_shown_where_settings_are_null(run):
+    run.settings["teacher"].update(
+        {"schedule": "step", "epochs": 240, "warmup_epochs": 0.0, "milestones": [0.625, 0.75, 0.875]},
+        learning_rate=0.05,
+        nesterov=False,
+        decay_all=True,
+    )
+    run.write()
+    page, markdown = report(run)
+    for text in (Page(page).text, markdown):
+        for shown in (
+            "1,438; of each channel, less the mean 0.25, divided by 0.125",
+            "padded by 3 pixels a side and cropped",
+            "intra-class (weight 0.05, margin 0.2, margin_space probability",
+            "0.1 · cross-entropy + 0.9 · kd (temperature 4, standardize false, warmup_epochs 0)",
+            "SGD with momentum 0.9; weight decay 0.0005 of every parameter",
+            "SGD with Nesterov momentum 0.9; weight decay 0.0005 of weights only",
+            "0.05, × 0.1 after epochs 150, 180, 210 of 240",
+            "rises to 0.1 over 1 epoch, then falls to 0 along a cosine by epoch 20",
+        ):
+            assert shown in text
+    cells = re.findall(r'<th scope="row">([^<]*)</th><td>(null[^<]*)</td>', page)
+    assert {
+        ("data.mean", "null: [0.25]"),
+        ("data.augmentation.crop_padding", "null: 3"),
+        ("data.augmentation.resized_crop", "null"),
+        ("student.loss.cross_entropy_weight", "null: 0.1"),
+        ("student.loss.kd.weight", "null: 0.9"),
+    } <= set(cells)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "text"),
+    [
+        ({"crop_padding": 0, "flip": True, "rotation": 20.0}, "mirrored with probability 1/2, turned by up to 20°"),
+        ({"crop_padding": 0, "flip": False, "rotation": 0.0, "resized_crop": None}, "none"),
+        ({"crop_padding": 0, "resized_crop": [0.08, 1.0]}, "boxes of 0.08 1 of the area, resized"),
+    ],
+)
+def test_augmentation_in_words(run, augmentation, text):
+    run.summary["data"]["augmentation"] = augmentation
+    run.write()
+    assert f"- Augmentation: {text}\n" in report(run)[1]
+
+
+def test_a_teacher_that_was_given_was_not_trained_by_these_settings(run):
+    run.settings["teacher"]["weights"] = "runs/other/teacher"
+    run.write()
+    for text in report(run):
+        assert "Loss of the student" in text
+        assert "Loss of the teacher" not in text
+
+
+@pytest.mark.parametrize("value", [None, "<b>", -1, True, [None, "x"], {"a": {"b": 1}}])
+def test_odd_values_of_what_is_in_force_do_no_harm(run, value):
+    names = ("train_images", "mean", "std")
+    run.summary["data"] = {name: value for name in names} | {"augmentation": {"flip": value, "resized_crop": value}}
+    run.summary["student"]["settings"] = {"cross_entropy_weight": value, "kd": {"weight": value, "temperature": value}}
+    run.metrics, kept = run.metrics[:3], run.settings["student"]
+    plain = value if not isinstance(value, dict) else None
+    kept.update(dict.fromkeys(("learning_rate", "schedule", "milestones", "momentum", "batch_size"), plain))
+    run.write()
+    page, markdown = report(run)
+    assert "In force" in Page(page).text
+    assert "<b>" not in page + markdown
+
+
+def test_a_run_of_an_older_version_tells_less(run):
+    del run.summary["data"], run.summary["student"]["settings"]
+    del run.settings["teacher"]["nesterov"]
+    run.write()
+    markdown = report(run)[1]
+    assert "Augmentation" not in markdown
+    assert "Loss of the student" not in markdown
+    assert "SGD with Nesterov momentum 0.9" in markdown
+
+
 def test_what_a_reader_must_know_is_noted(run):
     run.settings["data"]["validation"] = 0.1
     run.settings["teacher"]["weights"] = "runs/other/teacher"
@@ -269,7 +316,15 @@ def breakages(path, run):
     tensors = run.examples
     cases = {
         "config.yaml": ["{", "- 1", "teacher: 3", "teacher: {epochs: {a: 1}}", "a: &a [*a]\nseed: *a", "[" * 100_000],
-        "summary.json": ["", "[]", '{"teacher": 3}', "[" * 100_000, '{"teacher": {"per_class_accuracy": 3}}'],
+        "summary.json": [
+            "",
+            "[]",
+            '{"teacher": 3}',
+            '{"data": 3}',
+            '{"student": {"settings": []}}',
+            "[" * 100_000,
+            '{"teacher": {"per_class_accuracy": 3}}',
+        ],
         "metrics.jsonl": ["3\n", '{"stage": "teacher"}\n', '{"stage": "x", "epoch": 1}\n', '{"stage": []', "\n"],
         "teacher/model.json": ["{", '{"classes": 3}', '{"classes": ["a", "b"]}'],
         "teacher/examples.safetensors": [

@@ -4,6 +4,7 @@ import pytest
 
 from icckd.errors import UserError
 from icckd.settings import (
+    AugmentationSettings,
     DataSettings,
     MemorySettings,
     Settings,
@@ -12,6 +13,10 @@ from icckd.settings import (
     TeacherSettings,
     check,
 )
+
+
+def varied(**augmentation):
+    return Settings(data=DataSettings(augmentation=AugmentationSettings(**augmentation)))
 
 
 def test_defaults_are_valid():
@@ -26,6 +31,18 @@ def test_defaults_are_valid():
         (Settings(checkpoint_every=10**23), "checkpoint_every"),
         (Settings(data=DataSettings(validation=1.0)), "data.validation"),
         (Settings(data=DataSettings(image_size=4)), "data.image_size"),
+        (Settings(data=DataSettings(train_fraction=0.0)), "data.train_fraction"),
+        (Settings(data=DataSettings(train_fraction=1.1)), "data.train_fraction"),
+        (Settings(data=DataSettings(mean=[0.5, float("nan")])), "data.mean"),
+        (Settings(data=DataSettings(std=[0.5, 0.0])), "data.std"),
+        (varied(crop_padding=-1), "data.augmentation.crop_padding"),
+        (varied(rotation=-1.0), "data.augmentation.rotation"),
+        (varied(rotation=float("nan")), "data.augmentation.rotation"),
+        (varied(resized_crop=[0.5]), "data.augmentation.resized_crop"),
+        (varied(resized_crop=[0.0, 1.0]), "data.augmentation.resized_crop"),
+        (varied(resized_crop=[0.6, 0.5]), "data.augmentation.resized_crop"),
+        (varied(resized_crop=[0.5, 1.5]), "data.augmentation.resized_crop"),
+        (varied(resized_crop=[0.5, 1.0], crop_padding=4), "data.augmentation.crop_padding"),
         (Settings(teacher=TeacherSettings(epochs=0)), "teacher.epochs"),
         (Settings(teacher=TeacherSettings(memory=MemorySettings(-1))), "teacher.memory.capacity"),
         (Settings(teacher=TeacherSettings(batch_size=1)), "teacher.batch_size"),
@@ -43,6 +60,12 @@ def test_defaults_are_valid():
 def test_a_value_out_of_range_is_named(settings, name):
     with pytest.raises(UserError, match=rf"^{name} is .*; it should be "):
         check(settings)
+
+
+def test_settings_of_the_published_protocols_are_valid():
+    check(varied(crop_padding=0, flip=True, rotation=20.0))
+    check(varied(resized_crop=[0.08, 1.0], crop_padding=0))
+    check(Settings(data=DataSettings(mean=[0.5071, 0.4867, 0.4408], std=[0.2675, 0.2565, 0.2761])))
 
 
 def test_stages_that_do_not_run_are_not_looked_at():

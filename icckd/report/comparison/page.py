@@ -1,0 +1,217 @@
+"""compare.html: one page that needs nothing but itself."""
+
+import html
+from dataclasses import asdict
+from typing import Any
+
+from icckd.report.comparison.classes import class_section
+from icckd.report.comparison.curves import learning_curves, looks
+from icckd.report.comparison.findings import at_a_glance, findings, listed, notes, overview, seeds_text, title
+from icckd.report.comparison.intervals import Axis, axis_head, axis_of, interval_row
+from icckd.report.comparison.metrics import Metric, p_text
+from icckd.report.comparison.results import Difference, Results
+from icckd.report.results import in_force
+from icckd.report.shell import settings_table, shell, shown
+from icckd.report.wording import UNKNOWN
+from icckd.settings import flat
+
+_FEW = 4  # Findings that are read at once.
+
+
+def html_page(results: Results) -> str:
+    """The page as text; the same results give the same text."""
+    parts = [
+        _header(results),
+        _conclusions(results),
+        _numbers(results),
+        learning_curves(results),
+        class_section(results),
+        _runs(results),
+        _settings(results),
+    ]
+    return shell(title(results), "\n".join(part for part in parts if part))
+
+
+def _header(results: Results) -> str:
+    sentences = "\n".join(f"<p>{html.escape(sentence)}</p>" for sentence in overview(results))
+    return f"<header><h1>{html.escape(title(results))}</h1>\n{sentences}</header>"
+
+
+def _conclusions(results: Results) -> str:
+    found = [(metric.label, at_a_glance(results, metric)) for metric in results.metrics if results.others]
+    items = "\n".join(
+        f"<li><strong>{html.escape(label)}:</strong> {html.escape(sentences)}</li>" for label, sentences in found
+    )
+    further = "".join(f"<li>{html.escape(note)}</li>" for note in notes(results))
+    glance = f'<ul class="findings">\n{items}</ul>\n' if found else ""
+    return f'<section><h2>What can be concluded</h2>\n{glance}<ul class="notes quiet">{further}</ul></section>'
+
+
+def _numbers(results: Results) -> str:
+    parts = [
+        f"<h3>{html.escape(metric.label)}</h3>\n{_means(results, metric)}\n{_differences(results, metric)}\n"
+        f"{_findings(results, metric)}"
+        for metric in results.metrics
+    ]
+    body = "\n".join(parts)
+    return f"<section><h2>Means and differences</h2>\n{body}</section>"
+
+
+def _findings(results: Results, metric: Metric) -> str:
+    """What the tables say in words; folded away where it is long."""
+    said = [
+        f"<li>{html.escape(listed(found.variants))}: <strong>{html.escape(found.verdict)}</strong>"
+        f"{html.escape(found.reasons)}</li>"
+        for found in findings(results, metric)
+    ]
+    if not said:
+        return ""
+    words = '<ul class="findings">\n' + "\n".join(said) + "</ul>"
+    return words if len(said) <= _FEW else f"<details><summary>In words</summary>\n{words}</details>"
+
+
+def _means(results: Results, metric: Metric) -> str:
+    by_variant = {variant: of[metric.name] for variant, of in results.estimates.items()}
+    axis = axis_of(by_variant.values())
+    rows = []
+    for variant, of in by_variant.items():
+        interval = metric.range(of.low, of.high)
+        words = f"{variant}: mean {metric.value(of.mean)}, 95 % interval {interval}, {of.n} seeds"
+        drawing = interval_row(axis, of, looks(results)[variant].colour, words)
+        rows.append(
+            f'<tr><th scope="row">{html.escape(variant)}</th><td>{drawing}</td>'
+            f"{_cell(metric.value(of.mean), interval)}{_cell(metric.spread(of.sd))}{_cell(str(of.n))}</tr>"
+        )
+    caption = "Each seed (dots), and their mean with its 95 % interval"
+    heads = [("mean", "95 % interval"), ("sd", ""), ("n", "")]
+    return _table(caption + _cut(axis), axis_head(axis, metric.tick), heads, rows)
+
+
+def _differences(results: Results, metric: Metric) -> str:
+    by_variant = {variant: of[metric.name] for variant, of in results.differences.items()}
+    if not by_variant:
+        return ""
+    axis = axis_of([of.estimate for of in by_variant.values()], zero=True)
+    rows = []
+    for variant, of in by_variant.items():
+        interval = metric.between(of.estimate.low, of.estimate.high)
+        words = f"{variant}: {metric.difference(of.estimate.mean)} {metric.unit}, 95 % interval {interval}"
+        drawing = interval_row(axis, of.estimate, looks(results)[variant].colour, words)
+        rows.append(
+            f'<tr><th scope="row">{html.escape(variant)}</th><td>{drawing}</td>'
+            f"{_cell(metric.difference(of.estimate.mean), interval)}{_tests(of, metric)}</tr>"
+        )
+    caption = f"Less {results.comparison.baseline}, paired by seed"
+    pairs = ("pairs", "")
+    if metric.smallest is not None:
+        caption += f"; how many pairs finding {metric.size(metric.smallest)} would need"
+        pairs = ("pairs", "needed")
+    heads = [(metric.unit or "difference", "95 % interval"), ("p", "Holm's"), pairs]
+    return _table(caption + _cut(axis), axis_head(axis, metric.tick_difference), heads, rows)
+
+
+def _cut(axis: Axis) -> str:
+    return "; lines that reach the edge go on" if axis.cut else ""
+
+
+def _tests(of: Difference, metric: Metric) -> str:
+    needed = seeds_text(of.needed) if metric.smallest is not None else ""
+    return _cell(p_text(of.p), p_text(of.adjusted)) + _cell(str(of.estimate.n), needed)
+
+
+def _cell(number: str, below: str = "", cell: str = "td") -> str:
+    """A cell with a number, and another below it."""
+    second = f'<span class="meaning">{html.escape(below)}</span>' if below not in ("", UNKNOWN) else ""
+    scope = ' scope="col"' if cell == "th" else ""
+    return f'<{cell}{scope} class="number">{html.escape(number)}{second}</{cell}>'
+
+
+def _table(caption: str, axis: str, heads: list[tuple[str, str]], rows: list[str]) -> str:
+    numbers = "".join(_cell(head, below, "th") for head, below in heads)
+    body = "\n".join(rows)
+    return f"""<table class="intervals"><caption>{html.escape(caption)}</caption>
+<thead><tr><th scope="col">variant</th><th scope="col" aria-label="drawn">{axis}</th>{numbers}</tr></thead>
+<tbody>
+{body}
+</tbody></table>"""
+
+
+def _runs(results: Results) -> str:
+    heads = "".join(f'<th scope="col" class="number">{html.escape(metric.label)}</th>' for metric in results.metrics)
+    rows = "\n".join(
+        _run(results, variant, seed) for variant in results.comparison.variants for seed in results.comparison.seeds
+    )
+    count = len(results.runs) + len(results.unfinished)
+    return f"""<section><h2>Runs</h2>
+<details><summary>All {count} runs</summary>
+<div class="scroll"><table class="runs">
+<thead><tr><th scope="col">variant</th><th scope="col" class="number">seed</th>{heads}</tr></thead>
+<tbody>
+{rows}
+</tbody></table></div></details></section>"""
+
+
+def _run(results: Results, variant: str, seed: int) -> str:
+    run = results.runs.get((variant, seed))
+    name = html.escape(variant)
+    if run is not None and run.page:
+        name = f'<a href="runs/{name}/{seed}/report.html">{name}</a>'
+    if run is None:
+        cells = f'<td class="quiet" colspan="{len(results.metrics)}">not finished</td>'
+    else:
+        values = (metric.value(run.value(metric.name)) for metric in results.metrics)
+        cells = "".join(f'<td class="number">{value}</td>' for value in values)
+    return f'<tr><th scope="row">{name}</th><td class="number">{seed}</td>{cells}</tr>'
+
+
+def _settings(results: Results) -> str:
+    parts = [
+        _differing(results),
+        settings_table(_in_common(results), heading="Settings in common"),
+        _environment(results),
+    ]
+    return "<section><h2>Settings and environment</h2>\n" + "\n".join(part for part in parts if part) + "</section>"
+
+
+def _in_common(results: Results) -> dict[str, Any]:
+    """The settings that all variants share and any of them uses."""
+    comparison = results.comparison
+    own = {"seed", *next(iter(comparison.differing().values()))}
+    used = {
+        name: value
+        for settings in comparison.variants.values()
+        for name, value in in_force(flat(asdict(settings))).items()
+    }
+    return {name: value for name, value in used.items() if name not in own}
+
+
+def _differing(results: Results) -> str:
+    """What the variants differ in: a row per setting, a column per variant."""
+    by_variant = results.comparison.differing()
+    names = list(next(iter(by_variant.values())))
+    if not names:
+        return ""
+    heads = "".join(f'<th scope="col">{html.escape(variant)}</th>' for variant in by_variant)
+    rows = "\n".join(
+        f'<tr><th scope="row">{html.escape(name)}</th>'
+        + "".join(f"<td>{html.escape(shown(of[name]))}</td>" for of in by_variant.values())
+        + "</tr>"
+        for name in names
+    )
+    return f"""<div class="scroll"><table class="pairs"><caption>What the variants differ in</caption>
+<thead><tr><th scope="col">Setting</th>{heads}</tr></thead>
+<tbody>
+{rows}
+</tbody></table></div>"""
+
+
+def _environment(results: Results) -> str:
+    rows = []
+    for name, values in results.environments.items():
+        shared = len(values) == 1
+        text = "; ".join(value if shared else f"{value} ({count} runs)" for value, count in values.items())
+        rows.append(f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(text)}</td></tr>')
+    if not rows:
+        return ""
+    body = "\n".join(rows)
+    return f'<table class="pairs"><caption>Computed with</caption>\n<tbody>\n{body}\n</tbody></table>'

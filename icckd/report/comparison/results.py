@@ -1,0 +1,137 @@
+"""A comparison's finished runs and their statistics: what the pages are made of."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from icckd.report.comparison.metrics import Metric, metric_of
+from icckd.report.comparison.runs import Run, RunKey
+from icckd.report.comparison.statistics import Estimate, Needed, estimate, holm, needed, p_value, paired
+from icckd.settings.comparison import Comparison
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A variant's differences to the baseline, paired by seed.
+
+    `p` is two-sided, `adjusted` is Holm's over all differences of the comparison. `needed`: the seeds that the smallest
+    difference of interest needs; None where there is no such difference, or no spread to go by.
+    """
+
+    estimate: Estimate
+    p: float | None
+    adjusted: float | None
+    needed: Needed | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """What there is: the finished runs, those that are not, and by variant and metric's name what they say."""
+
+    comparison: Comparison
+    metrics: list[Metric]
+    runs: dict[RunKey, Run]
+    unfinished: list[RunKey]
+    estimates: dict[str, dict[str, Estimate]]
+    differences: dict[str, dict[str, Difference]]
+
+    @property
+    def others(self) -> list[str]:
+        """The variants that are not the baseline."""
+        return [variant for variant in self.comparison.variants if variant != self.comparison.baseline]
+
+    @property
+    def tests(self) -> int:
+        """How many differences have a p-value."""
+        return sum(of.p is not None for by_metric in self.differences.values() for of in by_metric.values())
+
+    @property
+    def environments(self) -> dict[str, dict[str, int]]:
+        """By property of the environment, how many runs had which value; dates aside."""
+        counted: dict[str, dict[str, int]] = {}
+        for run in self.runs.values():
+            for name, value in run.environment.items():
+                if name != "date":
+                    values = counted.setdefault(name, {})
+                    values[value] = values.get(value, 0) + 1
+        return counted
+
+    def runs_of(self, variant: str) -> dict[int, Run]:
+        """The finished runs of a variant by seed."""
+        return {seed: run for (name, seed), run in self.runs.items() if name == variant}
+
+
+def results_of(comparison: Comparison, runs: dict[RunKey, Run | None]) -> Results:
+    metrics = [metric_of(name, comparison) for name in comparison.metrics]
+    estimates = {
+        variant: {metric.name: estimate(_values(runs, variant, metric.name)) for metric in metrics}
+        for variant in comparison.variants
+    }
+    return Results(
+        comparison=comparison,
+        metrics=metrics,
+        runs={key: run for key, run in runs.items() if run is not None},
+        unfinished=[key for key, run in runs.items() if run is None],
+        estimates=estimates,
+        differences=_differences(comparison, metrics, estimates),
+    )
+
+
+def as_json(results: Results) -> dict[str, Any]:
+    """compare.json: seeds whose value is unknown are not among the values."""
+    return {
+        "baseline": results.comparison.baseline,
+        "seeds": results.comparison.seeds,
+        "variants": {
+            variant: {
+                metric: {
+                    "values": {str(seed): value for seed, value in of.values.items()},
+                    "mean": of.mean,
+                    "sd": of.sd,
+                    "n": of.n,
+                }
+                for metric, of in by_metric.items()
+            }
+            for variant, by_metric in results.estimates.items()
+        },
+        "differences": {
+            variant: {
+                metric: {
+                    "mean": of.estimate.mean,
+                    "low": of.estimate.low,
+                    "high": of.estimate.high,
+                    "n": of.estimate.n,
+                    "p": of.p,
+                }
+                for metric, of in by_metric.items()
+            }
+            for variant, by_metric in results.differences.items()
+        },
+        "unfinished": [f"{variant}/{seed}" for variant, seed in results.unfinished],
+    }
+
+
+def _values(runs: dict[RunKey, Run | None], variant: str, metric: str) -> dict[int, float]:
+    found = {seed: run.value(metric) for (name, seed), run in runs.items() if name == variant and run is not None}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def _differences(
+    comparison: Comparison, metrics: list[Metric], estimates: dict[str, dict[str, Estimate]]
+) -> dict[str, dict[str, Difference]]:
+    base = estimates[comparison.baseline]
+    found = {
+        (variant, metric.name): paired(of[metric.name].values, base[metric.name].values)
+        for variant, of in estimates.items()
+        if variant != comparison.baseline
+        for metric in metrics
+    }
+    p_values = [p_value(of) for of in found.values()]
+    tested = dict(zip(found, zip(p_values, holm(p_values), strict=True), strict=True))
+    smallest = {metric.name: metric.smallest for metric in metrics}
+    differences: dict[str, dict[str, Difference]] = {}
+    for (variant, metric_name), of in found.items():
+        least = smallest[metric_name]
+        p, adjusted = tested[variant, metric_name]
+        enough = None if least is None else needed(of, least)
+        differences.setdefault(variant, {})[metric_name] = Difference(of, p, adjusted, enough)
+    return differences

@@ -1,0 +1,122 @@
+"""How the networks of a run were trained, in words: what is in force, where settings may only say null."""
+
+from dataclasses import asdict
+from typing import Any
+
+from icckd.report.reading import number
+from icckd.report.results import Results
+from icckd.report.shell import shown
+from icckd.settings import Settings, flat
+
+
+def recipe(results: Results) -> list[tuple[str, str]]:
+    """What is in force, by name, of the images and of each network that was trained here; what is known of it."""
+    rows = [("Training images", _images(results)), ("Augmentation", _augmentation(results))]
+    for name, stage in results.stages.items():
+        if name == "teacher" and results.settings.get("teacher.weights") is not None:
+            continue
+        rows += [
+            (f"Loss of the {name}", _student_loss(stage.settings) if name == "student" else _teacher_loss(results)),
+            (f"Steps of the {name}", _steps(results, name)),
+            (f"Learning rate of the {name}", _learning_rate(results, name)),
+        ]
+    return [(name, text) for name, text in rows if text]
+
+
+def effective(results: Results) -> dict[str, Any]:
+    """What settings stand for that may be null, by dotted name."""
+    student = results.stages["student"].settings if "student" in results.stages else {}
+    return {f"data.{name}": value for name, value in results.data.items()} | {
+        f"student.loss.{name}": value for name, value in student.items()
+    }
+
+
+def _images(results: Results) -> str:
+    count, mean, std = (results.data.get(name) for name in ("train_images", "mean", "std"))
+    if number(count) is None or mean is None or std is None:
+        return ""
+    return f"{count:,}; of each channel, less the mean {_plain(mean)}, divided by {_plain(std)}"
+
+
+def _augmentation(results: Results) -> str:
+    if not any(name.startswith("augmentation.") for name in results.data):
+        return ""
+    padding, flip, rotation, boxes = (
+        results.data.get(f"augmentation.{name}") for name in ("crop_padding", "flip", "rotation", "resized_crop")
+    )
+    parts = [
+        f"padded by {_plain(padding)} {'pixel' if padding == 1 else 'pixels'} a side and cropped" if padding else "",
+        f"boxes of {_plain(boxes)} of the area, resized" if boxes else "",
+        "mirrored with probability 1/2" if flip else "",
+        f"turned by up to {_plain(rotation)}°" if rotation else "",
+    ]
+    return ", ".join(part for part in parts if part) or "none"
+
+
+def _teacher_loss(results: Results) -> str:
+    prefix, method = "teacher.loss.", str(_setting(results, "teacher.loss.method"))
+    named = {
+        name.removeprefix(prefix): value for name, value in results.settings.items() if name.startswith(prefix)
+    }  # Those of the method in force alone.
+    capacity = _setting(results, "teacher.memory.capacity")
+    remembered = f", with {_plain(capacity)} remembered embeddings per class" if capacity else ""
+    return f"{method} ({_listed(named, but=('method', 'backend'))}){remembered}"
+
+
+def _student_loss(settings: dict[str, Any]) -> str:
+    """`settings` are those in force: the weight of the cross-entropy, and those of each method by dotted name."""
+    if "cross_entropy_weight" not in settings:
+        return ""
+    terms = [f"{_plain(settings['cross_entropy_weight'])} · cross-entropy"]
+    for method in dict.fromkeys(name.partition(".")[0] for name in settings if "." in name):
+        own = {name.partition(".")[2]: value for name, value in settings.items() if name.startswith(f"{method}.")}
+        listed = _listed(own, but=("weight",))
+        terms.append(f"{_plain(own.get('weight'))} · {method.replace('_', '-')}{f' ({listed})' if listed else ''}")
+    return " + ".join(terms)
+
+
+def _steps(results: Results, stage: str) -> str:
+    names = ("batch_size", "momentum", "nesterov", "weight_decay", "decay_all", "drop_last", "autocast")
+    size, momentum, nesterov, decay, decay_all, drop_last, autocast = (
+        _setting(results, f"{stage}.{name}") for name in names
+    )
+    parts = [
+        f"{_plain(size)} images each" + (", none smaller" if drop_last else ", the last of an epoch may be smaller"),
+        f"SGD with {'Nesterov ' if nesterov else ''}momentum {_plain(momentum)}",
+        f"weight decay {_plain(decay)} of {'every parameter' if decay_all else 'weights only'}",
+        "bfloat16" if autocast else "",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _learning_rate(results: Results, stage: str) -> str:
+    names = ("learning_rate", "epochs", "warmup_epochs", "decay", "schedule", "milestones")
+    values = [_setting(results, f"{stage}.{name}") for name in names]
+    rate, epochs, warmup, decay = (number(value) for value in values[:4])
+    if rate is None or epochs is None or warmup is None or decay is None:
+        return ""
+    over = "1 epoch" if warmup == 1 else f"{warmup:g} epochs"
+    rising = f"rises to {rate:g} over {over}, then" if warmup else f"{rate:g},"
+    if values[4] == "cosine":
+        return f"{rising} falls to 0 along a cosine by epoch {epochs:g}"
+    milestones = [number(value) for value in values[5]] if isinstance(values[5], list) else []
+    falls = ", ".join(f"{value * epochs:g}" for value in milestones if value is not None)
+    return f"{rising} {f'× {decay:g} after epochs {falls} of' if falls else 'the same to epoch'} {epochs:g}"
+
+
+def _setting(results: Results, name: str) -> Any:
+    """A setting, or its default, which is what a run does whose version had no such setting."""
+    return results.settings.get(name, _DEFAULTS[name])
+
+
+def _listed(values: dict[str, Any], but: tuple[str, ...]) -> str:
+    return ", ".join(f"{name} {_plain(value)}" for name, value in values.items() if name not in but)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_plain, value))
+    return f"{value:.4g}" if isinstance(value, float) else shown(value)
+
+
+_DEFAULTS = flat(asdict(Settings()))

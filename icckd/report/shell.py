@@ -1,0 +1,80 @@
+"""What every page is made of: the document around it, a figure, a table of settings."""
+
+import html
+from collections.abc import Mapping
+from dataclasses import asdict
+from types import MappingProxyType
+from typing import Any
+
+from icckd.report.figures import Chart, line_chart
+from icckd.report.style import STYLE
+from icckd.settings import Settings, flat
+
+_SECURITY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def shell(title: str, body: str) -> str:
+    """The page with the HTML `body`; it needs nothing but itself, and may load nothing."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_SECURITY}">
+<title>{html.escape(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def figure(chart: Chart) -> str:
+    """The chart under its title, with a description in words for those who cannot see it."""
+    label = f'role="img" aria-label="{html.escape(_description(chart))}"'
+    drawing = line_chart(chart).replace("<svg", f"<svg {label}", 1)
+    title, caption = html.escape(chart.title), html.escape(chart.caption)
+    return f"<figure><h3>{title}</h3>\n{drawing}\n<figcaption>{caption}</figcaption></figure>"
+
+
+def settings_table(
+    settings: Mapping[str, Any],
+    effective: Mapping[str, Any] = MappingProxyType({}),
+    heading: str = "Settings",
+) -> str:
+    """Settings by dotted name beside their defaults, folded away; null with what it stands for, where that is told."""
+    defaults = flat(asdict(Settings()))
+    rows = []
+    for name, value in settings.items():
+        changed = ' class="changed"' if value != defaults.get(name) else ""
+        meant = f": {shown(effective[name])}" if value is None and effective.get(name) is not None else ""
+        cells = f"<td>{html.escape(shown(value) + meant)}</td><td>{html.escape(shown(defaults.get(name)))}</td>"
+        rows.append(f'<tr{changed}><th scope="row">{html.escape(name)}</th>{cells}</tr>')
+    body = "\n".join(rows)
+    return f"""<details><summary>{heading} ({len(rows)}; those changed from their defaults in bold)</summary>
+<table class="pairs">
+<thead><tr><th scope="col">Setting</th><th scope="col">Value</th><th scope="col">Default</th></tr></thead>
+<tbody>
+{body}
+</tbody></table></details>"""
+
+
+def shown(value: Any) -> str:
+    """A setting's value as YAML has it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _description(chart: Chart) -> str:
+    """The chart in words: where each curve starts and ends."""
+    parts = []
+    for curve in chart.curves:
+        known = [(epoch, value) for epoch, value in zip(curve.epochs, curve.values, strict=True) if value is not None]
+        (first, start), (last, end) = known[0], known[-1]
+        parts.append(f"{curve.label} {start:.4g} at epoch {first:g}, {end:.4g} at epoch {last:g}")
+    return f"{chart.title}: {'; '.join(parts)}"
