@@ -1,14 +1,14 @@
 """Fills the tables of a Markdown file from recorded rows, so that no number is typed by hand.
 
 `python -m bench.table FILE.md ROWS.json …` replaces what stands between `<!-- table: NAME -->` and `<!-- end -->`.
-NAME is one of: targets, memory, cross_entropy, crd, and those of `bench.gpu.report`, which say that they are owed where
-no rows of a GPU are given.
+NAME is one of: targets, memory, cross_entropy, crd, train, and those of `bench.gpu.report`, which say that they are
+owed where no rows of a GPU are given.
 """
 
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bench.gpu import report
@@ -81,11 +81,46 @@ def crd(rows: list[Row]) -> str:
     return "\n".join([*lines, "", _conditions(chosen)])
 
 
+def train(rows: list[Row]) -> str:
+    chosen = [r for r in rows if r["benchmark"] == "train"]
+    steps = [r for r in chosen if r["part"] == "steps"]
+    inputs = [r for r in chosen if r["part"] == "input"]
+    parts = [
+        _by_case(
+            "milliseconds a step, median (× floor)",
+            ((r["contender"], f"{r['teacher']}, {r['batch']}", r["median_ms"], r["times_floor"]) for r in steps),
+        ),
+        _by_case(
+            "input: images per second (× DataLoader)",
+            (
+                (
+                    r["contender"],
+                    f"batch {r['batch']}, views {r['views']}",
+                    r["images_per_second"],
+                    r["speed_over_loader"],
+                )
+                for r in inputs
+            ),
+        ),
+    ]
+    return "\n\n".join([*parts, _conditions(chosen)])
+
+
+def _by_case(title: str, entries: Iterable[tuple[str, str, float, float]]) -> str:
+    """A row for each name, a column for each case, from (name, case, value, ratio)."""
+    cells = {(name, case): f"{value:.1f} ({ratio:.2f})" for name, case, value, ratio in entries}
+    names, cases = (list(dict.fromkeys(each)) for each in zip(*cells, strict=True))
+    lines = [_line([title, *cases]), _line(["---", *("--:" for _ in cases)])]
+    lines += [_line([name, *(cells.get((name, case), "–") for case in cases)]) for name in names]
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "targets": targets,
     "memory": memory,
     "cross_entropy": cross_entropy,
     "crd": crd,
+    "train": train,
     **report.TABLES,
 }
 

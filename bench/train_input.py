@@ -71,8 +71,8 @@ def input_contenders(images: Tensor, labels: Tensor, batch: int, views: int) -> 
         persistent_workers=True,
         pin_memory=device.type == "cuda",
     )
-    source = images[:1].repeat(batch, 1, 1, 1)
-    target = torch.empty(source.shape, device=device)
+    sources = itertools.cycle(images[: len(images) // batch * batch].split(batch))
+    target = torch.empty(batch, *images.shape[1:], device=device)
 
     def load() -> None:
         for tensors in loader:
@@ -81,7 +81,7 @@ def input_contenders(images: Tensor, labels: Tensor, batch: int, views: int) -> 
 
     def convert() -> None:
         for _ in range(BATCHES * views):
-            target.copy_(source)
+            target.copy_(next(sources))
 
     return {
         RESIDENT: lambda k: [next(batches) for _ in range(BATCHES)],

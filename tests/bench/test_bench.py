@@ -7,8 +7,20 @@ import sys
 
 import pytest
 import torch
+from torch.nn.functional import pad
 
-from bench import crd, cross_entropy, intra_class, intra_class_cases, measure, peers, plot, table
+from bench import (
+    crd,
+    cross_entropy,
+    intra_class,
+    intra_class_cases,
+    measure,
+    peers,
+    plot,
+    table,
+    train,
+    train_input,
+)
 from icckd import reference
 
 CPU = torch.device("cpu")
@@ -126,6 +138,54 @@ def test_the_quick_run_writes_rows(module, rows_at_least, tmp_path, monkeypatch)
     }
     assert all(keys <= row.keys() for row in rows)
     assert len(list(csv.DictReader((tmp_path / "rows.csv").open()))) == len(rows)
+
+
+def test_the_quick_run_of_training_writes_rows_and_says_what_was_aimed_at(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--json", str(tmp_path / "rows.json")])
+    train.main()
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    keys = {"contender", "batch", "views", "median_ms", "q20_ms", "q80_ms", "images_per_second", "times_floor"}
+    assert all(keys | {"device", "torch", "commit"} <= row.keys() for row in rows)
+    steps = {row["contender"]: row for row in rows if row["part"] == "steps"}
+    assert steps.keys() >= {*train.TEACHERS, *(f"student: {method}" for method in train.METHODS)}
+    two_views = [row for row in steps.values() if row["views"] == 2]
+    assert len(two_views) == 4
+    for row in two_views:
+        assert row["times_two_views"] == pytest.approx(row["median_ms"] / steps[train.TWO_VIEWS]["median_ms"])
+    assert {(row["contender"], row["views"]) for row in rows if row["part"] == "input"} == {
+        (name, views) for name in (train_input.RESIDENT, train_input.LOADER, train_input.FLOOR) for views in (1, 2)
+    }
+    printed = capsys.readouterr().out.split("targets")[1].strip().splitlines()
+    assert [line.split()[0] for line in printed] == ["intra-class", "device-resident", "device-resident"]
+    table.train(rows)
+
+
+@pytest.mark.parametrize(("ratio", "outcome"), [(1.05, "met"), (1.051, "missed")])
+def test_a_target_is_met_up_to_its_bound(ratio, outcome):
+    step = {"contender": train.INTRA_CLASS, "network": "n", "batch": 1, "times_two_views": ratio}
+    views = {"contender": train_input.RESIDENT, "batch": 1, "views": 1, "speed_over_loader": 5.25 / ratio}
+    assert [line.rpartition(": ")[2] for line in train.targets([step, views])] == [outcome] * 2
+
+
+def test_a_step_that_was_skipped_is_an_error():
+    case = train.Case("convnet-small", 4, *train.make_data(8, CPU))
+    stepper = case.teachers()[train.INTRA_CLASS]
+    stepper.training.skipped = 1
+    with pytest.raises(RuntimeError, match="1 steps were skipped"):
+        list(train.run_steps(case, "convnet-small", {train.INTRA_CLASS: stepper}, 0.0))
+
+
+def test_image_by_image_makes_crops_of_the_padded_image_mirrored_or_not():
+    (image, *_), labels = train.make_data(4, CPU)
+    dataset = train_input.ImageByImage(image[None], labels[:1], views=8)
+    padded = pad(image, [4] * 4).double()
+    exact = [(padded[:, i : i + 32, j : j + 32] / 255 - 0.5) / 0.25 for i in range(9) for j in range(9)]
+    candidates = torch.stack([*exact, *(x.flip(-1) for x in exact)])
+    *views, label = dataset[0]
+    assert label == labels[0]
+    found = [int((candidates - view.double()).abs().amax((1, 2, 3)).argmin()) for view in views]
+    torch.testing.assert_close(torch.stack(views), candidates[found].float())
+    assert len(set(found)) > 1
 
 
 @pytest.mark.parametrize("name", crd.ways(CPU))
