@@ -126,10 +126,10 @@ def _finding(variant: str, metric: Metric, difference: Difference, results: Resu
         return Finding((variant,), "nothing can be concluded", reasons)
     if difference.p is None and found.mean == 0:
         return Finding((variant,), f"the same as {baseline}", f" with each of {found.n} seeds.")
-    direction = "higher" if found.mean > 0 else "lower"
     if difference.p is None:
-        reasons = f" by {metric.size(found.mean)} with each of {found.n} seeds: without any spread there is no test."
-        return Finding((variant,), f"{direction} than {baseline}", reasons)
+        reasons = f": {metric.difference(found.mean)} with each of {found.n} seeds, and no test without any spread."
+        return Finding((variant,), f"not tested against {baseline}", reasons)
+    direction = "higher" if found.mean > 0 else "lower"
     interval = f"95 % interval {metric.between(found.low, found.high)} {metric.unit}".rstrip()
     numbers = f"{interval}, {_equals(difference.p)}, {found.n} pairs"
     if difference.p <= SIGNIFICANT:
