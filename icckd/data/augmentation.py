@@ -15,6 +15,7 @@ from torch.nn.functional import grid_sample
 # As torchvision's RandomResizedCrop has them.
 _LOG_RATIOS = (math.log(3 / 4), math.log(4 / 3))
 _ATTEMPTS = 10
+_PIXELS = 1 << 22  # Resampled at a time: what that takes beside the images is then less than 100 MB.
 
 
 class Augmentation(NamedTuple):
@@ -41,19 +42,20 @@ def augment(images: Tensor, augmentation: Augmentation, views: int, random: np.r
     """
     count, (height, width) = views * len(images), images.shape[-2:]
     varied = _flip_and_crop(images, augmentation, views, random)
+    boxes = degrees = None
     if augmentation.resized_crop is not None:
-        boxes = draw_boxes(random, *augmentation.resized_crop, count=count, height=height, width=width)
-        varied = resized_crop(varied, torch.from_numpy(boxes).to(images.device))
+        drawn = draw_boxes(random, *augmentation.resized_crop, count=count, height=height, width=width)
+        boxes = torch.from_numpy(drawn).to(images.device)
     if augmentation.rotation > 0:
-        degrees = random.uniform(-augmentation.rotation, augmentation.rotation, count)
-        varied = rotate(varied, torch.from_numpy(degrees).to(images.device))
-    return varied
+        angles = random.uniform(-augmentation.rotation, augmentation.rotation, count)
+        degrees = torch.from_numpy(angles).to(images.device)
+    return varied if boxes is degrees is None else resample(varied, boxes, degrees)
 
 
 def _flip_and_crop(images: Tensor, augmentation: Augmentation, views: int, random: np.random.Generator) -> Tensor:
     padding, flip = augmentation.crop_padding, augmentation.flip
     if not padding and not flip:
-        return images.repeat(views, 1, 1, 1)
+        return images.repeat(views, 1, 1, 1) if views > 1 else images
     count = views * len(images)
     place = np.zeros((4, count), dtype=np.int64)
     place[0] = np.tile(np.arange(len(images)), views)
@@ -105,41 +107,64 @@ def draw_boxes(
     return np.stack([top.astype(np.int64), left.astype(np.int64), tall, wide])
 
 
-def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
-    """One box of each of (B, C, H, W) `images`, resized to (H, W): float32.
+def resample(images: Tensor, boxes: Tensor | None, degrees: Tensor | None) -> Tensor:
+    """One box of each of (B, C, H, W) `images` resized to (H, W), then turned; interpolated once: float32.
 
-    `boxes` is int64 (4, B): top, left, height, width. Bilinear between pixel centres, and nothing outside the box is
-    looked at. Antialiasing would change nothing: no box is larger than what it becomes, so nothing is ever shrunk.
+    `boxes` is int64 (4, B): top, left, height, width; None: the whole image. `degrees` is (B,), counter-clockwise about
+    the centre; None: 0. Bilinear between pixel centres. Nothing outside a box is looked at; what a turn brings in from
+    outside is zero. Antialiasing would change nothing: no box is larger than what it becomes, so nothing is shrunk.
     """
+    step = max(1, _PIXELS // (images.shape[-2] * images.shape[-1]))
+    if len(images) <= step:
+        return _resample_part(images, boxes, degrees)
+    varied = torch.empty(images.shape, device=images.device)
+    for start in range(0, len(images), step):
+        part = slice(start, start + step)
+        varied[part] = _resample_part(
+            images[part],
+            None if boxes is None else boxes[:, part],
+            None if degrees is None else degrees[part],
+        )
+    return varied
+
+
+def _resample_part(images: Tensor, boxes: Tensor | None, degrees: Tensor | None) -> Tensor:
     height, width = images.shape[-2:]
-    top, left, tall, wide = boxes.float().unsqueeze(-1)
-    y, x = _centres(top, tall, height), _centres(left, wide, width)
-    along_x, along_y = torch.stack([x, torch.zeros_like(x)], -1), torch.stack([torch.zeros_like(y), y], -1)
-    return grid_sample(images.float(), _grid(along_x, along_y), padding_mode="border", align_corners=False)
+    if boxes is None:
+        assert degrees is not None
+        grid = _turned(height, width, degrees, unit=(2 / width, 2 / height))
+        return grid_sample(images.float(), grid, align_corners=False)
+    y, x = torch.arange(height, device=images.device).view(1, -1, 1), torch.arange(width, device=images.device)
+    if degrees is not None:
+        x, y = _turned(height, width, degrees, unit=(1, 1)).unbind(-1)
+        x, y = x + (width - 1) / 2, y + (height - 1) / 2
+    top, left, tall, wide = boxes.float().view(4, -1, 1, 1)
+    grid = torch.stack(torch.broadcast_tensors(_within(x, left, wide, width), _within(y, top, tall, height)), dim=-1)
+    # Beyond a box's edge is more of the edge, which fades as what is beyond an image does by itself.
+    varied = grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    return varied if degrees is None else varied.mul_((_fading(x, width) * _fading(y, height)).unsqueeze(1))
 
 
-def _centres(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Where `size` pixels lie that divide [start, start + length), (B, 1) each, for `grid_sample`: (B, size)."""
-    inside = (torch.arange(size, device=start.device) + 0.5) * (length / size) - 0.5
+def _turned(height: int, width: int, degrees: Tensor, unit: tuple[float, float]) -> Tensor:
+    """Where each pixel of an image turned by `degrees` (B,) comes from: float32 (B, H, W, 2), x and y from the centre.
+
+    What is shown at (x, y), y downwards, comes from (x cos − y sin, x sin + y cos), here times `unit`: by one addition,
+    where `affine_grid` takes a matrix product and fifteen times as long.
+    """
+    angles = degrees.double()[:, None] * (math.pi / 180)
+    cos, sin = angles.cos(), angles.sin()
+    right, down = (torch.arange(n, device=angles.device) - (n - 1) / 2 for n in (width, height))
+    along_x = torch.stack([cos * right * unit[0], sin * right * unit[1]], dim=-1).float()
+    along_y = torch.stack([-sin * down * unit[0], cos * down * unit[1]], dim=-1).float()
+    return along_x[:, None] + along_y[:, :, None]
+
+
+def _within(place: Tensor, start: Tensor, length: Tensor, size: int) -> Tensor:
+    """Where, as `grid_sample` counts, `place` among the `size` pixels of a side is in [start, start + length)."""
+    inside = (place + 0.5) * (length / size) - 0.5
     return (2 * (start + inside.clamp(min=0).minimum(length - 1)) + 1) / size - 1
 
 
-def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """(B, C, H, W) `images` turned counter-clockwise about their centres by `degrees` (B,): float32.
-
-    Bilinear; what comes from outside the image is zero.
-    """
-    height, width = images.shape[-2:]
-    angle = degrees.double() * (math.pi / 180)
-    cos, sin = angle.cos(), angle.sin()
-    y, x = (torch.arange(n, device=angle.device)[:, None] - (n - 1) / 2 for n in (height, width))
-    # What is shown at (x, y) from the centre, y downwards, comes from (x cos − y sin, x sin + y cos).
-    half = angle.new_tensor([width / 2, height / 2])
-    along_x, along_y = torch.stack([cos, sin], -1) / half, torch.stack([-sin, cos], -1) / half
-    grid = _grid((x * along_x[:, None]).float(), (y * along_y[:, None]).float())
-    return grid_sample(images.float(), grid, align_corners=False)
-
-
-def _grid(along_x: Tensor, along_y: Tensor) -> Tensor:
-    """(B, W, 2) + (B, H, 2) → the grid (B, H, W, 2) of `grid_sample`; `affine_grid` takes fifteen times as long."""
-    return along_x[:, None] + along_y[:, :, None]
+def _fading(place: Tensor, size: int) -> Tensor:
+    """How much of what is seen at `place` is image: 1 within it, falling to 0 over a pixel beyond its last ones."""
+    return torch.minimum(place + 1, size - place).clamp(0, 1)

@@ -96,12 +96,13 @@ class Batches:
         for step in range(first_step, len(self)):
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
             images = self._images(chosen)
-            if self.augmentation is not None:
-                random = np.random.default_rng([_AUGMENTATION, self.seed, number, step])
-                images = augment(images, self.augmentation, self.views, random)
-            elif self.views > 1:
-                images = images.repeat(self.views, 1, 1, 1)
-            yield Batch(self._normalize(images).chunk(self.views), self.labels[chosen], chosen)
+            yield Batch(self._views(images, number, step), self.labels[chosen], chosen)
+
+    def _views(self, images: Tensor, epoch: int, step: int) -> tuple[Tensor, ...]:
+        if self.augmentation is None:
+            return (self._normalize(images),) * self.views
+        random = np.random.default_rng([_AUGMENTATION, self.seed, epoch, step])
+        return self._normalize(augment(images, self.augmentation, self.views, random)).chunk(self.views)
 
     def _images(self, chosen: Tensor) -> Tensor:
         # NumPy copies an image whole, PyTorch by elements: four times slower.

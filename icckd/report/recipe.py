@@ -96,7 +96,7 @@ def _learning_rate(results: Results, stage: str) -> str:
     if rate is None or epochs is None or warmup is None or decay is None:
         return ""
     over = "1 epoch" if warmup == 1 else f"{warmup:g} epochs"
-    rising = f"rises to {rate:g} over {over}, then" if warmup else f"{rate:g},"
+    rising = f"rises to {rate:g} over {over}, then" if warmup else f"{rate:g}, then"
     if values[4] == "cosine":
         return f"{rising} falls to 0 along a cosine by epoch {epochs:g}"
     milestones = [number(value) for value in values[5]] if isinstance(values[5], list) else []

@@ -1,6 +1,5 @@
 """Whether the settings' values are right."""
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -69,8 +68,9 @@ def _data_rules(data: DataSettings) -> list[_Rule]:
         ("data.image_size", size, size is None or 8 <= size <= 1024, "null or in [8, 1024]"),
         ("data.validation", data.validation, 0 <= data.validation < 1, "in [0, 1)"),
         ("data.train_fraction", data.train_fraction, 0 < data.train_fraction <= 1, "in (0, 1]"),
-        ("data.mean", mean, all(map(math.isfinite, mean)), "finite numbers, one per channel"),
-        ("data.std", std, all(0 < value < math.inf for value in std), "finite numbers above 0, one per channel"),
+        ("data.mean", data.mean, (data.mean is None) == (data.std is None), "given where data.std is, or both null"),
+        ("data.mean", mean, all(0 <= x <= 1 for x in mean), "in [0, 1], one per channel: pixels are scaled to that"),
+        ("data.std", std, all(0.001 <= x <= 1 for x in std), "in [0.001, 1], one per channel, of pixels in [0, 1]"),
         *_augmentation_rules(data.augmentation),
     ]
 

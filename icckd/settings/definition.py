@@ -39,8 +39,9 @@ class DataSettings:
             the test images: choose settings with it, then set it back to 0.
         train_fraction: Train on this fraction of the training images (of those left by validation), class by class, at
             least one of each; the same images whatever the seed.
-        mean: Subtracted from each channel of the images, which are scaled to [0, 1] (null: the training images' mean).
-        std: What each channel is then divided by (null: the training images' standard deviation).
+        mean: Subtracted from each channel of the images, which are scaled to [0, 1] (null, and std too: the training
+            images' mean).
+        std: What each channel is then divided by (null, and mean too: the training images' standard deviation).
         augmentation: How training images are varied.
     """
 

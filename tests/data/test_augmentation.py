@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 from torch.nn.functional import interpolate
 
-from icckd.data.augmentation import Augmentation, augment, crop, draw_boxes, resized_crop, rotate
+from icckd.data.augmentation import Augmentation, augment, crop, draw_boxes, resample
 
 
 def random_images(count, size, seed, channels=3):
@@ -42,7 +42,7 @@ def test_crops_equal_cropping_one_by_one(padding):
 @pytest.mark.parametrize("size", [8, 9, 32])
 def test_quarter_turns_are_those_of_rot90(turns, size):
     images = random_images(3, size, seed=size)
-    turned = rotate(images, torch.full((3,), 90.0 * turns))
+    turned = resample(images, None, torch.full((3,), 90.0 * turns))
     assert torch.equal(turned.round().to(torch.uint8), torch.rot90(images, turns, (-2, -1)))
     torch.testing.assert_close(turned, torch.rot90(images, turns, (-2, -1)).float(), atol=1e-2, rtol=0)
 
@@ -61,14 +61,14 @@ def test_rotations_equal_scipys_bilinear_sampler(size):
             # A ring of zeros: SciPy then fades out over one pixel beyond the image, as bilinear sampling does.
             ring = np.pad(images[k, channel].numpy().astype(float), 1)
             expected[k, channel] = ndimage.map_coordinates(ring, [p + 1 for p in places], order=1, cval=0.0)
-    turned = rotate(images, torch.from_numpy(degrees))
+    turned = resample(images, None, torch.from_numpy(degrees))
     np.testing.assert_allclose(turned.numpy(), expected, atol=2e-2)
 
 
 def test_the_whole_image_as_a_box_is_the_image():
     images = random_images(4, 11, seed=5)
     boxes = torch.tensor([0, 0, 11, 11])[:, None].expand(4, 4)
-    torch.testing.assert_close(resized_crop(images, boxes), images.float(), atol=1e-2, rtol=0)
+    torch.testing.assert_close(resample(images, boxes, None), images.float(), atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (9, 14)])
@@ -76,11 +76,33 @@ def test_the_whole_image_as_a_box_is_the_image():
 def test_resized_boxes_equal_interpolation_of_each_box_alone(size, antialias):
     boxes = np.array([[0, 0, 3, 5], [2, 1, 7, 9], [5, 6, 4, 1], [8, 3, 1, 8], [0, 5, 9, 9]])
     images = random_images(len(boxes), size, seed=6)
-    resized = resized_crop(images, torch.from_numpy(boxes.T.copy()))
+    resized = resample(images, torch.from_numpy(boxes.T.copy()), None)
     for image, (top, left, tall, wide), result in zip(images, boxes.tolist(), resized, strict=True):
         box = image[None, :, top : top + tall, left : left + wide].double()
         expected = interpolate(box, size, mode="bilinear", antialias=antialias, align_corners=False)
         torch.testing.assert_close(result[None].double(), expected, atol=1e-2, rtol=0)
+
+
+def test_a_turned_box_is_the_turned_image_of_the_box():
+    # Of size 8 and 16, so that a quarter turn of the resized box is one of pixels.
+    images = random_images(3, 16, seed=13)
+    boxes = torch.tensor([[0, 3, 5], [2, 0, 4], [8, 13, 9], [14, 7, 9]])
+    upright, turned = resample(images, boxes, None), resample(images, boxes, torch.full((3,), 90.0))
+    torch.testing.assert_close(turned, torch.rot90(upright, 1, (-2, -1)), atol=1e-2, rtol=0)
+    # What is smooth, interpolating once and twice agree on.
+    ramp = (torch.arange(16) * 8 + torch.arange(16)[:, None] * 4).to(torch.uint8).expand(3, 1, 16, 16)
+    degrees = torch.tensor([10.0, -35.0, 160.0])
+    once, twice = resample(ramp, boxes, degrees), resample(resample(ramp, boxes, None), None, degrees)
+    torch.testing.assert_close(once[..., 5:11, 5:11], twice[..., 5:11, 5:11], atol=3.0, rtol=0)
+
+
+def test_many_pixels_are_resampled_in_parts(monkeypatch):
+    images, random = random_images(7, 10, seed=14), np.random.default_rng(15)
+    boxes = torch.from_numpy(draw_boxes(random, 0.2, 0.9, count=7, height=10, width=10))
+    degrees = torch.from_numpy(random.uniform(-30, 30, 7))
+    whole = resample(images, boxes, degrees)
+    monkeypatch.setattr("icckd.data.augmentation._PIXELS", 350)  # Three images at a time, then one.
+    assert torch.equal(resample(images, boxes, degrees), whole)
 
 
 def test_boxes_have_the_distribution_that_is_promised():

@@ -1,0 +1,85 @@
+"""What is in force, in words, from the files of a run."""
+
+import pytest
+
+from icckd.report.recipe import effective, recipe
+from icckd.report.results import read_results
+
+
+def words(run):
+    run.write()
+    return dict(recipe(read_results(run.path)))
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "text"),
+    [
+        ({"crop_padding": 0, "flip": True, "rotation": 20.0}, "mirrored with probability 1/2, turned by up to 20°"),
+        ({"crop_padding": 0, "flip": False, "rotation": 0.0, "resized_crop": None}, "none"),
+        ({"crop_padding": 1, "flip": False}, "padded by 1 pixel a side and cropped"),
+        ({"crop_padding": 0, "resized_crop": [0.08, 1.0]}, "boxes of 0.08 1 of the area, resized"),
+    ],
+)
+def test_augmentation(run, augmentation, text):
+    run.summary["data"]["augmentation"] = augmentation
+    assert words(run)["Augmentation"] == text
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"warmup_epochs": 2.5, "epochs": 12},
+            "rises to 0.1 over 2.5 epochs, then falls to 0 along a cosine by epoch 12",
+        ),
+        ({"warmup_epochs": 0.0}, "0.1, then falls to 0 along a cosine by epoch 20"),
+        ({"schedule": "step"}, "rises to 0.1 over 1 epoch, then × 0.1 after epochs 10, 15 of 20"),
+        ({"schedule": "step", "milestones": []}, "rises to 0.1 over 1 epoch, then the same to epoch 20"),
+    ],
+)
+def test_learning_rate(run, settings, text):
+    run.settings["student"].update(settings)
+    assert words(run)["Learning rate of the student"] == text
+
+
+def test_methods_and_what_they_remember(run):
+    run.settings["teacher"]["memory"]["capacity"] = 8
+    run.settings["student"].update(autocast=True, drop_last=False)
+    run.summary["student"]["settings"] = {
+        "cross_entropy_weight": 1.0,
+        "kd": {"weight": 0.5, "temperature": 2.0},
+        "similarity_preserving": {"weight": 3000.0},
+    }
+    found = words(run)
+    assert found["Loss of the teacher"].endswith("with 8 remembered embeddings per class")
+    assert found["Loss of the student"] == (
+        "1 · cross-entropy + 0.5 · kd (temperature 2) + 3000 · similarity-preserving"
+    )
+    assert found["Steps of the student"].startswith("64 images each, the last of an epoch may be smaller; ")
+    assert found["Steps of the student"].endswith("; bfloat16")
+
+
+def test_a_teacher_that_was_given_was_not_trained_by_these_settings(run):
+    run.settings["teacher"]["weights"] = "runs/other/teacher"
+    assert "Loss of the student" in words(run)
+    assert "Loss of the teacher" not in words(run)
+
+
+@pytest.mark.parametrize("value", [None, "<b>", -1, True, [None, "x"], {"a": {"b": 1}}])
+def test_odd_values_do_no_harm(run, value):
+    names = ("train_images", "mean", "std")
+    run.summary["data"] = dict.fromkeys(names, value) | {"augmentation": {"flip": value, "resized_crop": value}}
+    run.summary["student"]["settings"] = {"cross_entropy_weight": value, "kd": {"weight": value, "temperature": value}}
+    plain = None if isinstance(value, dict) else value
+    for name in ("learning_rate", "schedule", "milestones", "momentum", "batch_size", "warmup_epochs"):
+        run.settings["student"][name] = plain
+    assert all(isinstance(text, str) for text in words(run).values())
+    assert effective(read_results(run.path)).keys() >= (set() if isinstance(value, dict) else {"data.mean"})
+
+
+def test_a_run_of_an_older_version_tells_less(run):
+    del run.summary["data"], run.summary["student"]["settings"]
+    del run.settings["teacher"]["nesterov"]
+    found = words(run)
+    assert not {"Augmentation", "Training images", "Loss of the student"} & found.keys()
+    assert "SGD with Nesterov momentum 0.9" in found["Steps of the teacher"]
