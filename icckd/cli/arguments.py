@@ -25,7 +25,7 @@ _COMMANDS = {
 _DESCRIPTION = """Teachers with richer soft labels: intra-class contrastive training and knowledge distillation
 (arXiv 2509.22053). Without settings, `icckd run` trains on the built-in digits in under two minutes."""
 _COMPARE_DESCRIPTION = """icckd compare: train several variants of a run with several seeds, and say what their
-differences amount to: means with standard deviations, and a 95 % interval of each difference from the baseline, paired
+differences amount to: means with standard deviations, and a 95 % interval of each difference to the baseline, paired
 by seed.
 
 --config names a YAML file like this one, settings nested or dotted as one likes:
@@ -34,10 +34,10 @@ by seed.
   variants:
     plain: {teacher.loss.weight: 0}
     intra: {teacher.loss.weight: 0.02}
-  baseline: plain                                  the variant that the others are compared with
+  baseline: plain                                # the variant that the others are compared with
   seeds: [0, 1, 2, 3, 4]
-  metrics: [student.test_accuracy, teacher.test_accuracy, teacher.distance_ratio]     these, unless given
-  smallest_difference: {student.test_accuracy: 0.005}       by metric: what would interest, unless nothing
+  metrics: [student.test_accuracy, teacher.test_accuracy, teacher.distance_ratio]        # these, unless given
+  smallest_difference: {student.test_accuracy: 0.005}    # if wanted, by metric: the least that would interest
 
 Settings on the command line are laid over base and under the variants. Each run is a folder as that of icckd run,
 DIR/runs/VARIANT/SEED; a teacher that several variants have in common is trained once. Where every metric is the
@@ -69,9 +69,10 @@ def _comparison_options(arguments: list[str]) -> Namespace:
     if any(argument.partition("=")[0] == "--seed" for argument in arguments):
         raise UserError("--seed is no option of icckd compare: its file has the seeds; --seeds 0-9 replaces them")
     parser = _parser(arguments[:1])
+    options = parser.parse_args(arguments)["compare"].as_dict()
     given = parser.parse_args(arguments, defaults=False).get("compare", Namespace()).as_dict()
-    own = {option: given.pop(option, default) for option, default in _COMPARE_OPTIONS.items()}
-    return Namespace(**own, overrides=flat(given))
+    own = {name: value for name, value in options.items() if name not in Settings.__dataclass_fields__}
+    return Namespace(**own, overrides=flat({name: value for name, value in given.items() if name not in own}))
 
 
 def _preset(arguments: list[str]) -> dict[str, Any]:
@@ -124,6 +125,8 @@ def _parser(wanted: list[str], defaults: Mapping[str, Any] | None = None) -> Arg
         if name in wanted:
             known = _comparison_parser() if name == "compare" else _command_parser(name, meaning, defaults or {})
         commands.add_subcommand(name, known, help=meaning)
+        if name == "compare":
+            known.formatter_class = _Verbatim  # Which would be its parent's otherwise.
     return parser
 
 
@@ -153,31 +156,23 @@ class _Verbatim(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Help whose description keeps its lines."""
 
 
-_COMPARE_OPTIONS: dict[str, Any] = {
-    **dict.fromkeys(("config", "output", "seeds")),
-    **{"jobs": 1, "shard": "0/1", "resume": False, "overwrite": False, "debug": False},
-}
-
-
 def _comparison_parser() -> ArgumentParser:
     parser = _Parser(
         usage="icckd compare --config FILE --output DIR [--jobs J] [--shard I/N] [--resume] [--SETTING VALUE ...]",
         description=_COMPARE_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=_Verbatim,
     )
     parser.add_argument(
-        "--config", metavar="FILE", type=str, help="What to compare (with --resume: the one in DIR, unless given)."
+        "--config", metavar="FILE", type=str | None, help="What to compare; with --resume, what DIR has, unless given."
     )
-    parser.add_argument("--output", metavar="DIR", type=str, help="Folder for runs and results.")
-    parser.add_argument(
-        "--jobs", metavar="J", type=int, help="Runs to train at once, which share the processors (default: 1)."
-    )
+    parser.add_argument("--output", metavar="DIR", type=str | None, help="Folder for runs and results.")
+    parser.add_argument("--jobs", metavar="J", type=int, default=1, help="Runs at once; they share the processors.")
     parser.add_argument(
         "--shard",
         metavar="I/N",
         type=str,
-        help="Train every N-th run from the I-th (from 0) only, so that several machines can share DIR.",
+        default="0/1",
+        help="Every N-th run only, from the I-th (from 0) on, so that several machines can share DIR.",
     )
     parser.add_argument(
         "--resume",
@@ -187,7 +182,9 @@ def _comparison_parser() -> ArgumentParser:
     )
     parser.add_argument("--overwrite", action="store_true", help="Remove the runs and results in DIR first.")
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
-    parser.add_argument("--seeds", nargs="+", type=str, help="Seeds in place of the file's: 0 1 2, or 0-9.")
+    parser.add_argument(
+        "--seeds", metavar="S", nargs="+", type=str, help="Seeds in place of those in FILE: 0 1 2, or 0-9."
+    )
     parser.add_class_arguments(Settings, skip={"seed"})
     return parser
 
