@@ -94,7 +94,7 @@ def _statistic(name: str, given: list[float] | None, found: tuple[float, ...]) -
     if given is None:
         return found
     if len(given) != len(found):
-        raise UserError(f"{name} has {len(given)} values; the images have {len(found)} channels, so give {len(found)}")
+        raise UserError(f"{name} has {len(given)} values; it should have {len(found)}, one per channel of the images")
     return tuple(given)
 
 

@@ -46,7 +46,7 @@ def _augmentation(results: Results) -> str:
     )
     parts = [
         f"padded by {_plain(padding)} {'pixel' if padding == 1 else 'pixels'} a side and cropped" if padding else "",
-        f"boxes of {_plain(boxes)} of the area, resized" if boxes else "",
+        f"boxes of {' to '.join(map(_plain, boxes))} of the area, resized" if isinstance(boxes, list) else "",
         "mirrored with probability 1/2" if flip else "",
         f"turned by up to {_plain(rotation)}°" if rotation else "",
     ]

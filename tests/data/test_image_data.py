@@ -78,7 +78,7 @@ def test_given_statistics_are_those_in_force():
     assert build(train, test, mean=[0.1, 0.2, 0.3]).std == found[1]
     assert build(train, test, std=[0.4, 0.5, 0.6]).std == (0.4, 0.5, 0.6)
     for name in ("mean", "std"):
-        with pytest.raises(UserError, match=rf"data\.{name} has 1 values; the images have 3 channels"):
+        with pytest.raises(UserError, match=rf"data\.{name} has 1 values; it should have 3, one per channel"):
             build(train, test, **{name: [0.5]})
 
 

@@ -17,7 +17,7 @@ def words(run):
         ({"crop_padding": 0, "flip": True, "rotation": 20.0}, "mirrored with probability 1/2, turned by up to 20°"),
         ({"crop_padding": 0, "flip": False, "rotation": 0.0, "resized_crop": None}, "none"),
         ({"crop_padding": 1, "flip": False}, "padded by 1 pixel a side and cropped"),
-        ({"crop_padding": 0, "resized_crop": [0.08, 1.0]}, "boxes of 0.08 1 of the area, resized"),
+        ({"crop_padding": 0, "resized_crop": [0.08, 1.0]}, "boxes of 0.08 to 1 of the area, resized"),
     ],
 )
 def test_augmentation(run, augmentation, text):
