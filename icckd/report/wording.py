@@ -69,8 +69,8 @@ def measures(results: Results) -> list[Measure]:
         ),
         Measure(
             "best_test_accuracy",
-            "Best epoch's accuracy",
-            f"flattering, as it was chosen on the {images(results)}: not for comparison",
+            f"Best epoch, chosen on {images(results)}",
+            "flatters, so never the headline, nor to be compared with last epochs",
             percent,
         ),
         Measure("parameters", "Parameters", "trained numbers in the network", lambda value: f"{value:,.0f}"),
