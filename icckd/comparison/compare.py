@@ -33,8 +33,8 @@ class Outcome:
         """Raise UserError where a run failed, or TrainingDiverged where all that did diverged; it names them."""
         if not self.failures:
             return
-        named = ", ".join(f"{run} ({failed.message})" for run, failed in self.failures.items())
-        message = f"runs that failed: {len(self.failures)}: {named}"
+        first, failed = next(iter(self.failures.items()))
+        message = f"{', '.join(map(str, self.failures))} failed; {first}: {failed.message}"
         raise (TrainingDiverged if all(each.diverged for each in self.failures.values()) else UserError)(message)
 
 

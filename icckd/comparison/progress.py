@@ -21,6 +21,7 @@ class ComparisonProgress:
     def __init__(self, total: int, done: int):
         self._total = total
         self._done = done
+        self._failed = 0
         self._bars = rich.progress.Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -60,14 +61,15 @@ class ComparisonProgress:
         self._ended(run)
         self._done += 1
         self._bars.update(self._all, completed=self._done)
-        rest = self._total - self._done
+        rest = self._total - self._done - self._failed
         after = "" if not rest else f"; {rest} left" + ("" if left is None else f", {ending(left)}")
         say(f"{self._count()} {run}  {_shown(numbers)}  {duration(seconds)}{after}")
 
     def failed(self, run: Run, message: str) -> None:
         """`run` has ended without results."""
         self._ended(run)
-        say(f"{run} failed: {message}")
+        self._failed += 1
+        say(f"{' ' * len(self._count())} {run} failed: {message}")
 
     def stopped(self, run: Run) -> None:
         """`run` was stopped and can be continued."""
@@ -101,6 +103,4 @@ def duration(seconds: float) -> str:
 
 
 def _shown(numbers: Numbers) -> str:
-    return "  ".join(
-        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} –" for name, value in numbers.items()
-    )
+    return "  ".join(f"{name} {f'{of:.4f}' if isinstance(of, float) else of}" for name, of in numbers.items())
