@@ -135,7 +135,7 @@ class Case(ABC):
         return [*self.own(device), *self.peers(device)]
 
 
-def compiled(function: Function, device: torch.device, host_compiler: str) -> Function:
+def compiled(function: Callable[..., Any], device: torch.device, host_compiler: str) -> Callable[..., Any]:
     """`function` through torch.compile; on a CPU by this backend of it, "aot_eager" where no code is to be made."""
     return torch.compile(function, dynamic=False, backend="inductor" if device.type == "cuda" else host_compiler)
 

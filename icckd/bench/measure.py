@@ -87,7 +87,7 @@ class DeviceClock:
             for k in range(inputs):
                 contender(k)
         torch.cuda.current_stream().wait_stream(side)
-        graphs = []
+        graphs: list[torch.cuda.CUDAGraph] = []
         for k in range(inputs):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=graphs[0].pool() if graphs else None):

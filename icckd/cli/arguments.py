@@ -21,6 +21,7 @@ _COMMANDS = {
     "distill": "distil a student from the trained teacher that --teacher.weights names",
     "evaluate": "measure a trained network (--teacher.weights) on the test images",
     "report": "write report.html and report.md again from the files of the run in --output",
+    "bench": "time the losses on this machine, beside PyTorch, other packages and a recorded machine",
     "doctor": "say which versions, devices, backends and networks there are here, and why a backend is missing",
 }
 _DESCRIPTION = """Teachers with richer soft labels: intra-class contrastive training and knowledge distillation
@@ -29,8 +30,12 @@ _EPILOG = """exit codes: 0 done; 2 the input or a setting is wrong, one line on 
 3 training diverged, the last good checkpoint is kept; 130/143 stopped by a signal, after saving a checkpoint."""
 
 
-def parse(arguments: list[str]) -> tuple[str, Namespace]:
+def parse(arguments: list[str]) -> tuple[str, Any]:
     """The command and its options, every setting among them. Raises UserError, or argparse's error, for wrong ones."""
+    if arguments[:1] == ["bench"]:  # Its options are no settings.
+        from icckd.bench import options
+
+        return "bench", options.parse(arguments[1:])
     parser = _parser(arguments[:1])
     if not arguments:
         parser.print_help()

@@ -58,7 +58,7 @@ def _tell(message: str) -> None:
         print(f"icckd: {message}", file=sys.stderr)
 
 
-def _dispatch(command: str, options: Namespace) -> int:
+def _dispatch(command: str, options: Any) -> int:
     if command == "doctor":
         from icckd.cli.doctor import diagnose
 
@@ -66,6 +66,11 @@ def _dispatch(command: str, options: Namespace) -> int:
         return 0
     if command == "report":
         return _report(options)
+    if command == "bench":
+        from icckd.bench.command import bench
+
+        bench(options)
+        return 0
     return _experiment(command, options)
 
 

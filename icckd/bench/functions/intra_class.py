@@ -1,9 +1,9 @@
 """The intra-class loss, beside the ways of `icckd.bench.peers`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -91,8 +91,10 @@ class IntraClass(Case):
             return []
         from torch.nn.attention.flex_attention import flex_attention
 
-        # Compiled, it does not run on a CPU.
-        flex = compiled(flex_attention, device, host_compiler) if device.type == "cuda" else flex_attention
+        flex: Callable[..., Any] = flex_attention
+        if device.type == "cuda":
+            # Compiled, it does not run on a CPU.
+            flex = compiled(flex, device, host_compiler)
         no_dense = (
             "its N×N matrix takes seconds" if self.n > _MOST_DENSE_ROWS else self._too_large(5 * self.n**2, device)
         )
