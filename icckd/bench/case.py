@@ -178,9 +178,9 @@ def widened(x: Any) -> Any:
 
 
 def release(device: torch.device) -> None:
-    """Give back the memory that nothing refers to any more."""
-    gc.collect()
+    """Give back a GPU's memory that nothing refers to any more."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -18,21 +18,22 @@ _FLOOR = "#555555"
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Loss and gradients of everybody who was timed, and the floor; recorded machines are dashed, or hatched."""
+    """Loss and gradients of everybody who was timed, and the floor; recorded ones are dashed and hollow, or hatched."""
     timed = [row for row in rows if row.get("mode") == "step"]
     panels = _panels(timed)
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(6 * columns, 4.2 * lines + 0.8), layout="constrained")
+    figure = Figure(figsize=(8 * columns, 4.5 * lines + 1), layout="constrained")
     for axes, (title, panel) in zip(figure.subplots(lines, columns, squeeze=False).flat, panels.items(), strict=False):
         varying = _varying(panel)
         axes.set_title(title, fontsize=10)
         (_curves(axes, panel, varying) if varying else _bars(axes, panel))
         axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
     for axes in figure.axes[len(panels) :]:
         axes.set_axis_off()
-    own = next(row for row in timed if not row["recorded"])
-    figure.suptitle(f"Loss and gradients: {conditions_line(own)}", fontsize=11)
+    machines = {row["recorded"] or "here": conditions_line(row) for row in timed}
+    figure.suptitle("\n".join(f"{name}: {conditions}" for name, conditions in machines.items()), fontsize=9)
     write_whole(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=120))
 
 
@@ -75,15 +76,17 @@ def _curves(axes: Axes, rows: list[Row], axis: str) -> None:
     colours = _colours(rows)
     for name, own in _names(rows).items():
         points = sorted((row[axis], row["median_ms"]) for row in own)
-        style = "--" if own[0]["recorded"] else "-"
-        x, y = zip(*points, strict=True)
-        axes.plot(x, y, style, marker="o", markersize=4, color=colours[own[0]["contender"]], label=name)
+        style, fill = ("--", "none") if own[0]["recorded"] else ("-", "full")
+        colour = colours[own[0]["contender"]]
+        axes.plot(*zip(*points, strict=True), style, marker="o", fillstyle=fill, color=colour, label=name)
     floors = sorted({(row[axis], row["floor_ms"]) for row in rows if row["floor_ms"] and not row["recorded"]})
     if floors:
-        x, y = zip(*floors, strict=True)
-        axes.plot(x, y, ":", color=_FLOOR, label="floor")
-    axes.set(xscale="log", yscale="log", xlabel=axis.upper(), ylabel="milliseconds (median)")
-    axes.legend(fontsize=7)
+        axes.plot(*zip(*floors, strict=True), ":", color=_FLOOR, label="floor")
+    axes.set(xscale="log", yscale="log", xlabel=axis.upper(), ylabel="loss and gradients, milliseconds (median)")
+    sizes = sorted({row[axis] for row in rows})
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.minorticks_off()
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _bars(axes: Axes, rows: list[Row]) -> None:
@@ -98,6 +101,6 @@ def _bars(axes: Axes, rows: list[Row]) -> None:
         axes.axvline(floor, linestyle=":", color=_FLOOR, label="floor")
     axes.set_yticks(range(len(named)), [name for name, _ in named], fontsize=8)
     axes.invert_yaxis()
-    axes.set(xscale="log", xlabel="milliseconds (median, 20–80 %)")
+    axes.set(xscale="log", xlabel="loss and gradients, milliseconds (median, 20–80 %)")
     if floors:
         axes.legend(fontsize=7)

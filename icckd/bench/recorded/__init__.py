@@ -35,7 +35,9 @@ class Recording:
 def conditions_line(row: Row) -> str:
     """Processor, software and date of a row."""
     commit = "" if row["commit"] == "unknown" else f" at commit {row['commit']}"
-    threads = f", {row['threads']} threads" if row["device"] == "cpu" else ""
+    threads = ""
+    if row["device"] == "cpu":
+        threads = f", {row['threads']} thread{'s' if row['threads'] != 1 else ''}"
     return f"{row['processor']}{threads}, torch {row['torch']}, icckd {row['icckd']}{commit}, {row['date'][:10]}"
 
 
