@@ -135,8 +135,7 @@ class RunFolder:
                 write_whole(self.stage("teacher") / path.name, partial(shutil.copyfile, path))
         lines = [line for line in source._metric_lines() if _stage_of(line) == "teacher"]
         write_text(self.metrics, "".join(line + "\n" for line in lines))
-        summary = source.read_summary()
-        self.write_summary({name: summary[name] for name in ("teacher", "environment") if name in summary})
+        self.write_summary({name: of for name, of in source.read_summary().items() if name != "student"})
 
     def write_metrics(self, stage: str, history: list[dict[str, Any]]) -> None:
         """Replace the lines of `stage` in metrics.jsonl by `history`, a record per epoch; the teacher's come first."""

@@ -4,6 +4,7 @@ import argparse
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
@@ -22,8 +23,7 @@ def settings_from(values: Mapping[str, Any], source: str) -> Settings:
     """
     given = flat(dict(values))
     refuse_renamed(given, source)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Settings)
+    parser = _parser()
     try:
         parsed = parser.parse_object(nested(defaults_under(given) | given))
         refuse_nulls(parsed)
@@ -31,6 +31,14 @@ def settings_from(values: Mapping[str, Any], source: str) -> Settings:
     except (UserError, argparse.ArgumentError) as error:
         raise UserError(f"{source}: {one_line(str(error))}") from error
     return Settings(**{field.name: parsed[field.name] for field in fields(Settings)})
+
+
+@cache
+def _parser() -> ArgumentParser:
+    """What knows every setting; a comparison asks it once a variant, and it takes a while to make."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Settings)
+    return parser
 
 
 def defaults_under(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def test_all_variants_of_a_seed_come_before_the_next_seed():
 def test_shards_divide_the_runs(count):
     runs = runs_of(comparison(seeds=range(7)))
     shards = [Shard.parse(f"{index}/{count}").of(runs) for index in range(count)]
-    assert sorted(str(run) for of in shards for run in of) == sorted(map(str, runs))
+    assert sorted(str(run) for shard in shards for run in shard) == sorted(map(str, runs))
     assert all(run == runs[index + place * count] for index, of in enumerate(shards) for place, run in enumerate(of))
 
 
