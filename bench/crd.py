@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bench import measure, memory
+from bench import memory
 from bench.intra_class import add_arguments, save
-from bench.measure import Row
 from icckd import backends
+from icckd.bench import measure
+from icckd.bench.measure import Row
 from icckd.functional import bank_products
 
 INPUT_SETS = 2

@@ -9,65 +9,35 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from bench import measure
 from bench.intra_class import add_arguments, save
-from bench.measure import Row
-from icckd import backends
-from icckd.functional import cross_entropy_with_margin
+from icckd.bench import measure
+from icckd.bench.accuracy import exact_results, screen
+from icckd.bench.case import step, with_leaves
+from icckd.bench.functions.cross_entropy import CrossEntropy
+from icckd.bench.measure import Row
+from icckd.bench.speed import everybody
 
 CASES = [(65536, 1000), (65536, 100), (4096, 32768)]
 QUICK = [(64, 10)]
 INPUT_SETS = 2
-Function = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-def eager(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """PyTorch's loss, and the margin from a softmax and its two largest values."""
-    with torch.no_grad():
-        probabilities = logits.softmax(1)
-        own = probabilities.gather(1, labels[:, None]).squeeze(1)
-        largest, where = probabilities.topk(2, dim=1)
-        other = torch.where(where[:, 0] == labels, largest[:, 1], largest[:, 0])
-    return cross_entropy(logits, labels), own - other
-
-
-def contenders(device: torch.device) -> dict[str, Function]:
-    """Who can compute it here, by name."""
-    chosen: dict[str, Function] = {}
-    for name in backends.BACKENDS:
-        if backends.why_unavailable(name) is None and name in ("reference", device.type, "triton"):
-            chosen[f"icckd {name}"] = lambda x, y, name=name: cross_entropy_with_margin(x, y, backend=name)
-    chosen["F.cross_entropy + eager margin"] = eager
-    chosen["the same, torch.compile"] = torch.compile(eager, dynamic=False)
-    chosen["F.cross_entropy, no margin"] = lambda x, y: (cross_entropy(x, y), y)
-    return chosen
 
 
 def run_case(n: int, c: int, device: torch.device, seconds: float) -> Iterator[Row]:
     """Measure one size; a row for each contender, and for the floor."""
     print(f"\nN = {n:,}, C = {c:,}")
-    inputs = []
-    for seed in range(INPUT_SETS):
-        random = torch.Generator().manual_seed(seed)
-        logits = torch.randn(n, c, generator=random).to(device).requires_grad_()
-        inputs.append((logits, torch.randint(c, (n,), generator=random).to(device)))
-    chosen = contenders(device)
-    _check(chosen, *inputs[0])
-
-    def call(function: Function, k: int) -> None:
-        logits, labels = inputs[k % INPUT_SETS]
-        logits.grad = None
-        loss, _ = function(logits, labels)
-        loss.backward()
-
+    case = CrossEntropy("float32", n, c)
+    inputs = [with_leaves(case, case.inputs(seed, device)) for seed in range(INPUT_SETS)]
+    exact = exact_results(case, device)
+    calls: dict[str, Callable[[int], Any]] = {}
+    for contender in everybody(case, device):
+        why_not, _ = screen(case, contender, device, measure.clock(device), exact)
+        if why_not is None:
+            calls[contender.name] = lambda k, function=contender.function: step(case, function, inputs[k % INPUT_SETS])
+        elif contender.why_not is None:
+            raise RuntimeError(f"{contender.name} is wrong: {why_not}")
     target = torch.empty(n, c, device=device)
-    calls: dict[str, Callable[[int], Any]] = {
-        name: lambda k, function=function: call(function, k) for name, function in chosen.items()
-    }
-    calls["floor: copy of the logits"] = lambda k: target.copy_(inputs[k % INPUT_SETS][0].detach())
+    calls["floor: copy of the logits"] = lambda k: target.copy_(inputs[k % INPUT_SETS].logits.detach())
     times = measure.interleaved(calls, measure.clock(device), seconds)
     medians = {name: measure.quantiles(seconds_)["median_ms"] for name, seconds_ in times.items()}
     for name, seconds_ in times.items():
@@ -84,23 +54,6 @@ def run_case(n: int, c: int, device: torch.device, seconds: float) -> Iterator[R
         }
         measure.print_row(row, f"{row['times_floor']:.2f} × floor", f"{row['times_eager']:.2f} × eager")
         yield row
-
-
-def _check(chosen: dict[str, Function], logits: Tensor, labels: Tensor) -> None:
-    """Raise RuntimeError where a contender's loss, margin or gradient is not float64's."""
-    exact = logits.detach().double().requires_grad_()
-    true_loss, true_margin = eager(exact, labels)
-    true_loss.backward()
-    for name, function in chosen.items():
-        given = logits.detach().requires_grad_()
-        loss, margin = function(given, labels)
-        loss.backward()
-        pairs = [(loss, true_loss), (given.grad, exact.grad)]
-        if name != "F.cross_entropy, no margin":
-            pairs.append((margin, true_margin))
-        for computed, true in pairs:
-            if not (computed.double() - true).abs().max() <= 1e-4 * true.abs().max():
-                raise RuntimeError(f"{name} is wrong")
 
 
 def main() -> None:

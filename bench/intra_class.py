@@ -10,29 +10,51 @@ import argparse
 import csv
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench import measure, memory
-from bench.intra_class_cases import ACTIVE, Case, contenders, evaluate, make_inputs, ours
-from bench.measure import Row
-from bench.peers import Inputs, Loss
+from bench import memory
+from icckd.bench import measure
+from icckd.bench.accuracy import WRONG, errors, exact_results
+from icckd.bench.case import Contender, forward, step, with_leaves
+from icckd.bench.functions.intra_class import IntraClass
+from icckd.bench.measure import Row
+from icckd.bench.speed import INPUT_SETS, everybody
 
-INPUT_SETS = 3
-TARGETS = [Case(8192, 512, 100), Case(16384, 256, 100), Case(16384, 256, 1000), Case(4096, 128, 100)]
+_case = partial(IntraClass, "float32", active=0.7)
+TARGETS = [_case(8192, 512, 100), _case(16384, 256, 100), _case(16384, 256, 1000), _case(4096, 128, 100)]
 SWEEPS = {
-    "classes": [Case(16384, 128, c) for c in (10, 32, 100, 320, 1000, 4096)],
-    "size": [Case(n, 128, n // 128) for n in (2048, 8192, 32768, 131072)],
-    "skew": [Case(16384, 128, 100, sizes) for sizes in ("equal", "skewed", "half")],
+    "classes": [_case(16384, 128, c) for c in (10, 32, 100, 320, 1000, 4096)],
+    "size": [_case(n, 128, n // 128) for n in (2048, 8192, 32768, 131072)],
+    "skew": [_case(16384, 128, 100, shape) for shape in ("equal", "skewed", "half")],
 }
-MEMORY = Case(131072, 256, 1024)
-QUICK = [Case(128, 32, 4)]
+MEMORY = _case(131072, 256, 1024)
+QUICK = [_case(128, 32, 4)]
+# Need seconds a call on a CPU: compared at the targets only.
+_SLOW = ("dense", "dense, torch.compile", "KeOps", "pytorch-metric-learning")
 
 
-def floor_parts(case: Case, device: torch.device) -> dict[str, Callable[[int], Any]]:
+def contenders(case: IntraClass, device: torch.device, *, with_slow: bool = False) -> list[Contender]:
+    """Who can compute this case here; a peer that cannot is left out, and said so.
+
+    with_slow: Peers that need seconds a call, too.
+    """
+    chosen = []
+    for contender in everybody(case, device):
+        if contender.name in _SLOW and not with_slow:
+            continue
+        if contender.why_not is None:
+            chosen.append(contender)
+        elif contender.is_peer:
+            print(f"    {contender.name}: left out, {contender.why_not}")
+    return chosen
+
+
+def floor_parts(case: IntraClass, device: torch.device) -> dict[str, Callable[[int], Any]]:
     """The floor's two parts, as contenders: the bare matrix products, and the copies."""
     size = max(1, round(case.n / case.c))
     z = torch.randn(case.c, size, case.d, device=device)
@@ -51,34 +73,33 @@ def floor_parts(case: Case, device: torch.device) -> dict[str, Callable[[int], A
     return {"floor: two bare matrix products": products, "floor: copies in and out": copies}
 
 
-def run_case(sweep: str, case: Case, device: torch.device, seconds: float) -> Iterator[Row]:
+def run_case(sweep: str, case: IntraClass, device: torch.device, seconds: float) -> Iterator[Row]:
     """Measure one case; a row for each contender, and for each part of the floor."""
-    print(f"\n{case}")
-    inputs = [make_inputs(case, seed, device) for seed in range(INPUT_SETS)]
-    # Those that need seconds a call are compared at the targets only.
+    print(f"\n{case.name}")
+    inputs = [with_leaves(case, case.inputs(seed, device)) for seed in range(INPUT_SETS)]
     chosen = contenders(case, device, with_slow=case in TARGETS + QUICK)
-    errors = {name: _error(loss, inputs[0]) for name, loss in chosen.items()}
+    exact = exact_results(case, device)
+    error_of = {contender.name: _errors(case, contender, device, exact) for contender in chosen}
     calls: dict[str, Callable[[int], Any]] = {
-        name: lambda k, loss=loss: evaluate(loss, inputs[k % INPUT_SETS]) for name, loss in chosen.items()
+        contender.name: lambda k, function=contender.function: step(case, function, inputs[k % INPUT_SETS])
+        for contender in chosen
     }
     calls |= {
-        f"{name}, forward": lambda k, loss=loss: _forward(loss, inputs[k % INPUT_SETS])
-        for name, loss in chosen.items()
-        if name.startswith("icckd")
+        f"{contender.name}, forward": lambda k, function=contender.function: forward(function, inputs[k % INPUT_SETS])
+        for contender in chosen
+        if not contender.is_peer
     }
     times = measure.interleaved(calls | floor_parts(case, device), measure.clock(device), seconds)
     medians = {name: measure.quantiles(seconds)["median_ms"] for name, seconds in times.items()}
     floor = sum(value for name, value in medians.items() if name.startswith("floor"))
     best = min(value for name, value in medians.items() if not name.startswith(("icckd", "floor")))
     for name, seconds_ in times.items():
-        loss_error, gradient_error = errors.get(name, (None, None))
+        loss_error, gradient_error = error_of.get(name, (None, None))
         row = {
             "benchmark": "intra_class",
             "sweep": sweep,
             "contender": name,
-            **case.__dict__,
-            "dtype": "float32",
-            "active": ACTIVE,
+            **_described(case),
             **measure.quantiles(seconds_),
             "times_floor": medians[name] / floor,
             "best_peer_over_this": best / medians[name],
@@ -91,19 +112,17 @@ def run_case(sweep: str, case: Case, device: torch.device, seconds: float) -> It
         yield row
 
 
-def run_memory(case: Case, device: torch.device) -> Iterator[Row]:
+def run_memory(case: IntraClass, device: torch.device) -> Iterator[Row]:
     """Peak memory of those that can do a large case, each in a process of its own."""
-    print(f"\npeak memory beyond the inputs, {case}")
+    print(f"\npeak memory beyond the inputs, {case.name}")
     gradients = 2 * case.n * case.d * 4
-    for name in contenders(case, device):
+    for name in (contender.name for contender in contenders(case, device)):
         peak = memory.peak(name, case.n, case.d, case.c, device.type, torch.get_num_threads())
         row = {
             "benchmark": "intra_class",
             "sweep": "memory",
             "contender": name,
-            **case.__dict__,
-            "dtype": "float32",
-            "active": ACTIVE,
+            **_described(case),
             "peak_bytes": peak,
             "inputs_and_gradients_bytes": 2 * gradients,
             "times_inputs_and_gradients": None if peak is None else (peak + gradients) / (2 * gradients),
@@ -114,22 +133,18 @@ def run_memory(case: Case, device: torch.device) -> Iterator[Row]:
         yield row
 
 
-@torch.no_grad()
-def _forward(loss: Loss, x: Inputs) -> Tensor:
-    return loss(x)
+def _described(case: IntraClass) -> Row:
+    return {"n": case.n, "d": case.d, "c": case.c, "sizes": case.shape, "dtype": case.dtype, "active": case.active}
 
 
-def _error(loss: Loss, x: Inputs) -> tuple[float, float]:
-    """Relative error of the loss, and the gradients' largest error relative to their largest entry, against float64."""
-    exact = Inputs(x.anchor.double(), x.positive.double(), x.labels, x.gate, x.classes)
-    value, *gradients = evaluate(loss, x)
-    true_value, *true_gradients = evaluate(ours("reference"), exact)
-    loss_error = ((value - true_value) / true_value).abs().item()
-    errors = [(g - t).abs().max() / t.abs().max() for g, t in zip(gradients, true_gradients, strict=True)]
-    gradient_error = torch.stack(errors).max().item()
-    if not (loss_error < 1e-4 and gradient_error < 1e-3):
-        raise RuntimeError(f"a contender is wrong: loss off by {loss_error:.1e}, gradients by {gradient_error:.1e}")
-    return loss_error, gradient_error
+def _errors(
+    case: IntraClass, contender: Contender, device: torch.device, exact: dict[str, Tensor]
+) -> tuple[float, float]:
+    """The relative errors of the loss, and of the gradients, whichever is larger, against float64."""
+    loss, *gradients = errors(case, contender, device, exact).values()
+    if not max(loss, *gradients) <= WRONG[case.dtype]:
+        raise RuntimeError(f"{contender.name} is wrong: loss off by {loss:.1e}, gradients by {max(gradients):.1e}")
+    return loss, max(gradients)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

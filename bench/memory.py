@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
-from bench.intra_class_cases import Case, contenders, evaluate, make_inputs
+from icckd.bench.case import step, with_leaves
+from icckd.bench.functions.intra_class import IntraClass
+from icckd.bench.speed import everybody
 
 
 def peak(contender: str, n: int, d: int, c: int, device: str, threads: int) -> int | None:
@@ -39,14 +41,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    case = Case(options.n, options.d, options.c)
-    loss = contenders(case, device)[options.contender]
-    evaluate(loss, make_inputs(Case(256, 16, 4), 0, device))  # libraries load their own memory at first use
-    inputs = make_inputs(case, 0, device)
+    case, small = (
+        IntraClass("float32", *sizes, active=0.7) for sizes in ((options.n, options.d, options.c), (256, 16, 4))
+    )
+    (contender,) = (c for c in everybody(case, device) if c.name == options.contender)
+    # Libraries load their own memory at first use.
+    step(small, contender.function, with_leaves(small, small.inputs(0, device)))
+    inputs = with_leaves(case, case.inputs(0, device))
     before = reset(device)
-    gradients = evaluate(loss, inputs)
+    results = step(case, contender.function, inputs)
     print(highest(device) - before)
-    del gradients
+    del results
 
 
 def reset(device: torch.device) -> int:

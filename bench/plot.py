@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.measure import Row
+from icckd.bench.measure import Row
 
 COLOURS = {
     "icckd cpu": "#0072b2",

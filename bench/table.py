@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bench.gpu import report
-from bench.measure import Row
+from icckd.bench.measure import Row
 
 
 def fill(text: str, rows: list[Row]) -> str:

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bench import measure
 from bench.intra_class import add_arguments, save
-from bench.measure import Row
 from bench.train_input import BATCHES, FLOOR, LOADER, MEAN, RESIDENT, STD, input_contenders, resident
+from icckd.bench import measure
+from icckd.bench.measure import Row
 from icckd.memory import ClassMemory
 from icckd.models import Model, build_model
 from icckd.settings import MemorySettings, StudentLossSettings, TeacherLossSettings, TeacherSettings, TrainingSettings

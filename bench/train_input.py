@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from bench.measure import Contender
+from icckd.bench.measure import Contender
 from icckd.data import Augmentation, Batch, Batches
 
 RESIDENT, LOADER, FLOOR = "icckd.data.Batches", "DataLoader, 2 workers", "floor: uint8 to float32"

@@ -25,13 +25,14 @@ from typing import Any
 
 import torch
 
-from bench import aot, measure
+from bench import aot
 from bench.gpu import results
 from bench.gpu.accuracy import errors, errors_of_reference, exact_results
-from bench.gpu.case import Case, Contender, step, with_leaves
 from bench.gpu.cases import ClassLayout, CrossEntropy, IntraClass, KdKl, Relational
 from bench.launch_tables import LaunchTable, Options
-from bench.measure import Row
+from icckd.bench import measure
+from icckd.bench.case import Case, Contender, step, with_leaves
+from icckd.bench.measure import Row
 from icckd.kernels import tables
 
 FOLDER = Path(tables.__file__).parent

@@ -1,6 +1,6 @@
 """Everything a visit to a GPU should do, in one call or two: `python -m bench.gpu --output DIR` (docs/gpu.md).
 
-cases/       what is computed: inputs, contenders, the least bytes and operations
+cases/       what is computed: the cases of `icckd.bench.functions`, and some of its own
 ceilings     what the device can do: copy bandwidth, matrix rate
 accuracy     every backend against float64
 speed        every case: time, fraction of the floor, factor over the peers, peak memory

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from bench import measure
-from bench.gpu.case import Case, Contender, step, widened, with_leaves
-from bench.measure import Row
+from icckd.bench import measure
+from icckd.bench.accuracy import errors, exact_results
+from icckd.bench.case import Case, Contender
+from icckd.bench.measure import Row
 
 _ALLOWED = 2
 
@@ -72,32 +73,6 @@ def errors_of_reference(
     rounding = torch.finfo(case.torch_dtype).eps + torch.finfo(torch.float32).eps * case.amplification
     computed = errors(case, plain, device, exact)
     return computed, {quantity: max(_ALLOWED * error, rounding) for quantity, error in computed.items()}
-
-
-def exact_results(case: Case, device: torch.device) -> dict[str, Tensor]:
-    """What the `reference` backend gives in float64, by the name of the output or gradient."""
-    x = with_leaves(case, widened(case.inputs(0, device)))
-    return _named(case, step(case, case.ours("reference"), x))
-
-
-def errors(case: Case, contender: Contender, device: torch.device, exact: dict[str, Tensor]) -> dict[str, float]:
-    """The relative error of each output and gradient that the contender returns, on fresh inputs."""
-    x = with_leaves(case, case.inputs(0, device))
-    return {
-        name: _relative(value, exact[name]) for name, value in _named(case, step(case, contender.function, x)).items()
-    }
-
-
-def _named(case: Case, results: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """Results by name: those of `outputs`, of which contenders may leave out the later ones, then the gradients."""
-    count = len(results) - len(case.differentiated)
-    names = [*case.outputs[:count], *(f"gradient of {name}" for name in case.differentiated)]
-    return dict(zip(names, (result.detach() for result in results), strict=True))
-
-
-def _relative(computed: Tensor, exact: Tensor) -> float:
-    difference = (computed.double() - exact.double()).norm()
-    return (difference / exact.double().norm().clamp(min=torch.finfo(torch.float64).tiny)).item()
 
 
 def _first_line(error: Exception) -> str:

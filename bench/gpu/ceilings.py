@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench import measure
-from bench.measure import Row
+from icckd.bench import measure
+from icckd.bench.measure import Row
 
 # Bytes of one copy, and rows of a square matrix; on a CPU as small as can be.
 _COPIES = {"cuda": [2**k for k in (26, 28, 30, 32)], "cpu": [2**16]}

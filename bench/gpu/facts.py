@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from bench import measure
 from icckd import backends
+from icckd.bench import measure
 
 
 @dataclass(frozen=True)

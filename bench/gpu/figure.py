@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bench.gpu.targets import best
-from bench.measure import Row
+from icckd.bench.measure import Row
 
 _COLOURS = {"icckd triton": "#0072b2", "icckd cuda": "#d55e00", "icckd reference": "#56b4e9"}
 

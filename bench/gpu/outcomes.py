@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from bench.gpu import results
-from bench.measure import Row
 from icckd.backends import FAMILIES
+from icckd.bench.measure import Row
 from icckd.files import write_json
 
 BACKENDS = ("triton", "cuda")

@@ -8,11 +8,11 @@ who rewrote them. docs/gpu.md says what the predictions are made of.
 from dataclasses import dataclass
 
 from bench.gpu import cases
-from bench.gpu.case import Case
 from bench.gpu.cases import BF16, KdKl
 from bench.gpu.ceilings import Ceilings
 from bench.gpu.targets import best
-from bench.measure import Row
+from icckd.bench.case import Case
+from icckd.bench.measure import Row
 
 _H100 = Ceilings(3.0e12, {BF16: 798e12})
 

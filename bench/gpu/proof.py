@@ -11,8 +11,8 @@ from math import exp, log
 from typing import Any
 
 from bench.gpu.outcomes import BACKENDS, described
-from bench.measure import Row
 from icckd.backends import FAMILIES
+from icckd.bench.measure import Row
 
 _NOBODY = "reference"
 

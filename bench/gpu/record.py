@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.gpu import figure, proof, report, results
 from bench.gpu.stages import Visit
-from bench.measure import Row
+from icckd.bench.measure import Row
 
 ROWS = ("tests", "ceilings", "accuracy", "speed")
 FILES = (*(f"{name}.json" for name in ("machine", *ROWS, "proof")), "summary.md", "speed.png")

@@ -9,7 +9,7 @@ from functools import partial
 from bench.gpu import predictions
 from bench.gpu.ceilings import Ceilings
 from bench.gpu.targets import best, targets
-from bench.measure import Row
+from icckd.bench.measure import Row
 
 OWED = "Owed: no run on a GPU is recorded yet."
 _ASSUMED = "\\* Ceilings that this run did not come to measure are those of another device of the kind."

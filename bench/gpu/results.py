@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.measure import Row
+from icckd.bench.measure import Row
 from icckd.files import json_line, write_json
 
 _ROOT = Path(__file__).parents[2]

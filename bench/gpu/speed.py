@@ -1,7 +1,7 @@
 """The time of every contender of a case: forward only and with gradients, as launched and replayed from a CUDA graph.
 
-Each is compared with float64 first; a wrong one is not timed. Contenders take turns (`bench.measure`). A row gives the
-fraction of the floor that a contender reaches, and its time over that of the best peer in the same run.
+Each is compared with float64 first; a wrong one is not timed. Contenders take turns (`icckd.bench.measure`). A row
+gives the fraction of the floor that a contender reaches, and its time over that of the best peer in the same run.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,18 +9,15 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bench import measure
-from bench.gpu.accuracy import errors, exact_results
-from bench.gpu.case import Case, Contender, forward, release, step, with_leaves
 from bench.gpu.ceilings import Ceilings
-from bench.measure import Clock, Row
+from icckd.bench import measure
+from icckd.bench.accuracy import exact_results, screen
+from icckd.bench.case import Case, Contender, forward, release, step, with_leaves
+from icckd.bench.measure import Clock, Row
+from icckd.bench.speed import INPUT_SETS, timing_rows
 
 Mark = Callable[[str | None], None]
-INPUT_SETS = 3
-# An error above this is another loss: low precision alone stays below it.
-_WRONG = {"bfloat16": 0.1, "float16": 0.03, "float32": 1e-3}
 # Calls shorter than this are replayed from a graph too: there launching takes a good part of the time.
 _LAUNCH_BOUND = 5e-3
 # Seconds of a call that are too many, and of all calls of a contender that the least number of calls may take.
@@ -50,7 +47,7 @@ def measure_case(
     exact = exact_results(case, device)
     for contender in contenders:
         mark(contender.name)
-        why_not, error = _screen(case, contender, device, timer, exact)
+        why_not, error = screen(case, contender, device, timer, exact)
         error_of[contender.name] = error
         if why_not is None:
             usable.append(contender)
@@ -64,31 +61,6 @@ def measure_case(
     inputs = [with_leaves(case, case.inputs(seed, device)) for seed in range(INPUT_SETS)]
     for mode, times, peaks in _timed(case, usable, inputs, timer, seconds, least, mark):
         yield list(_rows(case, common, ceilings, usable, error_of, mode, times, peaks))
-
-
-def _screen(
-    case: Case, contender: Contender, device: torch.device, timer: Clock, exact: dict[str, Tensor]
-) -> tuple[str | None, float | None]:
-    """Why a contender is not timed, None if it is; its largest error."""
-    if contender.why_not:
-        return contender.why_not, None
-    try:
-        if not contender.checked:
-            step(case, contender.function, with_leaves(case, case.inputs(0, device)))
-            return None, None
-        error = max(errors(case, contender, device, exact).values(), key=_badness)
-    # Whatever goes wrong in one contender is its result.
-    except Exception as failure:
-        if not timer.is_usable():
-            raise
-        return f"{type(failure).__name__}: {str(failure).strip()[:300]}", None
-    finally:
-        release(device)
-    return (None if error <= _WRONG[case.dtype] else f"wrong: off by {error:.1e}"), error
-
-
-def _badness(error: float) -> float:
-    return error if error == error else float("inf")
 
 
 def _timed(
@@ -140,24 +112,18 @@ def _rows(
 ) -> Iterator[Row]:
     work = case.work(mode.startswith("step"))
     floor = ceilings.floor(work.bytes, work.flop, case.dtype)
-    measured = {name: measure.quantiles(values) for name, values in times.items()}
-    peers = [measured[c.name]["median_ms"] for c in usable if c.is_peer and c.checked and c.name in measured]
-    for contender in usable:
-        if contender.name not in measured:
-            continue
-        row = {**common, "contender": contender.name, "is_peer": contender.is_peer, "mode": mode}
-        row |= {**measured[contender.name], "error": error_of[contender.name], "peak_bytes": peaks.get(contender.name)}
-        milliseconds = row["median_ms"]
+    floor_ms = None if floor is None else 1e3 * floor
+    for row in timing_rows(common, usable, mode, times, floor_ms):
+        name, milliseconds = row["contender"], row["median_ms"]
         row |= {
-            "floor_ms": None if floor is None else 1e3 * floor,
-            "fraction_of_floor": None if floor is None else 1e3 * floor / milliseconds,
+            "error": error_of[name],
+            "peak_bytes": peaks.get(name),
             "fraction_of_bandwidth": _fraction(work.bytes, ceilings.bandwidth, milliseconds),
             "fraction_of_matrix_rate": _fraction(work.flop, ceilings.rates.get(case.dtype), milliseconds),
             "ceilings_assumed": ceilings.assumed,
-            "times_faster_than_best_peer": min(peers) / milliseconds if peers else None,
         }
         share = "" if floor is None else f"{row['fraction_of_floor']:.2f} of the floor"
-        measure.print_row({**row, "contender": f"{contender.name}, {mode}"}, share)
+        measure.print_row({**row, "contender": f"{name}, {mode}"}, share)
         yield row
 
 

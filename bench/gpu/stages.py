@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from bench.gpu import keeper, results, worker
-from bench.measure import Row
+from icckd.bench.measure import Row
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "icckd" / "_cuda.so"

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench.gpu import cases
-from bench.gpu.case import Case
-from bench.measure import Row
+from icckd.bench.case import Case
+from icckd.bench.measure import Row
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ from pathlib import Path
 
 import torch
 
-from bench import measure
 from bench.gpu import accuracy, cases, results, speed
-from bench.gpu.case import Case, Contender, forward, release, step, with_leaves
 from bench.gpu.ceilings import Ceilings, measure_ceilings
 from bench.gpu.facts import device_facts
-from bench.measure import Row
+from icckd.bench import measure
+from icckd.bench.case import Case, Contender, forward, release, step, with_leaves
+from icckd.bench.measure import Row
 from icckd.files import write_json
 
 _CASES: dict[str, list[Case]] = {

@@ -20,6 +20,7 @@ _COMMANDS = {
     "evaluate": "measure a trained network (--teacher.weights) on the test images",
     "compare": "train several variants of a run with several seeds, and say what their differences amount to",
     "report": "write the pages of the run or comparison in --output again, from the files there",
+    "bench": "time the losses on this machine, beside PyTorch, other packages and a recorded machine",
     "doctor": "say which versions, devices, backends and networks there are here, and why a backend is missing",
 }
 _DESCRIPTION = """Teachers with richer soft labels: intra-class contrastive training and knowledge distillation
@@ -46,8 +47,12 @@ _EPILOG = """exit codes: 0 done; 2 the input or a setting is wrong, one line on 
 3 training diverged, the last good checkpoint is kept; 130/143 stopped by a signal, after saving a checkpoint."""
 
 
-def parse(arguments: list[str]) -> tuple[str, Namespace]:
+def parse(arguments: list[str]) -> tuple[str, Any]:
     """The command and its options, every setting among them. Raises UserError, or argparse's error, for wrong ones."""
+    if arguments[:1] == ["bench"]:  # Its options are no settings.
+        from icckd.bench import options
+
+        return "bench", options.parse(arguments[1:])
     if not arguments:
         _parser([]).print_help()
         raise UserError(f"no command given; it should be one of {', '.join(_COMMANDS)}")

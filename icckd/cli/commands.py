@@ -58,7 +58,7 @@ def _tell(message: str) -> None:
         print(f"icckd: {message}", file=sys.stderr)
 
 
-def _dispatch(command: str, options: Namespace) -> int:
+def _dispatch(command: str, options: Any) -> int:
     if command == "doctor":
         from icckd.cli.doctor import diagnose
 
@@ -70,6 +70,11 @@ def _dispatch(command: str, options: Namespace) -> int:
         from icckd.cli.compare import run_comparison
 
         return run_comparison(options)
+    if command == "bench":
+        from icckd.bench.command import bench
+
+        bench(options)
+        return 0
     return _experiment(command, options)
 
 

@@ -3,28 +3,23 @@
 import contextlib
 import csv
 import json
+import shutil
+import subprocess
 import sys
 
 import pytest
 import torch
 from torch.nn.functional import pad
 
-from bench import (
-    crd,
-    cross_entropy,
-    intra_class,
-    intra_class_cases,
-    measure,
-    peers,
-    plot,
-    table,
-    train,
-    train_input,
-)
+from bench import crd, cross_entropy, intra_class, plot, table, train, train_input
 from icckd import reference
+from icckd.bench import measure, peers
+from icckd.bench.accuracy import errors, exact_results
+from icckd.bench.case import Contender, step, with_leaves
+from icckd.bench.functions.intra_class import IntraClass
 
 CPU = torch.device("cpu")
-CASE = intra_class_cases.Case(60, 8, 5, "skewed")
+CASE = IntraClass("float32", 60, 8, 5, "skewed", active=0.7)
 
 
 @pytest.mark.parametrize(
@@ -39,22 +34,21 @@ CASE = intra_class_cases.Case(60, 8, 5, "skewed")
     ],
 )
 def test_every_peer_computes_the_definition(peer):
-    x = intra_class_cases.make_inputs(CASE, seed=3, device=CPU)
+    x = CASE.inputs(seed=3, device=CPU)
     x.anchor, x.positive = x.anchor.double(), x.positive.double()
-    value, d_anchor, d_positive = intra_class_cases.evaluate(peer, x)
-    expected = intra_class_cases.evaluate(
-        lambda y: reference.intra_class_contrastive(
+
+    def defined(y):
+        return reference.intra_class_contrastive(
             y.anchor, y.positive, y.labels, gate=y.gate, temperature=peers.TEMPERATURE
-        ),
-        x,
-    )
-    torch.testing.assert_close((value, d_anchor, d_positive), expected, rtol=1e-6, atol=1e-9)
+        )
+
+    computed, expected = (step(CASE, loss, with_leaves(CASE, x)) for loss in (peer, defined))
+    torch.testing.assert_close(computed, expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("sizes", ["equal", "skewed", "half"])
 def test_inputs_are_what_the_case_says(sizes):
-    case = intra_class_cases.Case(1000, 4, 10, sizes)
-    x = intra_class_cases.make_inputs(case, seed=0, device=CPU)
+    x = IntraClass("float32", 1000, 4, 10, sizes, active=0.7).inputs(seed=0, device=CPU)
     counts = x.labels.bincount(minlength=10)
     assert len(counts) == 10
     assert counts.min() > 0
@@ -64,16 +58,13 @@ def test_inputs_are_what_the_case_says(sizes):
 
 def test_keops_computes_the_definition():
     pytest.importorskip("pykeops")
-    x = intra_class_cases.make_inputs(CASE, seed=3, device=CPU)
-    loss_error, gradient_error = intra_class._error(peers.keops, x)
-    assert loss_error < 1e-5
-    assert gradient_error < 1e-5
+    assert max(errors(CASE, Contender("KeOps", peers.keops), CPU, exact_results(CASE, CPU)).values()) < 1e-5
 
 
 def test_flex_attention_computes_the_definition():
     from torch.nn.attention.flex_attention import flex_attention
 
-    x = intra_class_cases.make_inputs(intra_class_cases.Case(300, 16, 5, "skewed"), seed=3, device=CPU)
+    x = IntraClass("float32", 300, 16, 5, "skewed", active=0.7).inputs(seed=3, device=CPU)
     torch.testing.assert_close(peers.flex_attention(flex_attention)(x), peers.dense(x), rtol=1e-5, atol=0)
 
 
@@ -89,16 +80,18 @@ def test_every_chunk_holds_the_whole_classes_of_its_rows(sizes):
 
 
 def test_a_peer_that_would_not_fit_is_left_out_and_said_so(capsys):
-    chosen = intra_class_cases.contenders(intra_class_cases.Case(16384, 128, 100, "half"), CPU)
+    chosen = [
+        contender.name for contender in intra_class.contenders(IntraClass("float32", 16384, 128, 100, "half"), CPU)
+    ]
     assert "padded bmm" not in chosen
     assert "loop over classes" in chosen
     assert "padded bmm: left out, it would take about" in capsys.readouterr().out
 
 
 def test_a_wrong_contender_is_an_error():
-    x = intra_class_cases.make_inputs(CASE, seed=3, device=CPU)
-    with pytest.raises(RuntimeError, match="a contender is wrong"):
-        intra_class._error(lambda y: 1.01 * peers.dense(y), x)
+    wrong = Contender("one hundredth more", lambda y: 1.01 * peers.dense(y))
+    with pytest.raises(RuntimeError, match="one hundredth more is wrong"):
+        intra_class._errors(CASE, wrong, CPU, exact_results(CASE, CPU))
 
 
 def test_contenders_take_turns_and_slow_ones_fewer(monkeypatch):
@@ -116,8 +109,7 @@ def test_contenders_take_turns_and_slow_ones_fewer(monkeypatch):
 def test_the_quick_run_writes_rows(module, rows_at_least, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(crd, "peak", lambda *_: 1000)
-    monkeypatch.setattr(intra_class_cases.importlib.util, "find_spec", lambda package: None)
-    monkeypatch.setattr(intra_class_cases, "_PEERS", [p for p in intra_class_cases._PEERS if "compile" not in p.name])
+    monkeypatch.setattr(IntraClass, "packaged_peers", lambda case, device: [])
     arguments = ["--quick", "--json", str(tmp_path / "rows.json"), "--csv", str(tmp_path / "rows.csv")]
     monkeypatch.setattr(sys, "argv", ["bench", *arguments])
     module.main()
@@ -242,12 +234,25 @@ def fake_rows():
 
 
 def test_a_copy_without_history_is_told_its_commit_or_says_that_it_does_not_know(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measure, "_ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.delenv("ICCKD_COMMIT", raising=False)
     assert measure._commit.__wrapped__() == "unknown"
     monkeypatch.setenv("ICCKD_COMMIT", "0123abc")
     assert measure._commit.__wrapped__() == "0123abc"
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
+def test_a_package_installed_into_another_repository_does_not_take_its_commit(tmp_path, monkeypatch):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
+    monkeypatch.delenv("ICCKD_COMMIT", raising=False)
+    monkeypatch.setattr(measure, "_ROOT", tmp_path)
+    assert len(measure._commit.__wrapped__()) == 12
+    (tmp_path / "packages").mkdir()
+    monkeypatch.setattr(measure, "_ROOT", tmp_path / "packages")
+    assert measure._commit.__wrapped__() == "unknown"
 
 
 def test_tables_are_filled_in_place_and_twice_is_the_same():

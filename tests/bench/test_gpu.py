@@ -12,9 +12,10 @@ import torch
 
 from bench import table
 from bench.gpu import accuracy, cases, figure, predictions, record, report, results, speed, stages, targets, worker
-from bench.gpu.case import Contender, too_large, widened
 from bench.gpu.ceilings import Ceilings
 from icckd.backends import FAMILIES
+from icckd.bench.accuracy import WRONG
+from icckd.bench.case import Contender, too_large, widened
 from tests.bench.gpu_rows import CEILINGS, MACHINE, check, crash, missing, outcome, timing
 
 CPU = torch.device("cpu")
@@ -117,7 +118,7 @@ def test_every_case_knows_its_work_and_its_peers_are_right(case):
     for contender in case.peers(CPU):
         if contender.checked and contender.why_not is None and not contender.name.startswith("FlexAttention"):
             errors = accuracy.errors(case, contender, CPU, exact)
-            assert max(errors.values()) < speed._WRONG[case.dtype], contender.name
+            assert max(errors.values()) < WRONG[case.dtype], contender.name
 
 
 def test_the_work_of_the_loss_is_what_the_targets_count():

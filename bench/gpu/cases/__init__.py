@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 
-from bench.gpu.case import Case
 from bench.gpu.cases.class_memory import MemoryPush
-from bench.gpu.cases.cross_entropy import CrossEntropy
-from bench.gpu.cases.distillation import KdKl, Relational
-from bench.gpu.cases.intra_class import IntraClass
 from bench.gpu.cases.layout import ClassLayout
+from icckd.bench.case import Case
+from icckd.bench.functions.cross_entropy import CrossEntropy
+from icckd.bench.functions.distillation import KdKl, Relational
+from icckd.bench.functions.intra_class import IntraClass
 
 BF16, FP16, FP32 = "bfloat16", "float16", "float32"
 # Numbers in the rows of a case of small classes: enough to fill the device and overflow its cache.

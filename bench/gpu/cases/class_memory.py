@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bench.gpu.case import Case, Contender, Function, Work
 from icckd import ClassMemory
+from icckd.bench.case import Case, Contender, Function, Work
 from icckd.ops.class_memory import class_memory_push
 
 
@@ -47,7 +47,7 @@ class MemoryPush(Case):
 
         return push
 
-    def peers(self, device: torch.device) -> Sequence[Contender]:
+    def peers(self, device: torch.device, host_compiler: str = "aot_eager") -> Sequence[Contender]:
         return []
 
     def work(self, backward: bool) -> Work:

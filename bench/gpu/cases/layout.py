@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bench.gpu.case import Case, Contender, Function, Work
 from icckd import backends
+from icckd.bench.case import Case, Contender, Function, Work
 from icckd.kernels.layout import Layout, class_layout
 
 # Classes of more rows count as large; the layout's cost does not depend on it.
@@ -69,7 +69,7 @@ class ClassLayout(Case):
             *self.peers(device),
         ]
 
-    def peers(self, device: torch.device) -> Sequence[Contender]:
+    def peers(self, device: torch.device, host_compiler: str = "aot_eager") -> Sequence[Contender]:
         def sort(x: Inputs) -> Tensor:
             return x.labels.sort(stable=True)[1]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from bench.gpu.case import Case, Contender, Function, Work, compiled, too_large
 from icckd import reference
+from icckd.bench.case import Case, Contender, Function, Work, compiled, too_large
 from icckd.functional import kd_kl, rkd_angle, rkd_distance
 
 _TEMPERATURE = 4.0
@@ -53,7 +53,7 @@ class KdKl(Case):
             x.student, x.teacher, temperature=_TEMPERATURE, standardize=self.standardize, backend=backend
         )
 
-    def peers(self, device: torch.device) -> Sequence[Contender]:
+    def peers(self, device: torch.device, host_compiler: str = "aot_eager") -> Sequence[Contender]:
         if self.standardize:
             return []
         no_room = too_large(8 * self.n * self.c, 4, device)
@@ -61,7 +61,7 @@ class KdKl(Case):
             Contender("F.kl_div", _plain_kd_kl, why_not=no_room, capturable=True),
             Contender(
                 "F.kl_div, torch.compile",
-                compiled(_plain_kd_kl, device),
+                compiled(_plain_kd_kl, device, host_compiler),
                 why_not=no_room,
                 compiles=True,
                 capturable=True,
@@ -98,7 +98,7 @@ class Relational(Case):
         function = rkd_distance if self.relation == "distance" else rkd_angle
         return lambda x: function(x.student, x.teacher, backend=backend)
 
-    def peers(self, device: torch.device) -> Sequence[Contender]:
+    def peers(self, device: torch.device, host_compiler: str = "aot_eager") -> Sequence[Contender]:
         function: Callable = getattr(reference, f"rkd_{self.relation}")
         pairs, triples = 12 * self.n**2, 12 * self.n**3
         # Compiled, the differences between rows (N, N, D) are nowhere stored.
@@ -111,8 +111,16 @@ class Relational(Case):
 
         return [
             Contender("plain PyTorch", plain, why_not=no_room),
-            Contender("plain PyTorch, torch.compile", compiled(plain, device), why_not=no_room_compiled, compiles=True),
+            Contender(
+                "plain PyTorch, torch.compile",
+                compiled(plain, device, host_compiler),
+                why_not=no_room_compiled,
+                compiles=True,
+            ),
         ]
+
+    def numbers(self) -> int:
+        return 12 * self.n * self.d + 8 * self.n**2
 
     def work(self, backward: bool) -> Work:
         """Two Gram matrices, and one product more for the gradient; nobody counted the N³ terms of the angles."""

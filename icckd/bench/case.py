@@ -1,22 +1,25 @@
 """What a benchmark case is: inputs, contenders, and the least work that any of them must do."""
 
 import gc
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from bench.measure import Row
 from icckd import backends
+from icckd.bench.measure import Row
 
 # Inputs → the tensor that is differentiated, alone or before others.
 Function = Callable[[Any], Any]
+# The project's backends on a GPU.
 BACKENDS = ("triton", "cuda", "reference")
-# The share of a device's memory that a contender may be expected to take.
-_MEMORY_SHARE = 0.7
+# The share of a device's memory that a contender may be expected to take, and what counts of a CPU's.
+_MEMORY_SHARE, _HOST_MEMORY = 0.7, 12e9
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Contender:
     compiles: Whether its first call compiles something that is worth while to be compiled ahead.
     capturable: Whether a CUDA graph can hold it: it never synchronises.
     checked: Whether it computes what the case defines.
+    only_on: The kind of device that it is meant for, where its time elsewhere says nothing.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Contender:
     compiles: bool = False
     capturable: bool = False
     checked: bool = True
+    only_on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,20 +97,28 @@ class Case(ABC):
         """The project's function on this backend."""
 
     @abstractmethod
-    def peers(self, device: torch.device) -> Sequence[Contender]:
-        """Everybody else."""
+    def peers(self, device: torch.device, host_compiler: str = "aot_eager") -> Sequence[Contender]:
+        """Everybody else who needs little more than PyTorch; `host_compiler` as `compiled` takes it."""
+
+    def packaged_peers(self, device: torch.device) -> Sequence[Contender]:
+        """Those of further packages."""
+        return []
 
     @abstractmethod
     def work(self, backward: bool) -> Work:
         """The least work of the loss alone, or with its gradients."""
 
+    def numbers(self) -> int:
+        """How many numbers of float64 are held at once where it is checked and timed: several times the inputs."""
+        return 6 * (self.work(backward=False).bytes or 0) // self.torch_dtype.itemsize
+
     @abstractmethod
     def tiny(self) -> "Case":
         """The same with sizes for Triton's interpreter."""
 
-    def contenders(self, device: torch.device) -> list[Contender]:
-        """The project's backends, then the peers."""
-        ours = [
+    def own(self, device: torch.device, names: Sequence[str] = BACKENDS) -> list[Contender]:
+        """The project's backends of these names."""
+        return [
             Contender(
                 f"icckd {backend}",
                 self.ours(backend),
@@ -114,21 +127,41 @@ class Case(ABC):
                 compiles=backend == "triton",
                 capturable=not (backend == "reference" and self.reference_waits),
             )
-            for backend in BACKENDS
+            for backend in names
         ]
-        return [*ours, *self.peers(device)]
+
+    def contenders(self, device: torch.device) -> list[Contender]:
+        """Those that a visit to a GPU measures: the project's backends, then the peers."""
+        return [*self.own(device), *self.peers(device)]
 
 
-def compiled(function: Function, device: torch.device) -> Function:
-    """`function` through torch.compile; on a CPU without code generation, which is another subject there."""
-    return torch.compile(function, dynamic=False, backend="inductor" if device.type == "cuda" else "aot_eager")
+def compiled(function: Callable[..., Any], device: torch.device, host_compiler: str) -> Callable[..., Any]:
+    """`function` through torch.compile; on a CPU by this backend of it, "aot_eager" where no code is to be made."""
+    return torch.compile(function, dynamic=False, backend="inductor" if device.type == "cuda" else host_compiler)
+
+
+def missing(module: str, package: str) -> str | None:
+    """Why a peer from a package cannot be tried, and what adds it; None where it is installed."""
+    return None if importlib.util.find_spec(module) else f"{package} is not installed (pip install {package})"
 
 
 def too_large(numbers: float, element_size: int, device: torch.device) -> str | None:
     """Why a contender that holds so many numbers at once should not be tried; None where it fits."""
-    total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 8e9
+    total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else min(_HOST_MEMORY, free_memory(device))
     taken = numbers * element_size
     return f"it would take about {taken / 1e9:.0f} GB" if taken > _MEMORY_SHARE * total else None
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that a device has left; infinitely many where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return float("inf")
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * kilobytes[0] if kilobytes else float("inf")
 
 
 def with_leaves(case: Case, x: Any) -> Any:

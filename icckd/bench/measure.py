@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from functools import cache
 from importlib import metadata
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,6 +24,9 @@ Row = dict[str, Any]
 Contender = Callable[[int], Any]
 # Calls shorter than so many times what a clock can tell well are looked at twice before they are timed.
 _SHORT = 30
+_Name = TypeVar("_Name")
+# The folder that the package is in: the repository, or where packages are installed.
+_ROOT = Path(__file__).parents[2]
 _PEERS = ("triton", "pykeops", "pytorch-metric-learning")
 
 
@@ -83,7 +87,7 @@ class DeviceClock:
             for k in range(inputs):
                 contender(k)
         torch.cuda.current_stream().wait_stream(side)
-        graphs = []
+        graphs: list[torch.cuda.CUDAGraph] = []
         for k in range(inputs):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=graphs[0].pool() if graphs else None):
@@ -116,25 +120,26 @@ def clock(device: torch.device) -> Clock:
 
 
 def interleaved(
-    contenders: dict[str, Contender],
+    contenders: dict[_Name, Contender],
     timer: Clock,
     seconds: float,
     too_slow: float = 20.0,
     least: int = 3,
     patience: float = float("inf"),
-) -> dict[str, list[float]]:
+    tell: Callable[[str], object] = print,
+) -> dict[_Name, list[float]]:
     """Seconds per call of each contender, measured for about `seconds` each.
 
     At least so many times, twice or more where that would take over `patience` seconds. A contender whose first timed
-    call takes over `too_slow` seconds is not in the result.
+    call takes over `too_slow` seconds is not in the result, and `tell` is told.
     """
-    times: dict[str, list[float]] = {}
+    times: dict[_Name, list[float]] = {}
     rounds, together = {}, {}
     for name, contender in contenders.items():
         contender(0)
         once = timer.seconds(contender, 0)
         if once > too_slow:
-            print(f"    {name}: left out, one call takes {once:.0f} s")
+            tell(f"    {name}: left out, one call takes {once:.0f} s")
             continue
         if once < _SHORT * timer.shortest:
             # The first calls find a device that has slowed down for want of work.
@@ -192,12 +197,14 @@ def _commit() -> str:
     """The commit, marked where code differs from it; recorded results and documents do not count as code.
 
     ICCKD_COMMIT in the environment says it of a copy whose repository is not there, or not that of the copy; without
-    either it is unknown.
+    either it is unknown. So it is of an installed package, whatever repository it is installed into.
     """
     if told := os.environ.get("ICCKD_COMMIT"):
         return told
     code = [".", ":!bench/results", ":!docs", ":!README.md"]
     try:
+        if Path(_git("rev-parse", "--show-toplevel")).resolve() != _ROOT.resolve():
+            return "unknown"
         commit = _git("rev-parse", "--short=12", "HEAD")
         return f"{commit}-dirty" if _git("status", "--porcelain", "--untracked-files=no", "--", *code) else commit
     except (OSError, subprocess.CalledProcessError):
@@ -205,4 +212,4 @@ def _commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True).stdout.strip()

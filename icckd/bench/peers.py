@@ -1,7 +1,7 @@
 """The intra-class loss as people compute it today, each in the way of its kind: (Inputs) → scalar, by autograd.
 
-All but `inf_cl` are the mean of docs/method.md at temperature 0.1 over unit rows; `bench.intra_class` and `bench.gpu`
-compare their results with float64 before they time them.
+All but `inf_cl` are the mean of docs/method.md at temperature 0.1 over unit rows; what they compute is compared with
+float64 before it is timed.
 """
 
 from bisect import bisect_right
@@ -19,13 +19,18 @@ TEMPERATURE = 0.1
 
 @dataclass
 class Inputs:
-    """anchor, positive (N, D), labels (N,) in [0, classes), gate (N,) of booleans."""
+    """anchor, positive (N, D), labels (N,) in [0, classes), gate (N,) of booleans, memory (M, D), memory_labels (M,).
+
+    Peers know of no memory.
+    """
 
     anchor: Tensor
     positive: Tensor
     labels: Tensor
     gate: Tensor
     classes: int
+    memory: Tensor | None = None
+    memory_labels: Tensor | None = None
 
 
 Loss = Callable[[Inputs], Tensor]
