@@ -12,7 +12,8 @@ from icckd.settings import Comparison
 class Estimate:
     """Learns what an epoch of each variant and stage takes, and what a run takes beside its training.
 
-    A variant of which nothing is known yet is taken to be as fast as the others are on average.
+    What is not known of a variant yet is taken to be as with the others on average, and what is known of no student to
+    be as with the teachers.
     """
 
     def __init__(self, comparison: Comparison):
@@ -65,7 +66,8 @@ class Estimate:
         return total
 
     def _per_epoch(self, variant: str, stage: str) -> float | None:
-        others = [seconds for (_, of), seconds in self._seconds.items() if of == stage]
+        same = [seconds for (_, of), seconds in self._seconds.items() if of == stage]
+        others = same or list(self._seconds.values())
         return self._seconds.get((variant, stage), fmean(others) if others else None)
 
     def _epochs(self, run: Run, stage: str) -> int:

@@ -27,6 +27,15 @@ def test_nothing_is_known_before_an_epoch_is_over():
     assert estimate.left([], {}, 1) == 0
 
 
+def test_students_are_taken_to_be_as_fast_as_teachers_until_one_has_been_seen():
+    estimate = Estimate(COMPARISON)
+    estimate.told(KD, Told("teacher", 1, 10, 3.0))
+    running = {KD: Told("teacher", 1, 10, 3.0)}
+    assert estimate.left([], running, 1) == pytest.approx(9 * 3 + 5 * 3)
+    estimate.told(PLAIN, Told("student", 1, 5, 0.5))
+    assert estimate.left([], running, 1) == pytest.approx(9 * 3 + 5 * 0.5)
+
+
 def test_a_teacher_in_common_counts_once_and_jobs_share_the_rest():
     estimate = Estimate(COMPARISON)
     estimate.told(KD, Told("teacher", 10, 10, 3.0))
