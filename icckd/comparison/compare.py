@@ -3,6 +3,7 @@
 import sys
 import time
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from icckd.comparison.plan import Run, Schedule, Shard, runs_of, teacher_key
 from icckd.comparison.progress import ComparisonProgress
 from icckd.comparison.worker import Check, Done, Failed, Reply, Told, Train
 from icckd.errors import Interrupted, TrainingDiverged, UserError
+from icckd.experiment import NUMBERS
 from icckd.report.comparison import Results, write_comparison
 from icckd.settings import Comparison
 from icckd.training import StopSignal
@@ -58,6 +60,7 @@ def compare(
         raise UserError(f"--jobs is {jobs}; it should be 1 or more")
     if overwrite and shard.count > 1:
         raise UserError("--overwrite would remove the runs of other shards; give it without --shard")
+    _check_metrics(comparison)
     runs = runs_of(comparison)
     own = shard.of(runs)
     folder.check(comparison, own, resume=resume, overwrite=overwrite)
@@ -69,6 +72,16 @@ def compare(
     else:
         folder.open(comparison, overwrite=overwrite)
     return Outcome(write_results(folder, comparison), failures)
+
+
+def _check_metrics(comparison: Comparison) -> None:
+    """Raise UserError where a metric is no number of a summary: it would be found missing after all the training."""
+    for metric in comparison.metrics:
+        name = metric.partition(".")[2]
+        if name not in NUMBERS:
+            near = get_close_matches(name, NUMBERS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(NUMBERS)}"
+            raise UserError(f"metrics holds {metric}, which no summary has; {hint}")
 
 
 def write_results(folder: ComparisonFolder, comparison: Comparison) -> Results:

@@ -4,7 +4,8 @@
 measures a network; `examples` chooses test images to show; `progress` tells how far training is.
 """
 
+from icckd.experiment.evaluation import NUMBERS
 from icckd.experiment.experiment import Experiment
 from icckd.experiment.run_folder import RunFolder
 
-__all__ = ["Experiment", "RunFolder"]
+__all__ = ["NUMBERS", "Experiment", "RunFolder"]

@@ -9,6 +9,12 @@ from torch import Tensor, nn
 from icckd.data import Batch
 
 CALIBRATION_BINS = 15
+# Every number that a run's summary has of a network that it trained.
+NUMBERS = (
+    *("test_accuracy", "intra_class_distance", "inter_class_distance", "distance_ratio", "soft_label_entropy"),
+    *("expected_calibration_error", "worst_class_accuracy", "class_accuracy_gap", "recall_at_1"),
+    *("best_test_accuracy", "best_epoch", "seconds"),
+)
 _QUERIES = 1024
 
 

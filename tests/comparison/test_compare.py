@@ -15,10 +15,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from scipy import stats
 
 from icckd.cli import main
-from icckd.comparison import ComparisonFolder, Shard, compare
-from icckd.experiment import Experiment, RunFolder
+from icckd.comparison import ComparisonFolder, Run, Shard, compare
+from icckd.experiment import NUMBERS, Experiment, RunFolder
 from icckd.settings import comparison_from
 
 SHORT = {"arch": "convnet-small", "epochs": 1, "batch_size": 256, "warmup_epochs": 0}
@@ -163,6 +164,44 @@ def test_a_folder_with_runs_is_refused_and_left_as_it_is(finished, tmp_path, cap
         assert run("--config", config, "--output", folder, *arguments) == 2
         assert message in error_line(capsys)
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [("student.test_accurcy", "did you mean test_accuracy?"), ("teacher.x", "it has test_accuracy,")],
+)
+def test_a_metric_that_no_summary_has_is_refused_before_anything_is_trained(tmp_path, capsys, metric, words):
+    definition = write(tmp_path / "compare.yaml", metrics=[metric])
+    assert run("--config", definition, "--output", tmp_path / "out") == 2
+    assert words in error_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_numbers_of_a_summary_are_those_that_can_be_compared(finished):
+    summary = json.loads((ComparisonFolder(finished[0]).run(Run("kd", 0)).summary).read_text())
+    for stage in ("teacher", "student"):
+        assert {name for name, value in summary[stage].items() if isinstance(value, (int, float))} == set(NUMBERS)
+
+
+def test_intervals_are_those_that_scipy_computes_from_the_summaries(finished):
+    results = json.loads((finished[0] / "compare.json").read_text())
+    for metric in DEFINITION["metrics"]:
+        stage, name = metric.split(".")
+        values = {
+            variant: [
+                json.loads((finished[0] / "runs" / variant / seed / "summary.json").read_text())[stage][name]
+                for seed in ("0", "1")
+            ]
+            for variant in ("kd", "none")
+        }
+        found = results["differences"]["kd"][metric]
+        if metric == "teacher.distance_ratio":  # One teacher for both.
+            assert (found["mean"], found["low"], found["high"], found["p"]) == (0, 0, 0, None)
+            continue
+        test = stats.ttest_rel(values["kd"], values["none"])
+        interval = test.confidence_interval(0.95)
+        assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high))
+        assert found["p"] == pytest.approx(test.pvalue)
 
 
 def test_what_is_missing_is_named(tmp_path, capsys):
