@@ -6,7 +6,7 @@ from icckd.report.charts import Section, sections
 from icckd.report.per_class import per_class_section
 from icckd.report.recipe import effective, recipe
 from icckd.report.results import Results
-from icckd.report.shell import figure, settings_table, shell
+from icckd.report.shell import figure, header, pairs_table, settings_table, shell
 from icckd.report.soft_labels import soft_label_section
 from icckd.report.wording import findings, formatted, measures, notes, title
 
@@ -14,22 +14,16 @@ from icckd.report.wording import findings, formatted, measures, notes, title
 def html_page(results: Results) -> str:
     """The page as text; the same results give the same text."""
     parts = [
-        _header(results),
+        header(title(results), findings(results)),
         _main_numbers(results),
         _notes(results),
         *(_charts(section) for section in sections(results)),
         soft_label_section(results),
         per_class_section(results),
         _settings(results),
-        _environment(results),
     ]
     body = "\n".join(part for part in parts if part)
     return shell(title(results), body)
-
-
-def _header(results: Results) -> str:
-    found = "\n".join(f"<p>{html.escape(sentence)}</p>" for sentence in findings(results))
-    return f"<header><h1>{html.escape(title(results))}</h1>\n{found}</header>"
 
 
 def _main_numbers(results: Results) -> str:
@@ -64,20 +58,9 @@ def _charts(section: Section) -> str:
 
 
 def _settings(results: Results) -> str:
-    in_force = _pairs("In force", recipe(results))
-    return f"""<section><h2>Settings and environment</h2>
-{in_force}{settings_table(results.settings, effective(results))}"""
-
-
-def _environment(results: Results) -> str:
-    return f"{_pairs('Computed with', list(results.environment.items()))}</section>"
-
-
-def _pairs(caption: str, pairs: list[tuple[str, str]]) -> str:
-    """A table of names and texts; empty where there are none."""
-    if not pairs:
-        return ""
-    rows = "\n".join(
-        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(text)}</td></tr>' for name, text in pairs
-    )
-    return f'<table class="pairs"><caption>{caption}</caption>\n<tbody>\n{rows}\n</tbody></table>\n'
+    parts = [
+        pairs_table("In force", recipe(results)),
+        settings_table(results.settings, effective(results)),
+        pairs_table("Computed with", results.environment.items()),
+    ]
+    return "<section><h2>Settings and environment</h2>\n" + "\n".join(part for part in parts if part) + "</section>"

@@ -46,6 +46,29 @@ def read_history(path: Path) -> dict[str, list[Numbers]]:
     return history
 
 
+def environment(summary: dict[str, Any], path: Path) -> dict[str, str]:
+    """What the summary in `path` tells of the machine, but for what is null."""
+    given = mapping(summary.get("environment", {}), path, "environment")
+    return {one_line(name): one_line(value) for name, value in given.items() if value is not None}
+
+
+def class_accuracies(measures: dict[str, Any], path: Path, stage: str) -> list[float | None]:
+    """The accuracy of each class among the `measures` of a stage in `path`; empty where they are not told."""
+    values = measures.get("per_class_accuracy", [])
+    if not isinstance(values, list):
+        raise UserError(f"{path}: {stage}.per_class_accuracy should be a list")
+    return [number(value) for value in values]
+
+
+def class_names(model: dict[str, Any], path: Path) -> list[str] | None:
+    """The names of the classes that the model.json in `path` gives; None where it gives none."""
+    if "classes" not in model:
+        return None
+    if not isinstance(model["classes"], list):
+        raise UserError(f"{path}: classes should be a list of names")
+    return [one_line(name) for name in model["classes"]]
+
+
 def read_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(_read(path))

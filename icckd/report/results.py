@@ -18,7 +18,18 @@ from icckd.errors import UserError
 from icckd.methods import METHODS
 from icckd.methods.intra_class import IntraClass, IntraClassSettings
 from icckd.methods.kd import Kd
-from icckd.report.reading import Numbers, mapping, number, one_line, read_history, read_object, read_yaml
+from icckd.report.reading import (
+    Numbers,
+    class_accuracies,
+    class_names,
+    environment,
+    mapping,
+    number,
+    one_line,
+    read_history,
+    read_object,
+    read_yaml,
+)
 from icckd.settings import NO_METHOD, STAGES, Settings, setting_name
 
 
@@ -81,11 +92,10 @@ def read_results(run: Path) -> Results:
         if name in summary or history[name]
     }
     classes = _classes(run, models, stages)
-    environment = mapping(summary.get("environment", {}), run / "summary.json", "environment")
     return Results(
         settings=settings,
         data=_values(summary.get("data", {}), run / "summary.json", "data"),
-        environment={one_line(name): one_line(value) for name, value in environment.items() if value is not None},
+        environment=environment(summary, run / "summary.json"),
         stages=stages,
         classes=classes,
         examples=_read_examples(run / "teacher" / "examples.safetensors", len(classes)),
@@ -103,16 +113,13 @@ def _stage(
     run: Path, name: str, summary: Any, model: dict[str, Any], history: list[Numbers], settings: dict[str, Any]
 ) -> Stage:
     summary = mapping({} if summary is None else summary, run / "summary.json", name)
-    accuracies = summary.get("per_class_accuracy", [])
-    if not isinstance(accuracies, list):
-        raise UserError(f"{run / 'summary.json'}: {name}.per_class_accuracy should be a list")
     measures = {key: number(value) for key, value in summary.items()}
     return Stage(
         arch=one_line(model.get("arch", settings.get(f"{name}.arch", "unknown network"))),
         method=one_line(summary["method"]) if isinstance(summary.get("method"), str) else None,
         settings=_values(summary.get("settings", {}), run / "summary.json", f"{name}.settings"),
         measures={**measures, "parameters": number(model.get("parameters"))},
-        per_class_accuracy=[number(value) for value in accuracies],
+        per_class_accuracy=class_accuracies(summary, run / "summary.json", name),
         history=history,
     )
 
@@ -122,10 +129,9 @@ def _classes(run: Path, models: dict[str, dict[str, Any]], stages: dict[str, Sta
     lengths = {name: len(stage.per_class_accuracy) for name, stage in stages.items() if stage.per_class_accuracy}
     names = [str(index) for index in range(max(lengths.values(), default=0))]
     for stage, model in models.items():
-        if "classes" in model:
-            if not isinstance(model["classes"], list):
-                raise UserError(f"{run / stage / 'model.json'}: classes should be a list of names")
-            names = [one_line(name) for name in model["classes"]]
+        given = class_names(model, run / stage / "model.json")
+        if given is not None:
+            names = given
             break
     for stage, length in lengths.items():
         if length != len(names):

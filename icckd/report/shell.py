@@ -1,7 +1,7 @@
-"""What every page is made of: the document around it, a figure, a table of settings."""
+"""What every page is made of: the document around it, its header, a figure, tables of settings and of pairs."""
 
 import html
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
@@ -33,6 +33,12 @@ def shell(title: str, body: str) -> str:
 """
 
 
+def header(title: str, sentences: Iterable[str]) -> str:
+    """The page's title, and what it says first."""
+    found = "\n".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
+    return f"<header><h1>{html.escape(title)}</h1>\n{found}</header>"
+
+
 def figure(chart: Chart) -> str:
     """The chart under its title, with a description in words for those who cannot see it."""
     label = f'role="img" aria-label="{html.escape(_description(chart))}"'
@@ -61,6 +67,16 @@ def settings_table(
 <tbody>
 {body}
 </tbody></table></details>"""
+
+
+def pairs_table(caption: str, pairs: Iterable[tuple[str, str]]) -> str:
+    """A table of names and texts; empty where there are none."""
+    rows = "\n".join(
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(text)}</td></tr>' for name, text in pairs
+    )
+    if not rows:
+        return ""
+    return f'<table class="pairs"><caption>{caption}</caption>\n<tbody>\n{rows}\n</tbody></table>'
 
 
 def shown(value: Any) -> str:

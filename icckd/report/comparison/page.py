@@ -11,7 +11,7 @@ from icckd.report.comparison.intervals import Axis, axis_head, axis_of, interval
 from icckd.report.comparison.metrics import Metric, p_text
 from icckd.report.comparison.results import Difference, Results
 from icckd.report.results import in_force
-from icckd.report.shell import settings_table, shell, shown
+from icckd.report.shell import header, pairs_table, settings_table, shell, shown
 from icckd.report.wording import UNKNOWN
 from icckd.settings import flat
 
@@ -21,7 +21,7 @@ _FEW = 4  # Findings that are read at once.
 def html_page(results: Results) -> str:
     """The page as text; the same results give the same text."""
     parts = [
-        _header(results),
+        header(title(results), overview(results)),
         _conclusions(results),
         _numbers(results),
         learning_curves(results),
@@ -30,11 +30,6 @@ def html_page(results: Results) -> str:
         _settings(results),
     ]
     return shell(title(results), "\n".join(part for part in parts if part))
-
-
-def _header(results: Results) -> str:
-    sentences = "\n".join(f"<p>{html.escape(sentence)}</p>" for sentence in overview(results))
-    return f"<header><h1>{html.escape(title(results))}</h1>\n{sentences}</header>"
 
 
 def _conclusions(results: Results) -> str:
@@ -206,13 +201,8 @@ def _differing(results: Results) -> str:
 
 
 def _environment(results: Results) -> str:
-    rows = []
+    pairs = []
     for name, values in results.environments.items():
-        shared = len(values) == 1
-        of = f"of {len(results.runs)} runs"
-        text = "; ".join(value if shared else f"{value} ({count} {of})" for value, count in values.items())
-        rows.append(f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(text)}</td></tr>')
-    if not rows:
-        return ""
-    body = "\n".join(rows)
-    return f'<table class="pairs"><caption>Computed with</caption>\n<tbody>\n{body}\n</tbody></table>'
+        shared, of = len(values) == 1, f"of {len(results.runs)} runs"
+        pairs.append((name, "; ".join(value if shared else f"{value} ({n} {of})" for value, n in values.items())))
+    return pairs_table("Computed with", pairs)

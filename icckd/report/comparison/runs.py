@@ -2,10 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from icckd.errors import UserError
-from icckd.report.reading import Numbers, mapping, number, one_line, read_history, read_object
+from icckd.report.reading import (
+    Numbers,
+    class_accuracies,
+    class_names,
+    environment,
+    mapping,
+    number,
+    read_history,
+    read_object,
+)
 from icckd.settings import STAGES
 from icckd.settings.comparison import Comparison
 
@@ -50,30 +57,16 @@ def _read_run(run: Path, stages: tuple[str, ...]) -> Run | None:
     if any(stage not in summary for stage in stages):
         return None
     given = {stage: mapping(summary[stage], path, stage) for stage in STAGES if stage in summary}
-    environment = mapping(summary.get("environment", {}), path, "environment")
     return Run(
         measures={stage: {key: number(value) for key, value in of.items()} for stage, of in given.items()},
-        per_class_accuracy={stage: _accuracies(of, path, stage) for stage, of in given.items()},
+        per_class_accuracy={stage: class_accuracies(of, path, stage) for stage, of in given.items()},
         history=read_history(run / "metrics.jsonl"),
         classes=_classes(run),
-        environment={one_line(name): one_line(value) for name, value in environment.items() if value is not None},
+        environment=environment(summary, path),
         page=(run / "report.html").is_file(),
     )
 
 
-def _accuracies(given: dict[str, Any], path: Path, stage: str) -> list[float | None]:
-    values = given.get("per_class_accuracy", [])
-    if not isinstance(values, list):
-        raise UserError(f"{path}: {stage}.per_class_accuracy should be a list")
-    return [number(value) for value in values]
-
-
 def _classes(run: Path) -> list[str]:
-    for stage in STAGES:
-        path = run / stage / "model.json"
-        names = read_object(path).get("classes")
-        if isinstance(names, list):
-            return [one_line(name) for name in names]
-        if names is not None:
-            raise UserError(f"{path}: classes should be a list of names")
-    return []
+    paths = (run / stage / "model.json" for stage in STAGES)
+    return next((names for path in paths if (names := class_names(read_object(path), path)) is not None), [])
