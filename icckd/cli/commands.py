@@ -13,14 +13,14 @@ from jsonargparse import Namespace
 from icckd.cli.arguments import parse
 from icckd.cli.streams import make_forgiving
 from icckd.errors import Interrupted, TrainingDiverged, UserError
-from icckd.settings import Settings, one_line
+from icckd.settings import STAGES, Settings, one_line
 
 # What each command trains.
-_TRAINED = {"run": ("teacher", "student"), "teacher": ("teacher",), "distill": ("student",), "evaluate": ()}
+_TRAINED = {"run": STAGES, "teacher": ("teacher",), "distill": ("student",), "evaluate": ()}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit with its code (SPEC: 0, 2, 3, 130, 143)."""
+    """Run the command line and exit with its code: 0, 2, 3, 130 or 143, as --help says."""
     arguments = sys.argv[1:] if arguments is None else arguments
     make_forgiving()
     sys.exit(_guarded(arguments))
@@ -123,7 +123,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
     from icckd.report.reading import number
     from icckd.report.wording import decimal, formatted
 
-    for stage in ("teacher", "student"):
+    for stage in STAGES:
         if stage in summary:
             accuracy, intra, inter, ratio = (
                 formatted(number(summary[stage].get(name)), decimal)

@@ -18,7 +18,7 @@ from icckd.comparison.worker import Check, Done, Failed, Reply, Told, Train
 from icckd.errors import Interrupted, TrainingDiverged, UserError
 from icckd.experiment import NUMBERS
 from icckd.report.comparison import Results, write_comparison
-from icckd.settings import Comparison
+from icckd.settings import Comparison, Settings
 from icckd.training import StopSignal
 
 _PATIENCE_SECONDS = 0.2
@@ -215,7 +215,7 @@ class _Training:
     def _left(self) -> float | None:
         return self._estimate.left(self._schedule.waiting, self._told, self._jobs)
 
-    def _settings(self, run: Run) -> Any:
+    def _settings(self, run: Run) -> Settings:
         return self._comparison.settings(run.variant, run.seed)
 
     def _numbers(self, run: Run) -> dict[str, Any]:

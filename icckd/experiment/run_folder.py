@@ -19,12 +19,12 @@ from icckd.training import Checkpoint
 
 _RESULTS = (
     *("config.yaml", "inputs.json", "metrics.jsonl", "summary.json", "report.html", "report.md"),
-    *("teacher", "student"),
+    *STAGES,
 )
 
 
 class RunFolder:
-    """`path` and the files of a run in it. Nothing is read or written before `open`.
+    """`path` and the files of a run in it. Nothing is read or written before a method is called.
 
     Raises UserError where `path` is not UTF-8, in which its files are written.
     """
@@ -195,7 +195,7 @@ class RunFolder:
 
     def _remove_temporaries(self) -> None:
         """Remove what a killed process left half-written."""
-        for name in (".", "teacher", "teacher/checkpoint", "student", "student/checkpoint"):
+        for name in (".", *STAGES, *(f"{stage}/checkpoint" for stage in STAGES)):
             for leftover in (self.path / name).glob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
 

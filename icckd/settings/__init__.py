@@ -17,7 +17,7 @@ from icckd.settings.definition import (
     TrainingSettings,
 )
 from icckd.settings.losses import NO_METHOD, StudentLossSettings, TeacherLossSettings, methods_of, setting_name
-from icckd.settings.names import flat, nested, refuse_renamed
+from icckd.settings.names import flat, refuse_renamed
 from icckd.settings.resolution import defaults_under, one_line, refuse_nulls, settings_from
 
 __all__ = [
@@ -39,7 +39,6 @@ __all__ = [
     "defaults_under",
     "flat",
     "methods_of",
-    "nested",
     "one_line",
     "read_comparison",
     "refuse_nulls",

@@ -91,7 +91,7 @@ def comparison_from(
     overrides: Mapping[str, Any] | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Comparison:
-    """The comparison that `values` of `source` defines, in the form of SPEC §9.
+    """The comparison that `values` of `source` defines: a mapping with the keys of `Comparison`, and base.
 
     `overrides`, settings by dotted name, are laid over its base and under its variants; `seeds`, if given, replace its
     own. Raises UserError that names `source` and the key.

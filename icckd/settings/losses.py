@@ -89,7 +89,7 @@ class _StudentLoss:
         return {name: each.weight_of(len(settings)) for name, each in settings.items()}
 
     def weight_of_cross_entropy(self) -> float:
-        """The weight in force of the cross-entropy with the true labels (METHODS: what is published beside each)."""
+        """The weight in force of the cross-entropy with the true labels (None: as is published beside the method)."""
         if self.cross_entropy_weight is not None:
             return self.cross_entropy_weight
         methods = list(self.method_classes().values())

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from icckd.errors import UserError
+from icckd.settings.definition import STAGES
 
 # What presets depend on.
 DECISIVE = (
@@ -102,7 +103,7 @@ def _paper(chosen: Mapping[str, Any]) -> dict[str, Any]:
             f"preset is paper, but the field has no protocol for {data}; it is for {', '.join(_PAPER_TRAINING)}"
         )
     defaults = {f"data.{name}": value for name, value in {**_PAPER_IMAGES[data], "augmentation.flip": True}.items()}
-    for stage in ("teacher", "student"):
+    for stage in STAGES:
         training = {**_PAPER, **_PAPER_TRAINING[data]}
         if data.startswith("cifar") and str(chosen[f"{stage}.arch"]).startswith(_GENTLE_NETWORKS):
             training["learning_rate"] = _GENTLE_RATE
@@ -116,7 +117,7 @@ def _paper(chosen: Mapping[str, Any]) -> dict[str, Any]:
 def _fast(chosen: Mapping[str, Any]) -> dict[str, Any]:
     on_gpu = chosen["device"] == "cuda" or (chosen["device"] == "auto" and torch.cuda.is_available())
     defaults: dict[str, Any] = {}
-    for stage in ("teacher", "student"):
+    for stage in STAGES:
         warmup = min(_FAST_WARMUP, chosen[f"{stage}.epochs"])
         training = {**_FAST, "warmup_epochs": warmup, "autocast": on_gpu, "compile": on_gpu}
         defaults |= {f"{stage}.{name}": value for name, value in training.items()}

@@ -7,7 +7,7 @@ import pytest
 from icckd.errors import UserError
 from icckd.settings import Settings, flat, settings_from
 
-# METHODS of the field for CIFAR-100, as RepDistiller and those that follow it train.
+# The field's protocol for CIFAR-100, as RepDistiller and those that follow it train.
 PAPER_CIFAR100 = {
     "epochs": 240,
     "batch_size": 64,

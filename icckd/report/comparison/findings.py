@@ -8,7 +8,7 @@ from icckd.report.comparison.results import Difference, Results
 from icckd.report.comparison.statistics import LEVEL, MOST_SEEDS, POWER, Needed
 from icckd.report.wording import UNKNOWN
 
-SIGNIFICANT = 1 - LEVEL
+_SIGNIFICANT = 1 - LEVEL
 _NAMED_RUNS = 5
 _NAMED_VARIANTS = 3
 
@@ -41,9 +41,9 @@ def at_a_glance(results: Results, metric: Metric) -> str:
     for variant, of in results.differences.items():
         difference = of[metric.name]
         found = _finding(variant, metric, difference, results)
-        apart = difference.p is not None and difference.p <= SIGNIFICANT
+        apart = difference.p is not None and difference.p <= _SIGNIFICANT
         size = f" ({metric.difference(difference.estimate.mean)} {metric.unit}".rstrip() + ")" if apart else ""
-        hint = apart and (difference.adjusted or 0.0) > SIGNIFICANT
+        hint = apart and (difference.adjusted or 0.0) > _SIGNIFICANT
         verdict = found.verdict + (", though not after Holm's correction" if hint else "")
         by_verdict.setdefault(verdict, []).append(f"{variant}{size}")
     sentences = [f"{verdict}: {listed(variants)}" for verdict, variants in by_verdict.items()]
@@ -132,7 +132,7 @@ def _finding(variant: str, metric: Metric, difference: Difference, results: Resu
     direction = "higher" if found.mean > 0 else "lower"
     interval = f"95 % interval {metric.between(found.low, found.high)} {metric.unit}".rstrip()
     numbers = f"{interval}, {_equals(difference.p)}, {found.n} pairs"
-    if difference.p <= SIGNIFICANT:
+    if difference.p <= _SIGNIFICANT:
         reasons = f" by {metric.size(found.mean)} ({numbers}){_corrected(difference, results.tests)}"
         return Finding((variant,), f"{direction} than {baseline}", reasons)
     reasons = (
@@ -150,7 +150,7 @@ def _equals(p: float) -> str:
 def _corrected(difference: Difference, tests: int) -> str:
     if difference.adjusted is None or tests < 2:
         return "."
-    if difference.adjusted <= SIGNIFICANT:
+    if difference.adjusted <= _SIGNIFICANT:
         return f". It stands after Holm's correction ({_equals(difference.adjusted)})."
     return (
         f". It does not stand after Holm's correction ({_equals(difference.adjusted)}): a hint that further seeds "

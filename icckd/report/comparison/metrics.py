@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from icckd.report.wording import UNKNOWN
 from icckd.settings.comparison import Comparison
 
-HALF_A_POINT = 0.005  # Gaps below it are within the noise of the field's published tables (this project's choice).
+_HALF_A_POINT = 0.005  # Gaps below it are within the noise of the field's published tables (this project's choice).
 
 # A metric whose name has one of these words is a share of the test images: test_accuracy, recall_at_1, fine_probe,
 # class_accuracy_gap, macro_f1.
@@ -83,7 +83,7 @@ def metric_of(name: str, comparison: Comparison) -> Metric:
         name=name,
         label=label,
         percent=share or "calibration" in words,
-        smallest=comparison.smallest_difference.get(name, HALF_A_POINT if share else None),
+        smallest=comparison.smallest_difference.get(name, _HALF_A_POINT if share else None),
     )
 
 
