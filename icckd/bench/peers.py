@@ -267,8 +267,10 @@ def _blocks(rows: Tensor, slot: Tensor, classes: int, longest: int) -> Tensor:
 
 def keops(x: Inputs) -> Tensor:
     """KeOps: similarities that are never stored, each class's block alone by block-sparse ranges (package pykeops)."""
+    import pykeops
     from pykeops.torch import LazyTensor
 
+    pykeops.set_verbose(False)
     order, _ = _sorted_by_class(x)
     z, p = (normalize(rows, dim=1).index_select(0, order) for rows in (x.anchor, x.positive))
     anchors = x.gate[order].nonzero().squeeze(1)

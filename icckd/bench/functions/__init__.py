@@ -42,14 +42,14 @@ FUNCTIONS = {
     "intra_class_contrastive": Benchmark(
         IntraClass,
         {
-            "cpu": {"n": (4096,), "d": (128,), "c": (10, 100, 1000)},
+            "cpu": {"n": (2048,), "d": (128,), "c": (10, 100, 1000)},
             "cuda": {"n": (65536,), "d": (512,), "c": (10, 100, 1000)},
         },
     ),
     "cross_entropy_with_margin": Benchmark(
-        CrossEntropy, {"cpu": {"n": (8192,), "c": (100, 1000)}, "cuda": {"n": (65536,), "c": (1000,)}}
+        CrossEntropy, {"cpu": {"n": (8192,), "c": (1000,)}, "cuda": {"n": (65536,), "c": (1000,)}}
     ),
-    "kd_kl": Benchmark(KdKl, {"cpu": {"n": (8192,), "c": (100, 1000)}, "cuda": {"n": (65536,), "c": (1000,)}}),
+    "kd_kl": Benchmark(KdKl, {"cpu": {"n": (8192,), "c": (1000,)}, "cuda": {"n": (65536,), "c": (1000,)}}),
     "rkd_distance": Benchmark(
         partial(Relational, relation="distance"),
         {"cpu": {"n": (512,), "d": (128,)}, "cuda": {"n": (4096,), "d": (512,)}},

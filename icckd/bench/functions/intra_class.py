@@ -130,8 +130,8 @@ class IntraClass(Case):
         if not self._is_for_peers:
             return []
         float32_only = None if self.dtype == "float32" else "it computes float32 only"
-        # Masks over all rows, and the pairs listed: 6.3 GB at N = 4096.
-        no_room = too_large(100 * self.n**2, 4, device)
+        # Every anchor beside every listed pair: 6.3 GB at N = 4096, C = 100 with 70 % anchors.
+        no_room = too_large(5 * self.active**2 * self.n * self._pairs(), 4, device)
         return [
             Contender("KeOps", peers.keops, why_not=missing("pykeops", "pykeops") or float32_only, compiles=True),
             Contender(
@@ -145,7 +145,7 @@ class IntraClass(Case):
         """Rows read once, gradients written once; 2 FLOP a pair and number, 4 more for the gradients."""
         element = self.torch_dtype.itemsize
         rows = (4 if backward else 2) * self.n + self.slots
-        pairs = int(self.class_sizes().square().sum()) + round(self.n * self.slots / self.c)
+        pairs = self._pairs() + round(self.n * self.slots / self.c)
         return Work(rows * self.d * element, (6 if backward else 2) * pairs * self.d)
 
     def tiny(self) -> "IntraClass":
@@ -157,7 +157,7 @@ class IntraClass(Case):
         """Similarities are divided by the temperature."""
         return 1 / self.temperature
 
-    def class_sizes(self) -> Tensor:
+    def _class_sizes(self) -> Tensor:
         """The number of rows of every class (C,)."""
         return self._class_labels().bincount(minlength=self.c)
 
@@ -176,8 +176,12 @@ class IntraClass(Case):
         ends = (shares.cumsum(0) / shares.sum() * self.n).round()
         return torch.searchsorted(ends, torch.arange(self.n, dtype=torch.float64), right=True).clamp(max=self.c - 1)
 
+    def _pairs(self) -> int:
+        """Pairs of rows of one class, in both orders, and of each row with itself."""
+        return int(self._class_sizes().square().sum())
+
     def _padded_numbers(self) -> float:
-        largest = int(self.class_sizes().max())
+        largest = int(self._class_sizes().max())
         return 4 * self.c * largest**2 + 6 * self.c * largest * self.d
 
     def _too_large(self, numbers: float, device: torch.device) -> str | None:
