@@ -1,6 +1,7 @@
 """What `icckd compare` compares: the definition that a YAML file holds, read, checked and written again."""
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
@@ -78,11 +79,25 @@ def read_comparison(
 ) -> Comparison:
     """The comparison that the YAML file `path` defines; `comparison_from` has the rest. Raises UserError."""
     try:
-        return comparison_from(yaml.safe_load(path.read_text(encoding="utf-8")), str(path), overrides, seeds)
+        return comparison_from(yaml.load(path.read_text(encoding="utf-8"), _Loader), str(path), overrides, seeds)
     except UserError:
         raise
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path} is not readable YAML: {' '.join(str(error).split())[:160]}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's, to which a name that is given twice is an error: the first of two variants would silently be lost."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        found = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in found:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+                found.add(key.value)
+        return node
 
 
 def comparison_from(
@@ -225,7 +240,7 @@ def _smallest(values: Any, metrics: list[str], source: str) -> dict[str, float]:
     for metric, value in flat(_mapping(values, where)).items():
         if metric not in metrics:
             raise UserError(f"{where}: {metric} is none of the metrics; they are {', '.join(metrics)}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
             raise UserError(f"{where}.{metric} is {value!r}; it should be a number above 0")
         found[metric] = float(value)
     return found

@@ -54,13 +54,18 @@ def defaults_under(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_nulls(values: Namespace, kind: Any = Settings, prefix: str = "") -> None:
-    """Raise UserError where a setting of the dataclass `kind` is null that cannot be: jsonargparse takes any null."""
+    """Raise UserError where a setting of the dataclass `kind` is null that cannot be, or a group no group.
+
+    jsonargparse takes any null, and a number for a group.
+    """
     wanted = get_type_hints(kind)
     for setting in fields(kind):
         name, value = setting.name, values[setting.name]
         if value is None and setting.default is not None and NoneType not in get_args(wanted[name]):
             raise UserError(f"{prefix}{name} is null; leave it out for its default, or give a value")
         if is_dataclass(wanted[name]):
+            if not isinstance(value, Namespace):
+                raise UserError(f"{prefix}{name} is {value!r}; it should hold settings by name")
             refuse_nulls(value, wanted[name], f"{prefix}{name}.")
 
 

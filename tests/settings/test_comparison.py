@@ -102,6 +102,8 @@ def test_a_definition_that_is_written_is_read_again(tmp_path):
         ({"metrics": ["test_accuracy"]}, "metrics holds 'test_accuracy'"),
         ({"metrics": ["teacher.seconds", "teacher.seconds"]}, "metrics holds teacher.seconds twice"),
         ({"smallest_difference": {"teacher.seconds": 1}}, "teacher.seconds is none of the metrics"),
+        ({"base": {"data": 3}}, "data is 3; it should hold settings by name"),
+        ({"smallest_difference": {"teacher.test_accuracy": 10**400}}, "it should be a number above 0"),
         ({"smallest_difference": {"teacher.test_accuracy": 0}}, "test_accuracy is 0; it should be a number above 0"),
     ],
 )
@@ -115,6 +117,20 @@ def test_a_file_that_is_none(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UserError, match=r"c\.yaml"):
         read_comparison(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("text", ["variants: {ce: {}, ce: {}}", "base: {teacher: {epochs: 1, epochs: 2}}"])
+def test_a_name_that_is_given_twice_is_refused(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"c\.yaml.* is given twice"):
+        read_comparison(tmp_path / "c.yaml")
+
+
+def test_a_merged_mapping_may_be_overridden(tmp_path):
+    text = "base: &b {teacher.epochs: 2}\nvariants: {a: *b, c: {<<: *b, teacher.epochs: 3}}\nbaseline: a\nseeds: [0]"
+    (tmp_path / "c.yaml").write_text(text)
+    variants = read_comparison(tmp_path / "c.yaml").variants
+    assert [of.teacher.epochs for of in variants.values()] == [2, 3]
 
 
 def test_settings_that_are_no_numbers_are_alike():

@@ -148,7 +148,7 @@ def _estimate(values: Mapping[int, float], largest: float) -> Estimate:
     if len(kept) < 2:
         return Estimate(kept, mean(kept.values()) if kept else None, None, None, None)
     centre, spread = mean(kept.values()), stdev(kept.values())
-    if spread <= _ROUNDING * largest:
+    if spread <= max(_ROUNDING * largest, sys.float_info.min):
         spread = 0.0
     half = _t_quantile(len(kept) - 1) * spread / math.sqrt(len(kept))
     return Estimate(kept, centre, spread, centre - half, centre + half)

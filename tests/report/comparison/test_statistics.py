@@ -83,6 +83,11 @@ def test_numbers_of_any_size_have_finite_statistics():
     assert all(math.isfinite(value) for value in (found.mean, found.sd, found.low, found.high))
 
 
+def test_spreads_too_small_for_a_float_are_none():
+    found = paired({0: 5e-324, 1: 0.0}, {0: 0.0, 1: 0.0})
+    assert (found.sd, p_value(found), needed(found, 0.1)) == (0.0, None, None)
+
+
 def test_holms_correction():
     # 4 · .01, 3 · .02 (of the three left), and so on; never below one that is smaller.
     assert holm([0.04, 0.01, None, 0.03, 0.02]) == pytest.approx([0.06, 0.04, None, 0.06, 0.06])
