@@ -89,7 +89,7 @@ def read_comparison(
 class _Loader(yaml.SafeLoader):
     """YAML's, to which a name that is given twice is an error: the first of two variants would silently be lost."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         found = set()
         for key, _ in node.value:
