@@ -326,7 +326,8 @@ def test_a_worker_that_is_killed_stops_no_other_run(tmp_path, capsys):
     assert (tmp_path / "out/runs/calm/0/summary.json").exists()
 
 
-@pytest.mark.parametrize("group", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [False, True])
 def test_a_signal_saves_every_checkpoint_and_resume_goes_on(tmp_path, group):
     config = write(tmp_path / "c.yaml", **{**TEACHERS, "variants": {"calm": {}}, "seeds": [0]})
     settings = ["--teacher.epochs", 300, "--checkpoint_every", 0]
