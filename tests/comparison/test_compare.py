@@ -330,7 +330,7 @@ def test_a_worker_that_is_killed_stops_no_other_run(tmp_path, capsys):
 @pytest.mark.parametrize("group", [False, True])
 def test_a_signal_saves_every_checkpoint_and_resume_goes_on(tmp_path, group):
     config = write(tmp_path / "c.yaml", **{**TEACHERS, "variants": {"calm": {}}, "seeds": [0]})
-    settings = ["--teacher.epochs", 300, "--checkpoint_every", 0]
+    settings = ["--teacher.epochs", 100, "--checkpoint_every", 0]
     started = process("--config", config, "--output", tmp_path / "out", *settings)
     wait_for(tmp_path, "out/runs/calm/0/metrics.jsonl", started)
     (os.killpg if group else os.kill)(started.pid, signal.SIGINT)
@@ -341,7 +341,11 @@ def test_a_signal_saves_every_checkpoint_and_resume_goes_on(tmp_path, group):
     state = torch.load(tmp_path / "out/runs/calm/0/teacher/checkpoint/state.pt", weights_only=True)
     lines = (tmp_path / "out/runs/calm/0/metrics.jsonl").read_text().splitlines()
     assert state["epoch"] == len(lines)
-    assert 0 < state["epoch"] < 300
+    assert 0 < state["epoch"] < 100
+    assert run("--config", config, "--output", tmp_path / "out", *settings, "--resume") == 0
+    continued = (tmp_path / "out/runs/calm/0/metrics.jsonl").read_text().splitlines()
+    assert len(continued) == 100
+    assert continued[: len(lines)] == lines
 
 
 @pytest.mark.slow
