@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -240,6 +241,9 @@ def _smallest(values: Any, metrics: list[str], source: str) -> dict[str, float]:
     for metric, value in flat(_mapping(values, where)).items():
         if metric not in metrics:
             raise UserError(f"{where}: {metric} is none of the metrics; they are {', '.join(metrics)}")
+        if isinstance(value, str):  # As YAML reads 5e-3, which has no point.
+            with suppress(ValueError):
+                value = float(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
             raise UserError(f"{where}.{metric} is {value!r}; it should be a number above 0")
         found[metric] = float(value)

@@ -133,6 +133,12 @@ def test_a_merged_mapping_may_be_overridden(tmp_path):
     assert [of.teacher.epochs for of in variants.values()] == [2, 3]
 
 
+def test_a_small_difference_without_a_point_is_a_number(tmp_path):
+    text = "variants: {a: {}}\nbaseline: a\nseeds: [0]\nsmallest_difference: {student.test_accuracy: 5e-3}"
+    (tmp_path / "c.yaml").write_text(text)
+    assert read_comparison(tmp_path / "c.yaml").smallest_difference == {"student.test_accuracy": 0.005}
+
+
 def test_settings_that_are_no_numbers_are_alike():
     settings = settings_from({"teacher.loss.weight": float("nan")}, "x")
     assert Comparison({"a": settings, "b": settings}, "a", [0]).differing() == {"a": {}, "b": {}}
