@@ -57,6 +57,8 @@ bench: setup
 		--csv bench/results/cpu/intra_class.csv --plot docs/images/intra_class.png
 	$(BIN)/python -m bench.cross_entropy --json bench/results/cpu/cross_entropy.json
 	$(BIN)/python -m bench.crd --json bench/results/cpu/crd.json
+	$(BIN)/icckd bench --device cpu --threads 2 --against none --json bench/results/cpu/functions.json
+	$(BIN)/python -m bench.recorded
 	$(BIN)/python -m bench.train --json bench/results/cpu/train.json
 	for page in README.md docs/benchmarks.md; do $(BIN)/python -m bench.table $$page bench/results/cpu/*.json; done
 
