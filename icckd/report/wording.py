@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from icckd.report.reading import number
 from icckd.report.results import Results, student_methods
-from icckd.settings import STAGES
+from icckd.settings import STAGES, setting_name
 
 UNKNOWN = "–"
 
@@ -102,6 +103,14 @@ def notes(results: Results) -> list[str]:
     for name in STAGES:
         if name not in results.stages:
             found.append(f"This run has no {name}.")
+    epochs = number(results.settings.get("student.epochs"))
+    for method in student_methods(results):
+        warmup = number(results.settings.get(f"student.loss.{setting_name(method)}.warmup_epochs"))
+        if "student" in results.stages and epochs and warmup and warmup > epochs:
+            found.append(
+                f"{method}'s weight rises over {warmup:g} epochs and so ended, after {epochs:g}, at "
+                f"{epochs / warmup:.2g} of what is set."
+            )
     weights = results.settings.get("teacher.weights")
     if weights and "teacher" in results.stages:
         found.append(f"The teacher was not trained here but read from {weights}.")

@@ -83,6 +83,8 @@ def read_comparison(
         return comparison_from(yaml.load(path.read_text(encoding="utf-8"), _Loader), str(path), overrides, seeds)
     except UserError:
         raise
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path} is not readable YAML: {' '.join(str(error).split())[:160]}") from error
 
@@ -119,7 +121,10 @@ def comparison_from(
     for key in ("variants", "baseline"):
         if key not in values:
             raise UserError(f"{source}: {key} is missing; {_known(key)}")
-    base = _given(values.get("base"), f"{source}: base") | dict(overrides or {})
+    base = _given(values.get("base"), f"{source}: base")
+    # A wrong name in it is its own, no variant's; a preset may want what only variants give.
+    settings_from({name: value for name, value in base.items() if name != "preset"}, f"{source}: base")
+    base |= dict(overrides or {})
     variants = _variants(values["variants"], base, source)
     baseline = values["baseline"]
     if not isinstance(baseline, str) or baseline not in variants:

@@ -18,7 +18,8 @@ class AugmentationSettings:
         flip: Mirror left to right with probability 1/2 (null: as usual for the data set).
         rotation: Turn by a random angle of at most so many degrees, bilinearly, zero outside.
         resized_crop: Crop a random box, its area between these two fractions of the image's and its aspect ratio
-            between 3/4 and 4/3, and resize it to the image's size, bilinearly ([0.08, 1.0] is usual; null: do not).
+            between 3/4 and 4/3, and resize it to the image's size, bilinearly ("[0.08, 1.0]", quoted for the shell, is
+            usual; null: do not).
     """
 
     crop_padding: int | None = None

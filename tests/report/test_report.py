@@ -325,3 +325,13 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         with pytest.raises(UserError, match="not a run's folder"):
             write_report(folder)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("epochs", "told"), [(5, True), (20, False)])
+def test_a_weight_that_never_rose_to_what_is_set_is_told(run, epochs, told):
+    run.settings["student"]["epochs"] = epochs
+    run.settings["student"]["loss"] |= {"method": "dkd"}
+    run.summary["student"] |= {"method": "dkd"}
+    run.write()
+    for text in report(run):
+        assert ("weight rises over 20 epochs and so ended, after 5, at 0.25 of what is set" in text) == told

@@ -139,7 +139,16 @@ def _finding(variant: str, metric: Metric, difference: Difference, results: Resu
         f": {metric.difference(found.mean)} ({numbers}). The interval rules out more than {metric.size(found.high)} "
         f"higher and more than {metric.size(found.low)} lower.{_enough(metric, difference)}"
     )
-    return Finding((variant,), f"not told apart from {baseline}", reasons)
+    verdict = f"not told apart from {baseline}"
+    if metric.smallest is not None and _settled(metric, difference):
+        verdict = f"no difference from {baseline} as large as {metric.size(metric.smallest)}"
+    return Finding((variant,), verdict, reasons)
+
+
+def _settled(metric: Metric, difference: Difference) -> bool:
+    """Does the interval rule out every difference that would interest?"""
+    low, high = difference.estimate.low, difference.estimate.high
+    return metric.smallest is not None and low is not None and high is not None and max(-low, high) < metric.smallest
 
 
 def _equals(p: float) -> str:
@@ -160,10 +169,9 @@ def _corrected(difference: Difference, tests: int) -> str:
 
 def _enough(metric: Metric, difference: Difference) -> str:
     """How many seeds the smallest difference of interest needs."""
-    low, high = difference.estimate.low, difference.estimate.high
-    if metric.smallest is None or low is None or high is None:
+    if metric.smallest is None:
         return ""
-    if max(-low, high) < metric.smallest:
+    if _settled(metric, difference):
         return f" Both are less than the {metric.size(metric.smallest)} that would interest."
     if difference.needed is None:
         return ""
@@ -171,8 +179,9 @@ def _enough(metric: Metric, difference: Difference) -> str:
 
 
 def _at_least(results: Results, metric: Metric) -> str:
-    """How many seeds the smallest difference of interest needs, over the variants."""
-    needed = [of[metric.name].needed for of in results.differences.values()]
+    """How many seeds the smallest difference of interest needs, over the variants that it is open for."""
+    differences = [of[metric.name] for of in results.differences.values()]
+    needed = [difference.needed for difference in differences if not _settled(metric, difference)]
     seeds = [MOST_SEEDS + 1 if of.seeds is None else of.seeds for of in needed if of is not None]
     if metric.smallest is None or not seeds:
         return ""
