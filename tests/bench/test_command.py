@@ -185,7 +185,7 @@ def test_every_combination_of_sizes_is_measured_and_drawn_as_curves(tmp_path):
         (["--json", "nowhere/rows.json"], "there is no folder nowhere"),
         (["--csv", "."], "is a folder"),
         (["--plot", "bars.txt"], "should end in .png, .svg, .pdf"),
-        (["--against", "abacus"], "should be one of none, h100"),
+        (["--against", "abacus"], "should be one of none, cpu, h100"),
         (["--seconds", "nan"], "--seconds is nan"),
         (["--threads", "0"], "--threads is 0"),
         (["--row", "5"], "unrecognized arguments: --row"),
