@@ -110,8 +110,11 @@ class Method(nn.Module):
         self.settings = settings
         self.backend = backend
 
-    def after_step(self) -> None:
-        """Called when a step's parameter update was made (not when it was skipped)."""
+    def after_step(self, taken: Tensor) -> None:
+        """Called after each step's update; `taken`, 0-dim bool, says whether there was one, or the step was skipped.
+
+        On a GPU nothing may wait for the answer: what is to be changed after a step is changed by `taken` there.
+        """
 
 
 class StudentMethod(Method):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from icckd.functional import cross_entropy_with_margin
@@ -77,7 +78,8 @@ class IntraClass(TeacherMethod):
         more = (second - losses.cross_entropy) / 2
         return losses._replace(total=losses.total + more, cross_entropy=losses.cross_entropy + more)
 
-    def after_step(self) -> None:
+    def after_step(self, taken: Tensor) -> None:
         if self.memory is not None and self._latest is not None:
-            self.memory.push(*self._latest)
+            features, labels = self._latest
+            self.memory.push(features, torch.where(taken, labels, -1))
         self._latest = None
