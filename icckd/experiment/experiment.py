@@ -142,7 +142,9 @@ class Experiment:
             return self._load_teacher("the run's teacher", folder.stage("teacher"))
         settings = self.settings.teacher
         teacher = self._untrained("teacher")
-        training, predictions = self._train(folder, "teacher", TeacherTask(teacher.model, settings), settings)
+        training, predictions = self._train(
+            folder, "teacher", TeacherTask(teacher.model.to(self.device), settings), settings
+        )
         results = {**_of_training(training), "method": settings.loss.method}
         self._conclude(folder, "teacher", teacher, predictions, results)
         return teacher
@@ -284,7 +286,7 @@ class Experiment:
         """Find out now, not after the teacher's training, that a loss cannot be computed: on a few black images."""
         teacher = self.given_teacher or self._untrained("teacher")
         tasks: dict[str, Callable[[], Task]] = {
-            "teacher": lambda: TeacherTask(teacher.model, self.settings.teacher),
+            "teacher": lambda: TeacherTask(teacher.model.to(self.device), self.settings.teacher),
             "student": lambda: self._distillation(self._untrained("student"), teacher),
         }
         labels = self.data.train_labels[:_REHEARSED].to(self.device)

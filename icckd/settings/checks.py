@@ -92,11 +92,13 @@ def _augmentation_rules(augmentation: AugmentationSettings) -> list[_Rule]:
 
 
 def _teacher_rules(teacher: TeacherSettings) -> list[_Rule]:
-    method, loss = teacher.loss.method_class(), teacher.loss.method_settings()
+    method, loss, memory = teacher.loss.method_class(), teacher.loss.method_settings(), teacher.memory
     prefix = "teacher.loss" if method is IntraClass else f"teacher.loss.{setting_name(method.name)}"
     return [
         *_training_rules("teacher", teacher),
-        ("teacher.memory.capacity", teacher.memory.capacity, teacher.memory.capacity >= 0, "0 or more"),
+        ("teacher.memory.capacity", memory.capacity, memory.capacity >= 0, "0 or more"),
+        ("teacher.memory.warmup_epochs", memory.warmup_epochs, memory.warmup_epochs >= 0, "0 or more"),
+        ("teacher.memory.average", memory.average, 0 <= memory.average < 1, "in [0, 1)"),
         *_method_rules(prefix, loss),
     ]
 

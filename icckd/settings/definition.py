@@ -102,10 +102,20 @@ class MemorySettings:
     """A cache of each class's embeddings.
 
     Args:
-        capacity: Cached embeddings per class that serve as further negatives (0: none).
+        capacity: Cached embeddings per class that serve as further negatives (0: none). They take classes · capacity ·
+            numbers per embedding · bytes per number: 1000 · 64 · 512 · 4 = 131 MB.
+        dtype: What each number is kept in: 4 bytes for float32, 2 for bfloat16 and float16, 1 for float8 (e4m3, with a
+            scale for each embedding), of which a step makes a copy of 2 bytes a number.
+        warmup_epochs: Epochs at the start in which embeddings are cached, but are no negatives yet.
+        average: Cache the embeddings of an exponential moving average of the teacher, of which each step keeps this
+            share, rather than its own: older ones are then nearer to today's, for one more forward pass a step
+            (0: its own; 0.99 is usual).
     """
 
     capacity: int = 0
+    dtype: Literal["float32", "bfloat16", "float16", "float8"] = "float32"
+    warmup_epochs: int = 0
+    average: float = 0.0
 
 
 @dataclass

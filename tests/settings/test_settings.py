@@ -49,6 +49,8 @@ def test_defaults_are_valid():
         (varied(resized_crop=[0.5, 1.0], crop_padding=4), "data.augmentation.crop_padding"),
         (Settings(teacher=TeacherSettings(epochs=0)), "teacher.epochs"),
         (Settings(teacher=TeacherSettings(memory=MemorySettings(-1))), "teacher.memory.capacity"),
+        (Settings(teacher=TeacherSettings(memory=MemorySettings(warmup_epochs=-1))), "teacher.memory.warmup_epochs"),
+        (Settings(teacher=TeacherSettings(memory=MemorySettings(average=1.0))), "teacher.memory.average"),
         (Settings(teacher=TeacherSettings(batch_size=1)), "teacher.batch_size"),
         (Settings(teacher=TeacherSettings(milestones=[0.5, 1.0])), "teacher.milestones"),
         (Settings(teacher=TeacherSettings(learning_rate=float("nan"))), "teacher.learning_rate"),
