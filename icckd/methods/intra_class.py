@@ -42,9 +42,13 @@ class IntraClassSettings(MethodSettings):
 
 @register
 class IntraClass(TeacherMethod):
-    """`icckd.TeacherLoss` between two views of each image. A second view that no loss is of is not made."""
+    """`icckd.TeacherLoss` between two views of each image, or between one and the positives that samples come with.
+
+    A second view that no loss is of is not made.
+    """
 
     name = "intra-class"
+    takes_positives = True
     settings: IntraClassSettings
 
     def __init__(self, settings: IntraClassSettings, network: Network, backend: str):
@@ -62,8 +66,11 @@ class IntraClass(TeacherMethod):
 
     def forward(self, outputs: Outputs, samples: Samples) -> dict[str, Tensor]:
         count = len(samples.labels)
-        anchor, positive = outputs.features[:count], outputs.features[-count:]
-        losses = self.criterion(outputs.logits[:count], samples.labels, anchor, positive, samples.memory)
+        anchor, positive = outputs.features[:count], samples.positives
+        positive = outputs.features[-count:] if positive is None else positive.to(anchor.dtype)
+        losses = self.criterion(
+            outputs.logits[:count], samples.labels, anchor, positive, samples.memory, anchors=samples.anchors
+        )
         if self.settings.cross_entropy_views == "both":
             losses = self._with_second_view(losses, outputs.logits[count:], samples.labels)
         return {"loss": losses.total, **{k: v for k, v in losses._asdict().items() if k != "total"}}
