@@ -4,8 +4,9 @@ In a step is what a run does: `icckd.data.Batches` makes the batch's views from 
 normalise), and `icckd.training.Training` trains on it (copies of the running statistics; a student's teacher forward;
 forward, losses, backward; the gradient's norm; SGD; what a class memory pushes; counts of steps and sums of losses).
 Evaluation, checkpoints and progress are not. Nearly all arithmetic is the network's: the floor is the bare network's
-forward, F.cross_entropy, backward and SGD on ready float tensors of as many views, and for a student that learns from
-a teacher that one's forward too. Deterministic algorithms on a GPU, as in a run, for all.
+forward, F.cross_entropy, backward and SGD on ready float tensors of as many views, and for a second view without
+gradient, or a student that learns from a teacher, a network's forward too. Every sample is an anchor of the intra-class
+loss: as much work as there can be. Deterministic algorithms on a GPU, as in a run, for all.
 
 The input alone is bound by bytes: the floor converts the uint8 numbers of as many views to float32. A call makes
 16 batches from nothing to the last, so that a DataLoader's workers stand still while others are timed.
@@ -27,7 +28,6 @@ from bench.intra_class import add_arguments, save
 from bench.train_input import BATCHES, FLOOR, LOADER, MEAN, RESIDENT, STD, input_contenders, resident
 from icckd.bench import measure
 from icckd.bench.measure import Row
-from icckd.memory import ClassMemory
 from icckd.models import Model, build_model
 from icckd.settings import MemorySettings, StudentLossSettings, TeacherLossSettings, TeacherSettings, TrainingSettings
 from icckd.training import DistillationTask, FrozenTeacher, Task, TeacherTask, Training
@@ -38,19 +38,28 @@ NETWORKS = ["convnet-large", "resnet20", "wrn_16_2"]
 BATCH_SIZES = {"cpu": [64, 256], "cuda": [64, 256, 1024]}
 STUDENTS = {"convnet-large": "convnet-small"}
 OTHER_STUDENT = "resnet8"
-TWO_VIEWS, INTRA_CLASS = "cross-entropy, two views", "intra-class, two views"
+ONE_VIEW, TWO_VIEWS = "cross-entropy, one view", "cross-entropy, two views"
+INTRA_CLASS, PREVIOUS_EPOCH = "intra-class, two views", "intra-class, previous epoch"
+
+
+def _intra_class(**settings: Any) -> TeacherSettings:
+    return TeacherSettings(loss=TeacherLossSettings(weight=0.02, margin=-1.0), **settings)
+
+
 TEACHERS = {
-    "cross-entropy, one view": TeacherSettings(loss=TeacherLossSettings(weight=0.0)),
+    ONE_VIEW: TeacherSettings(loss=TeacherLossSettings(weight=0.0)),
     TWO_VIEWS: TeacherSettings(loss=TeacherLossSettings(weight=0.0, cross_entropy_views="both")),
-    INTRA_CLASS: TeacherSettings(loss=TeacherLossSettings(weight=0.02)),
-    "the same, memory of 64 a class": TeacherSettings(
-        loss=TeacherLossSettings(weight=0.02), memory=MemorySettings(capacity=64)
-    ),
+    INTRA_CLASS: _intra_class(),
+    "the same, memory of 64 a class": _intra_class(memory=MemorySettings(capacity=64)),
+    "the same, memory of 64 a class in float8": _intra_class(memory=MemorySettings(capacity=64, dtype="float8")),
+    "intra-class, second view detached": _intra_class(positive="second-view-detached"),
+    PREVIOUS_EPOCH: _intra_class(positive="previous-epoch"),
 }
 METHODS = ["none", "kd", "kd+rkd"]
 # Steps on a GPU follow each other closely, as in a run.
 STEPS = {"cpu": 1, "cuda": 5}
-MOST_OVER_TWO_VIEWS, LEAST_OVER_LOADER = 1.05, 5.0
+# The intra-class loss beside the cross-entropy alone, with as many views.
+MOST_OVER_PLAIN, LEAST_OVER_LOADER = 1.05, 5.0
 
 
 @dataclass
@@ -82,12 +91,14 @@ class Case:
     def teachers(self) -> dict[str, Stepper]:
         """The teacher's steps, by name."""
         floors = {1: "floor: bare network, one view", 2: "floor: bare network, two views"}
+        detached = "floor: bare network, one view, another's forward"
         steppers = {floor: self._bare(self.make(self.network), views, floor) for views, floor in floors.items()}
+        steppers[detached] = self._bare(self.make(self.network), 1, detached, self.make(self.network))
         for name, settings in TEACHERS.items():
             task = TeacherTask(self.make(self.network), settings, len(self.images))
-            if task.memory is not None:
-                _fill(task.memory)
-            steppers[name] = self._training(task, floors[task.views])
+            _fill(task)
+            floor = detached if task.positive == "second-view-detached" else floors[task.views]
+            steppers[name] = self._training(task, floor)
         return steppers
 
     def students(self) -> dict[str, Stepper]:
@@ -135,16 +146,21 @@ def make_data(images: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return pixels.to(device), torch.randint(CLASSES, (images,), generator=random).to(device)
 
 
-def _fill(memory: ClassMemory) -> None:
-    """As full as it soon is."""
-    labels = torch.arange(memory.num_classes, device=memory.slots.device).repeat_interleave(memory.capacity)
-    memory.push(torch.randn(len(labels), memory.dim, device=labels.device), labels)
+def _fill(task: TeacherTask) -> None:
+    """What it remembers, as full as it soon is."""
+    memory, latest = task.memory, task.latest
+    if memory is not None:
+        labels = torch.arange(memory.num_classes, device=memory.slots.device).repeat_interleave(memory.capacity)
+        memory.push(torch.randn(len(labels), memory.dim, device=labels.device), labels)
+    if latest is not None:
+        latest.embeddings.normal_()
+        latest.known.fill_(True)
 
 
 def _forever(training: Training) -> Iterator[Tensor]:
-    """Step after step, epoch after epoch."""
-    for epoch in itertools.count():
-        training.epoch, training.step = epoch, 0
+    """Step after step, epoch after epoch, from the second one on: it has a previous one."""
+    for epoch in itertools.count(1):
+        training.epoch, training.task.epoch, training.step = epoch, epoch, 0
         for batch in training.batches.epoch(epoch):
             yield training.train_step(batch)
 
@@ -175,6 +191,7 @@ def run_steps(case: Case, network: str, steppers: dict[str, Stepper], seconds: f
             **quantiles,
             "images_per_second": 1e3 * case.batch / quantiles["median_ms"],
             "times_floor": _ratio(name, stepper.floor, found),
+            "times_one_view": _ratio(name, ONE_VIEW, found) if stepper.views == 1 and ONE_VIEW in found else None,
             "times_two_views": _ratio(name, TWO_VIEWS, found) if stepper.views == 2 else None,
             **measure.conditions(device),
         }
@@ -215,14 +232,16 @@ def _ratio(name: str, other: str, found: dict[str, Row]) -> float:
 
 def targets(rows: list[Row]) -> Iterator[str]:
     """What was aimed at, what was found, and whether that is met."""
+    plain = {INTRA_CLASS: ("two-view", "times_two_views"), PREVIOUS_EPOCH: ("one-view", "times_one_view")}
     for row in rows:
-        if row["contender"] == INTRA_CLASS:
-            ratio = row["times_two_views"]
+        name = row["contender"]
+        if name in plain:
+            views, key = plain[name]
             yield (
-                f"intra-class over two-view cross-entropy, {row['network']}, batch {row['batch']}: {ratio:.3f} "
-                f"(at most {MOST_OVER_TWO_VIEWS}): {'met' if ratio <= MOST_OVER_TWO_VIEWS else 'missed'}"
+                f"{name}: over {views} cross-entropy, {row['network']}, batch {row['batch']}: {row[key]:.3f} "
+                f"(at most {MOST_OVER_PLAIN}): {'met' if row[key] <= MOST_OVER_PLAIN else 'missed'}"
             )
-        elif row["contender"] == RESIDENT:
+        elif name == RESIDENT:
             ratio = row["speed_over_loader"]
             yield (
                 f"device-resident over DataLoader, images per second, batch {row['batch']}, views {row['views']}: "

@@ -141,22 +141,26 @@ def test_the_quick_run_of_training_writes_rows_and_says_what_was_aimed_at(tmp_pa
     steps = {row["contender"]: row for row in rows if row["part"] == "steps"}
     assert steps.keys() >= {*train.TEACHERS, *(f"student: {method}" for method in train.METHODS)}
     two_views = [row for row in steps.values() if row["views"] == 2]
-    assert len(two_views) == 4
+    assert len(two_views) == 6
     for row in two_views:
         assert row["times_two_views"] == pytest.approx(row["median_ms"] / steps[train.TWO_VIEWS]["median_ms"])
+    previous = steps[train.PREVIOUS_EPOCH]
+    assert previous["times_one_view"] == pytest.approx(previous["median_ms"] / steps[train.ONE_VIEW]["median_ms"])
     assert {(row["contender"], row["views"]) for row in rows if row["part"] == "input"} == {
         (name, views) for name in (train_input.RESIDENT, train_input.LOADER, train_input.FLOOR) for views in (1, 2)
     }
     printed = capsys.readouterr().out.split("targets")[1].strip().splitlines()
-    assert [line.split()[0] for line in printed] == ["intra-class", "device-resident", "device-resident"]
+    aimed_at = [train.INTRA_CLASS, train.PREVIOUS_EPOCH, "device-resident over DataLoader"]
+    assert [line.strip().split(":")[0].split(", images")[0] for line in printed] == [*aimed_at, aimed_at[-1]]
     table.train(rows)
 
 
 @pytest.mark.parametrize(("ratio", "outcome"), [(1.05, "met"), (1.051, "missed")])
 def test_a_target_is_met_up_to_its_bound(ratio, outcome):
     step = {"contender": train.INTRA_CLASS, "network": "n", "batch": 1, "times_two_views": ratio}
+    previous = {"contender": train.PREVIOUS_EPOCH, "network": "n", "batch": 1, "times_one_view": ratio}
     views = {"contender": train_input.RESIDENT, "batch": 1, "views": 1, "speed_over_loader": 5.25 / ratio}
-    assert [line.rpartition(": ")[2] for line in train.targets([step, views])] == [outcome] * 2
+    assert [line.rpartition(": ")[2] for line in train.targets([step, previous, views])] == [outcome] * 3
 
 
 def test_a_step_that_was_skipped_is_an_error():
