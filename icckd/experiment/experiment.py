@@ -278,6 +278,8 @@ class Experiment:
         """Find out now, not after the teacher's training, that a stage cannot be built."""
         settings = getattr(self.settings, stage)
         ARCHITECTURES.find(settings.arch, f"{stage}.arch")
+        if settings.cuda_graph and self.device.type != "cuda":
+            raise UserError(f"{stage}.cuda_graph is true, but there is no GPU to capture for: device is {self.device}")
         _check_backend(f"{stage}.loss.backend", settings.loss.backend, self.device)
 
     def _rehearse(self) -> None:

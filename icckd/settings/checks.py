@@ -119,6 +119,10 @@ def _training_rules(name: str, stage: TrainingSettings) -> list[_Rule]:
     rules: list[_Rule] = [
         (f"{name}.epochs", stage.epochs, stage.epochs >= 1, "1 or more"),
         (f"{name}.batch_size", stage.batch_size, stage.batch_size >= 2, "2 or more"),
+        (f"{name}.accumulate", stage.accumulate, 1 <= stage.accumulate <= stage.batch_size // 2,
+         "1 or more, and leave 2 images or more of a batch to each part"),
+        (f"{name}.accumulate", stage.accumulate, stage.accumulate == 1 or not stage.cuda_graph,
+         f"1 beside {name}.cuda_graph: a graph does not draw the same random numbers twice"),
         (f"{name}.learning_rate", stage.learning_rate, 0 < stage.learning_rate <= _LARGEST_FACTOR,
          f"above 0, and {_LARGEST_FACTOR:.3g} at most"),
         (f"{name}.momentum", stage.momentum, 0 < stage.momentum < 1, "between 0 and 1"),
