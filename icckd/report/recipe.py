@@ -76,17 +76,24 @@ def _student_loss(settings: dict[str, Any]) -> str:
 
 
 def _steps(results: Results, stage: str) -> str:
-    names = ("batch_size", "momentum", "nesterov", "weight_decay", "decay_all", "drop_last", "autocast")
-    size, momentum, nesterov, decay, decay_all, drop_last, autocast = (
-        _setting(results, f"{stage}.{name}") for name in names
-    )
+    names = ("momentum", "nesterov", "weight_decay", "decay_all", "drop_last", "autocast")
+    momentum, nesterov, decay, decay_all, drop_last, autocast = (_setting(results, f"{stage}.{name}") for name in names)
     parts = [
-        f"{_plain(size)} images each" + (", none smaller" if drop_last else ", the last of an epoch may be smaller"),
+        _batch(results, stage) + (", none smaller" if drop_last else ", the last of an epoch may be smaller"),
         f"SGD with {'Nesterov ' if nesterov else ''}momentum {_plain(momentum)}",
         f"weight decay {_plain(decay)} of {'every parameter' if decay_all else 'weights only'}",
         "bfloat16" if autocast else "",
     ]
     return "; ".join(part for part in parts if part)
+
+
+def _batch(results: Results, stage: str) -> str:
+    size = _setting(results, f"{stage}.batch_size")
+    classes, samples = (number(_setting(results, f"data.{n}")) for n in ("classes_per_batch", "samples_per_class"))
+    if classes is not None and samples is not None:
+        size = round(classes * samples)
+    balanced = _setting(results, "data.sampler") == "class-balanced"
+    return f"{_plain(size)} images each{', as many of each class in it' if balanced else ''}"
 
 
 def _learning_rate(results: Results, stage: str) -> str:

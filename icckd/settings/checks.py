@@ -72,6 +72,7 @@ def _data_rules(data: DataSettings) -> list[_Rule]:
         ("data.mean", mean, all(0 <= x <= 1 for x in mean), "in [0, 1], one per channel: pixels are scaled to that"),
         ("data.std", std, all(0.001 <= x <= 1 for x in std), "in [0.001, 1], one per channel, of pixels in [0, 1]"),
         *_augmentation_rules(data.augmentation),
+        *_sampler_rules(data),
     ]
 
 
@@ -89,6 +90,17 @@ def _augmentation_rules(augmentation: AugmentationSettings) -> list[_Rule]:
             (f"{prefix}.crop_padding", padding, not padding, f"null or 0 beside {prefix}.resized_crop"),
         ]
     return rules
+
+
+def _sampler_rules(data: DataSettings) -> list[_Rule]:
+    classes, samples = data.classes_per_batch, data.samples_per_class
+    balanced = data.sampler == "class-balanced"
+    return [
+        ("data.classes_per_batch", classes, classes is None or balanced, "null beside data.sampler random"),
+        ("data.classes_per_batch", classes, classes is None or classes >= 2, "null, or 2 or more"),
+        ("data.samples_per_class", samples, samples is None or balanced, "null beside data.sampler random"),
+        ("data.samples_per_class", samples, samples is None or samples >= 1, "null, or 1 or more"),
+    ]
 
 
 def _teacher_rules(teacher: TeacherSettings) -> list[_Rule]:

@@ -44,6 +44,14 @@ class DataSettings:
             images' mean).
         std: What each channel is then divided by (null, and mean too: the training images' standard deviation).
         augmentation: How training images are varied.
+        sampler: The order of the training images, anew for every epoch, in which each comes once: random, or
+            class-balanced, in batches of samples_per_class images of each of classes_per_batch classes. The last few
+            batches hold what is left of classes of other sizes.
+        classes_per_batch: Class-balanced only: classes in a batch (null: batch_size / samples_per_class, or, where that
+            is null too, as many as can be with 2 images or more each). Given both, batch_size counts for nothing: their
+            product is the batch.
+        samples_per_class: Class-balanced only: images of each class in a batch (null: batch_size / classes_per_batch).
+            Given both, batch_size counts for nothing.
     """
 
     name: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "image-folder"] = "digits"
@@ -54,6 +62,9 @@ class DataSettings:
     mean: list[float] | None = None
     std: list[float] | None = None
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    sampler: Literal["random", "class-balanced"] = "random"
+    classes_per_batch: int | None = None
+    samples_per_class: int | None = None
 
 
 @dataclass
@@ -63,7 +74,7 @@ class TrainingSettings:
     Args:
         arch: The network's name; `icckd doctor` lists them all.
         epochs: Passes over the training images.
-        batch_size: Images per step.
+        batch_size: Images per step, unless data.classes_per_batch and data.samples_per_class say how many.
         learning_rate: Peak learning rate of SGD.
         momentum: SGD's momentum.
         nesterov: Nesterov's form of it.
