@@ -34,6 +34,7 @@ from icckd.models import (
 from icckd.report import write_report
 from icckd.settings import STAGES, Settings, TrainingSettings, check
 from icckd.training import DistillationTask, FrozenTeacher, StopSignal, Task, TeacherTask, Training
+from icckd.training.optimizers import layer_wise_library
 
 _EVALUATION_BATCH = 500
 _REHEARSED = 4
@@ -279,6 +280,8 @@ class Experiment:
         settings = getattr(self.settings, stage)
         ARCHITECTURES.find(settings.arch, f"{stage}.arch")
         _check_backend(f"{stage}.loss.backend", settings.loss.backend, self.device)
+        if settings.optimizer != "sgd":
+            layer_wise_library(f"{stage}.optimizer", settings.optimizer)
 
     def _rehearse(self) -> None:
         """Find out now, not after the teacher's training, that a loss cannot be computed: on a few black images."""

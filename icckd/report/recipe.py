@@ -76,17 +76,22 @@ def _student_loss(settings: dict[str, Any]) -> str:
 
 
 def _steps(results: Results, stage: str) -> str:
-    names = ("batch_size", "momentum", "nesterov", "weight_decay", "decay_all", "drop_last", "autocast")
-    size, momentum, nesterov, decay, decay_all, drop_last, autocast = (
-        _setting(results, f"{stage}.{name}") for name in names
-    )
+    names = ("batch_size", "weight_decay", "decay_all", "drop_last", "autocast")
+    size, decay, decay_all, drop_last, autocast = (_setting(results, f"{stage}.{name}") for name in names)
     parts = [
         f"{_plain(size)} images each" + (", none smaller" if drop_last else ", the last of an epoch may be smaller"),
-        f"SGD with {'Nesterov ' if nesterov else ''}momentum {_plain(momentum)}",
+        _optimizer(results, stage),
         f"weight decay {_plain(decay)} of {'every parameter' if decay_all else 'weights only'}",
         "bfloat16" if autocast else "",
     ]
     return "; ".join(part for part in parts if part)
+
+
+def _optimizer(results: Results, stage: str) -> str:
+    name, momentum, nesterov = (_setting(results, f"{stage}.{of}") for of in ("optimizer", "momentum", "nesterov"))
+    if name == "lamb":
+        return "LAMB"
+    return f"{_plain(name).upper()} with {'Nesterov ' if nesterov else ''}momentum {_plain(momentum)}"
 
 
 def _learning_rate(results: Results, stage: str) -> str:

@@ -64,11 +64,14 @@ class TrainingSettings:
         arch: The network's name; `icckd doctor` lists them all.
         epochs: Passes over the training images.
         batch_size: Images per step.
-        learning_rate: Peak learning rate of SGD.
-        momentum: SGD's momentum.
+        optimizer: Stochastic gradient descent, or one for large batches, whose steps are in proportion to the norm of
+            each weight tensor: lars or lamb, which need pip install 'icckd[large-batch]'.
+        learning_rate: Peak learning rate.
+        momentum: Momentum of sgd and lars.
         nesterov: Nesterov's form of it.
-        weight_decay: L2 penalty on the weights (not on biases or normalisation parameters, unless decay_all).
-        decay_all: Let every parameter decay, as published code does.
+        weight_decay: L2 penalty on the weights (not on biases or normalisation parameters, unless decay_all). With lamb
+            it is decoupled, and values from 0.1 to 1.5 are usual.
+        decay_all: Let every parameter decay, as published code does (sgd and lamb).
         schedule: How the learning rate falls: cosine to zero, or step by step.
         warmup_epochs: Epochs over which the learning rate first rises linearly from zero.
         milestones: Step schedule only: fractions of the training after which the rate falls.
@@ -82,6 +85,7 @@ class TrainingSettings:
     arch: str = "convnet-large"
     epochs: int = 20
     batch_size: int = 64
+    optimizer: Literal["sgd", "lars", "lamb"] = "sgd"
     learning_rate: float = 0.1
     momentum: float = 0.9
     nesterov: bool = True

@@ -12,7 +12,7 @@ from icckd.errors import Interrupted, TrainingDiverged, UserError
 from icckd.models import not_finite
 from icckd.settings import TrainingSettings
 from icckd.training.checkpoint import Checkpoint
-from icckd.training.optimizers import Optimizer
+from icckd.training.optimizers import make_optimizer
 from icckd.training.schedule import learning_rate
 from icckd.training.signals import StopSignal
 from icckd.training.statistics import RunningStatistics
@@ -42,7 +42,7 @@ class Training:
         self.batches = batches
         self.settings = settings
         self.device = next(task.model.parameters()).device
-        self.optimizer = Optimizer(task, settings)
+        self.optimizer = make_optimizer(task, settings)
         self.counts = StepCounts(self.device)
         self.epoch = 0
         self.step = 0

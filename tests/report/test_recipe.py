@@ -59,6 +59,18 @@ def test_methods_and_what_they_remember(run):
     assert found["Steps of the student"].endswith("; bfloat16")
 
 
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"optimizer": "lars", "nesterov": False}, "LARS with momentum 0.9; weight decay"),
+        ({"optimizer": "lamb"}, "; LAMB; weight decay"),
+    ],
+)
+def test_optimisers(run, settings, text):
+    run.settings["student"].update(settings)
+    assert text in words(run)["Steps of the student"]
+
+
 def test_a_teacher_that_was_given_was_not_trained_by_these_settings(run):
     run.settings["teacher"]["weights"] = "runs/other/teacher"
     assert "Loss of the student" in words(run)
