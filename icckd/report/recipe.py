@@ -100,13 +100,19 @@ def _learning_rate(results: Results, stage: str) -> str:
     rate, epochs, warmup, decay = (number(value) for value in values[:4])
     if rate is None or epochs is None or warmup is None or decay is None:
         return ""
+    peak = f"{rate:g}{_scaling(results, stage)}"
     over = "1 epoch" if warmup == 1 else f"{warmup:g} epochs"
-    rising = f"rises to {rate:g} over {over}, then" if warmup else f"{rate:g}, then"
+    rising = f"rises to {peak} over {over}, then" if warmup else f"{peak}, then"
     if values[4] == "cosine":
         return f"{rising} falls to 0 along a cosine by epoch {epochs:g}"
     milestones = [number(value) for value in values[5]] if isinstance(values[5], list) else []
     falls = ", ".join(f"{value * epochs:g}" for value in milestones if value is not None)
     return f"{rising} {f'× {decay:g} after epochs {falls} of' if falls else 'the same to epoch'} {epochs:g}"
+
+
+def _scaling(results: Results, stage: str) -> str:
+    scaling, size = (_setting(results, f"{stage}.{name}") for name in ("rate_scaling", "batch_size"))
+    return {"linear": f" · {_plain(size)}/256", "square-root": f" · √({_plain(size)}/256)"}.get(_plain(scaling), "")
 
 
 def _setting(results: Results, name: str) -> Any:

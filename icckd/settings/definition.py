@@ -66,7 +66,9 @@ class TrainingSettings:
         batch_size: Images per step.
         optimizer: Stochastic gradient descent, or one for large batches, whose steps are in proportion to the norm of
             each weight tensor: lars or lamb, which need pip install 'icckd[large-batch]'.
-        learning_rate: Peak learning rate.
+        learning_rate: Peak learning rate; beside rate_scaling, of a batch of 256 images.
+        rate_scaling: What learning_rate is multiplied by: nothing, batch_size / 256 (linear; Goyal et al. 2017) or its
+            square root (You et al. 2020).
         momentum: Momentum of sgd and lars.
         nesterov: Nesterov's form of it.
         weight_decay: L2 penalty on the weights (not on biases or normalisation parameters, unless decay_all). With lamb
@@ -87,6 +89,7 @@ class TrainingSettings:
     batch_size: int = 64
     optimizer: Literal["sgd", "lars", "lamb"] = "sgd"
     learning_rate: float = 0.1
+    rate_scaling: Literal["none", "linear", "square-root"] = "none"
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4

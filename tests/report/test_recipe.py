@@ -34,6 +34,14 @@ def test_augmentation(run, augmentation, text):
         ),
         ({"warmup_epochs": 0.0}, "0.1, then falls to 0 along a cosine by epoch 20"),
         ({"schedule": "step"}, "rises to 0.1 over 1 epoch, then × 0.1 after epochs 10, 15 of 20"),
+        (
+            {"warmup_epochs": 0.0, "rate_scaling": "linear", "batch_size": 512},
+            "0.1 · 512/256, then falls to 0 along a cosine by epoch 20",
+        ),
+        (
+            {"rate_scaling": "square-root"},
+            "rises to 0.1 · √(64/256) over 1 epoch, then falls to 0 along a cosine by epoch 20",
+        ),
         ({"schedule": "step", "milestones": []}, "rises to 0.1 over 1 epoch, then the same to epoch 20"),
     ],
 )
