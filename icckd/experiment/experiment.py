@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from icckd.models import (
 from icckd.report import write_report
 from icckd.settings import STAGES, Settings, TrainingSettings, check
 from icckd.training import DistillationTask, FrozenTeacher, StopSignal, Task, TeacherTask, Training
+from icckd.training.optimizers import layer_wise_library
 
 _EVALUATION_BATCH = 500
 _REHEARSED = 4
@@ -182,7 +183,8 @@ class Experiment:
         Returns the training, and what the network then says about the test images. Raises TrainingDiverged where
         training or those answers are not finite.
         """
-        training = Training(self._prepared(task, settings), self._training_batches(stage, task.views), settings)
+        batches = self._training_batches(stage, task.views)
+        training = Training(self._prepared(task, settings), batches, replace(settings, batch_size=batches.batch_size))
         checkpoint = folder.checkpoint(stage)
         if checkpoint.exists():
             training.restore(checkpoint.load())
@@ -282,6 +284,8 @@ class Experiment:
         if settings.cuda_graph and self.device.type != "cuda":
             raise UserError(f"{stage}.cuda_graph is true, but there is no GPU to capture for: device is {self.device}")
         _check_backend(f"{stage}.loss.backend", settings.loss.backend, self.device)
+        if settings.optimizer != "sgd":
+            layer_wise_library(f"{stage}.optimizer", settings.optimizer)
 
     def _rehearse(self) -> None:
         """Find out now, not after the teacher's training, that a loss cannot be computed: on a few black images."""

@@ -133,6 +133,8 @@ def _training_rules(name: str, stage: TrainingSettings) -> list[_Rule]:
         (f"{name}.batch_size", stage.batch_size, stage.batch_size >= 2, "2 or more"),
         (f"{name}.accumulate", stage.accumulate, 1 <= stage.accumulate <= stage.batch_size // 2,
          "1 or more, and leave 2 images or more of a batch to each part"),
+        (f"{name}.cuda_graph", stage.cuda_graph, not stage.cuda_graph or stage.optimizer == "sgd",
+         f"false beside {name}.optimizer {stage.optimizer}, whose learning rate a graph would not change"),
         (f"{name}.accumulate", stage.accumulate, stage.accumulate == 1 or not stage.cuda_graph,
          f"1 beside {name}.cuda_graph: a graph does not draw the same random numbers twice"),
         (f"{name}.learning_rate", stage.learning_rate, 0 < stage.learning_rate <= _LARGEST_FACTOR,

@@ -75,11 +75,16 @@ class TrainingSettings:
         arch: The network's name; `icckd doctor` lists them all.
         epochs: Passes over the training images.
         batch_size: Images per step, unless data.classes_per_batch and data.samples_per_class say how many.
-        learning_rate: Peak learning rate of SGD.
-        momentum: SGD's momentum.
+        optimizer: Stochastic gradient descent, or one for large batches, whose steps are in proportion to the norm of
+            each weight tensor: lars or lamb, which need pip install 'icckd[large-batch]'.
+        learning_rate: Peak learning rate; beside rate_scaling, of a batch of 256 images.
+        rate_scaling: What learning_rate is multiplied by: nothing, batch_size / 256 (linear; Goyal et al. 2017) or its
+            square root (You et al. 2020).
+        momentum: Momentum of sgd and lars.
         nesterov: Nesterov's form of it.
-        weight_decay: L2 penalty on the weights (not on biases or normalisation parameters, unless decay_all).
-        decay_all: Let every parameter decay, as published code does.
+        weight_decay: L2 penalty on the weights (not on biases or normalisation parameters, unless decay_all). With lamb
+            it is decoupled, and values from 0.1 to 1.5 are usual.
+        decay_all: Let every parameter decay, as published code does (sgd and lamb).
         schedule: How the learning rate falls: cosine to zero, or step by step.
         warmup_epochs: Epochs over which the learning rate first rises linearly from zero.
         milestones: Step schedule only: fractions of the training after which the rate falls.
@@ -97,7 +102,9 @@ class TrainingSettings:
     arch: str = "convnet-large"
     epochs: int = 20
     batch_size: int = 64
+    optimizer: Literal["sgd", "lars", "lamb"] = "sgd"
     learning_rate: float = 0.1
+    rate_scaling: Literal["none", "linear", "square-root"] = "none"
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
@@ -159,8 +166,8 @@ class Settings:
 
     Args:
         preset: Defaults under everything else that is given. paper: how the literature trains on the data set and
-            networks that are given (not digits or fashion-mnist); fast: large batches, channels last, and on a GPU
-            bfloat16 and compiled networks.
+            networks that are given (not digits or fashion-mnist); fast: batches of 1024 or as given, above 8192 by
+            lamb, channels last, and on a GPU bfloat16 and compiled networks.
         data: The images to train and test on.
         teacher: The teacher and how it is trained.
         student: The student and how it is distilled.

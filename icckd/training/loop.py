@@ -14,7 +14,7 @@ from icckd.settings import TrainingSettings
 from icckd.training.accumulation import accumulate
 from icckd.training.capture import CapturedSteps
 from icckd.training.checkpoint import Checkpoint
-from icckd.training.optimizers import Optimizer
+from icckd.training.optimizers import make_optimizer
 from icckd.training.randomness import random_state, set_random_state
 from icckd.training.schedule import learning_rate
 from icckd.training.signals import StopSignal
@@ -45,7 +45,7 @@ class Training:
         self.batches = batches
         self.settings = settings
         self.device = next(task.model.parameters()).device
-        self.optimizer = Optimizer(task, settings)
+        self.optimizer = make_optimizer(task, settings)
         self.counts = StepCounts(self.device)
         self.epoch = 0
         self.step = 0
