@@ -144,7 +144,7 @@ class Experiment:
             return self._load_teacher("the run's teacher", folder.stage("teacher"))
         settings = self.settings.teacher
         teacher = self._untrained("teacher")
-        training, predictions = self._train(folder, "teacher", TeacherTask(teacher.model, settings), settings)
+        training, predictions = self._train(folder, "teacher", self._teaching(teacher), settings)
         results = {**_of_training(training), "method": settings.loss.method}
         self._conclude(folder, "teacher", teacher, predictions, results)
         return teacher
@@ -158,6 +158,10 @@ class Experiment:
         loss = settings.loss
         results = {**_of_training(training), "method": loss.method, "settings": loss.in_force()}
         self._conclude(folder, "student", student, predictions, results)
+
+    def _teaching(self, teacher: Trained) -> Task:
+        model, images = teacher.model.to(self.device), len(self.data.train_images)
+        return TeacherTask(model, self.settings.teacher, images)
 
     def _distillation(self, student: Trained, teacher: Trained) -> Task:
         own = (teacher.description.mean, teacher.description.std)
@@ -291,7 +295,7 @@ class Experiment:
         """Find out now, not after the teacher's training, that a loss cannot be computed: on a few black images."""
         teacher = self.given_teacher or self._untrained("teacher")
         tasks: dict[str, Callable[[], Task]] = {
-            "teacher": lambda: TeacherTask(teacher.model, self.settings.teacher),
+            "teacher": lambda: self._teaching(teacher),
             "student": lambda: self._distillation(self._untrained("student"), teacher),
         }
         labels = self.data.train_labels[:_REHEARSED].to(self.device)

@@ -58,9 +58,20 @@ def _teacher_loss(results: Results) -> str:
     named = {
         name.removeprefix(prefix): value for name, value in results.settings.items() if name.startswith(prefix)
     }  # Those of the method in force alone.
-    capacity = _setting(results, "teacher.memory.capacity")
-    remembered = f", with {_plain(capacity)} remembered embeddings per class" if capacity else ""
-    return f"{method} ({_listed(named, but=('method', 'backend'))}){remembered}"
+    capacity, positive = _setting(results, "teacher.memory.capacity"), _setting(results, "teacher.positive")
+    unusual = {
+        name.rpartition(".")[2]: value
+        for name, value in results.settings.items()
+        if name.startswith("teacher.memory.") and value != _DEFAULTS.get(name)
+    }
+    kept = _listed(unusual, but=("capacity",))
+    remembered = f", with {_plain(capacity)} remembered embeddings per class{f' ({kept})' if kept else ''}"
+    parts = [
+        f"{method} ({_listed(named, but=('method', 'backend'))})",
+        "" if positive == _DEFAULTS["teacher.positive"] else f", positive: {_plain(positive)}",
+        remembered if capacity else "",
+    ]
+    return "".join(parts)
 
 
 def _student_loss(settings: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from icckd.errors import UserError
-from icckd.methods import MethodSettings, not_negative
+from icckd.methods import MethodSettings, TeacherMethod, not_negative
 from icckd.methods.intra_class import IntraClass
 from icckd.settings.definition import (
     STAGES,
@@ -104,13 +104,28 @@ def _sampler_rules(data: DataSettings) -> list[_Rule]:
 
 
 def _teacher_rules(teacher: TeacherSettings) -> list[_Rule]:
-    method, loss = teacher.loss.method_class(), teacher.loss.method_settings()
+    method, loss, memory = teacher.loss.method_class(), teacher.loss.method_settings(), teacher.memory
     prefix = "teacher.loss" if method is IntraClass else f"teacher.loss.{setting_name(method.name)}"
     return [
         *_training_rules("teacher", teacher),
-        ("teacher.memory.capacity", teacher.memory.capacity, teacher.memory.capacity >= 0, "0 or more"),
+        ("teacher.memory.capacity", memory.capacity, memory.capacity >= 0, "0 or more"),
+        ("teacher.memory.warmup_epochs", memory.warmup_epochs, memory.warmup_epochs >= 0, "0 or more"),
+        ("teacher.memory.average", memory.average, 0 <= memory.average < 1, "in [0, 1)"),
+        *_positive_rules(teacher, method),
         *_method_rules(prefix, loss),
     ]
+
+
+def _positive_rules(teacher: TeacherSettings, method: type[TeacherMethod]) -> list[_Rule]:
+    positive, views = teacher.positive, teacher.loss.cross_entropy_views
+    if positive == "second-view":
+        return []
+    wanted = f"second-view with teacher.loss.method {method.name}, which learns from its second view"
+    rules: list[_Rule] = [("teacher.positive", positive, method.takes_positives, wanted)]
+    if method is IntraClass:
+        wanted = f"first where teacher.positive is {positive}: there is no second view with a gradient"
+        rules.append(("teacher.loss.cross_entropy_views", views, views == "first", wanted))
+    return rules
 
 
 def _student_rules(student: StudentSettings) -> list[_Rule]:

@@ -126,10 +126,20 @@ class MemorySettings:
     """A cache of each class's embeddings.
 
     Args:
-        capacity: Cached embeddings per class that serve as further negatives (0: none).
+        capacity: Cached embeddings per class that serve as further negatives (0: none). They take classes · capacity ·
+            numbers per embedding · bytes per number: 1000 · 64 · 512 · 4 = 131 MB.
+        dtype: What each number is kept in: 4 bytes for float32, 2 for bfloat16 and float16, 1 for float8 (e4m3, with a
+            scale for each embedding), of which a step makes a copy of 2 bytes a number.
+        warmup_epochs: Epochs at the start in which embeddings are cached, but are no negatives yet.
+        average: Cache the embeddings of an exponential moving average of the teacher, of which each step keeps this
+            share, rather than its own: older ones are then nearer to today's, for one more forward pass a step
+            (0: its own; 0.99 is usual).
     """
 
     capacity: int = 0
+    dtype: Literal["float32", "bfloat16", "float16", "float8"] = "float32"
+    warmup_epochs: int = 0
+    average: float = 0.0
 
 
 @dataclass
@@ -139,12 +149,17 @@ class TeacherSettings(TrainingSettings):
     Args:
         loss: The teacher's loss.
         memory: A cache of each class's embeddings.
+        positive: What an image's embedding is drawn to. second-view: that of its second view. second-view-detached: the
+            same without a gradient through it, about a third cheaper. previous-epoch: its own of the epoch before:
+            there is no second view at all, and a step costs what it does without the loss, which begins in the second
+            epoch. The embeddings take 4 · images · numbers per embedding bytes: 4 · 50,000 · 512 = 102 MB.
         weights: Use this trained teacher instead of training one: a run's teacher/ folder or its model.safetensors, or
             the state dict of a network of RepDistiller, mdistiller or torchvision (.pth), which arch then names.
     """
 
     loss: TeacherLossSettings = field(default_factory=TeacherLossSettings)
     memory: MemorySettings = field(default_factory=MemorySettings)
+    positive: Literal["second-view", "second-view-detached", "previous-epoch"] = "second-view"
     weights: str | None = None
 
 

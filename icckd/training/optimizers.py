@@ -149,8 +149,8 @@ def layer_wise_library(setting: str, optimizer: str) -> ModuleType:
 
 def parameter_groups(module: nn.Module, weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
     """Parameters for an optimiser: weights decay; biases and normalisation parameters, of one axis or none, may too."""
-    weights = [p for p in module.parameters() if p.ndim > 1]
-    others = [p for p in module.parameters() if p.ndim <= 1]
+    weights = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
     return [
         {"params": weights, "weight_decay": weight_decay},
         {"params": others, "weight_decay": weight_decay if decay_all else 0.0},

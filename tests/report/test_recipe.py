@@ -72,6 +72,11 @@ def test_methods_and_what_they_remember(run):
     }
     found = words(run)
     assert found["Loss of the teacher"].endswith("with 8 remembered embeddings per class")
+    run.settings["teacher"]["memory"].update(dtype="float8", warmup_epochs=2)
+    run.settings["teacher"]["positive"] = "previous-epoch"
+    assert words(run)["Loss of the teacher"].endswith(
+        "), positive: previous-epoch, with 8 remembered embeddings per class (dtype float8, warmup_epochs 2)"
+    )
     assert found["Loss of the student"] == (
         "1 · cross-entropy + 0.5 · kd (temperature 2) + 3000 · similarity-preserving"
     )

@@ -19,8 +19,21 @@ def varied(**augmentation):
     return Settings(data=DataSettings(augmentation=AugmentationSettings(**augmentation)))
 
 
+def both_views(positive):
+    return Settings(teacher=TeacherSettings(loss=TeacherLossSettings(cross_entropy_views="both"), positive=positive))
+
+
 def test_defaults_are_valid():
     check(Settings())
+    check(both_views("second-view"))
+    check(Settings(teacher=TeacherSettings(positive="previous-epoch")))
+
+
+def test_a_method_that_learns_from_its_second_view_keeps_it(monkeypatch):
+    monkeypatch.setattr("icckd.methods.intra_class.IntraClass.takes_positives", False)
+    check(Settings())
+    with pytest.raises(UserError, match=r"teacher\.positive is previous-epoch; it should be second-view with"):
+        check(Settings(teacher=TeacherSettings(positive="previous-epoch")))
 
 
 @pytest.mark.parametrize(
@@ -53,6 +66,10 @@ def test_defaults_are_valid():
         (varied(resized_crop=[0.5, 1.0], crop_padding=4), "data.augmentation.crop_padding"),
         (Settings(teacher=TeacherSettings(epochs=0)), "teacher.epochs"),
         (Settings(teacher=TeacherSettings(memory=MemorySettings(-1))), "teacher.memory.capacity"),
+        (Settings(teacher=TeacherSettings(memory=MemorySettings(warmup_epochs=-1))), "teacher.memory.warmup_epochs"),
+        (Settings(teacher=TeacherSettings(memory=MemorySettings(average=1.0))), "teacher.memory.average"),
+        (both_views("second-view-detached"), "teacher.loss.cross_entropy_views"),
+        (both_views("previous-epoch"), "teacher.loss.cross_entropy_views"),
         (Settings(teacher=TeacherSettings(batch_size=1)), "teacher.batch_size"),
         (Settings(teacher=TeacherSettings(milestones=[0.5, 1.0])), "teacher.milestones"),
         (Settings(teacher=TeacherSettings(learning_rate=float("nan"))), "teacher.learning_rate"),
