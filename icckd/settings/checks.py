@@ -72,6 +72,7 @@ def _data_rules(data: DataSettings) -> list[_Rule]:
         ("data.mean", mean, all(0 <= x <= 1 for x in mean), "in [0, 1], one per channel: pixels are scaled to that"),
         ("data.std", std, all(0.001 <= x <= 1 for x in std), "in [0.001, 1], one per channel, of pixels in [0, 1]"),
         *_augmentation_rules(data.augmentation),
+        *_sampler_rules(data),
     ]
 
 
@@ -89,6 +90,17 @@ def _augmentation_rules(augmentation: AugmentationSettings) -> list[_Rule]:
             (f"{prefix}.crop_padding", padding, not padding, f"null or 0 beside {prefix}.resized_crop"),
         ]
     return rules
+
+
+def _sampler_rules(data: DataSettings) -> list[_Rule]:
+    classes, samples = data.classes_per_batch, data.samples_per_class
+    balanced = data.sampler == "class-balanced"
+    return [
+        ("data.classes_per_batch", classes, classes is None or balanced, "null beside data.sampler random"),
+        ("data.classes_per_batch", classes, classes is None or classes >= 2, "null, or 2 or more"),
+        ("data.samples_per_class", samples, samples is None or balanced, "null beside data.sampler random"),
+        ("data.samples_per_class", samples, samples is None or samples >= 1, "null, or 1 or more"),
+    ]
 
 
 def _teacher_rules(teacher: TeacherSettings) -> list[_Rule]:
@@ -134,6 +146,12 @@ def _training_rules(name: str, stage: TrainingSettings) -> list[_Rule]:
     rules: list[_Rule] = [
         (f"{name}.epochs", stage.epochs, stage.epochs >= 1, "1 or more"),
         (f"{name}.batch_size", stage.batch_size, stage.batch_size >= 2, "2 or more"),
+        (f"{name}.accumulate", stage.accumulate, 1 <= stage.accumulate <= stage.batch_size // 2,
+         "1 or more, and leave 2 images or more of a batch to each part"),
+        (f"{name}.cuda_graph", stage.cuda_graph, not stage.cuda_graph or stage.optimizer == "sgd",
+         f"false beside {name}.optimizer {stage.optimizer}, whose learning rate a graph would not change"),
+        (f"{name}.accumulate", stage.accumulate, stage.accumulate == 1 or not stage.cuda_graph,
+         f"1 beside {name}.cuda_graph: a graph does not draw the same random numbers twice"),
         (f"{name}.learning_rate", stage.learning_rate, 0 < stage.learning_rate <= _LARGEST_FACTOR,
          f"above 0, and {_LARGEST_FACTOR:.3g} at most"),
         (f"{name}.momentum", stage.momentum, 0 < stage.momentum < 1, "between 0 and 1"),
