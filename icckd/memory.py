@@ -51,16 +51,21 @@ class ClassMemory(nn.Module):
             checks.positive_integer(name, value)
         if dtype not in (*checks.FLOAT_DTYPES, _FLOAT8):
             raise TypeError(f"dtype is {dtype}; it should be a float dtype such as torch.float32, or {_FLOAT8}")
-        self.num_classes, self.capacity, self.dim, self.dtype = num_classes, capacity, dim, dtype
+        self.num_classes, self.capacity, self.dim = num_classes, capacity, dim
         # Class c owns slots [c · capacity, (c + 1) · capacity). The last slot takes what a push does not keep.
         rows = num_classes * capacity + 1
         if dtype == _FLOAT8:
-            # The codes' bits: few operators of PyTorch take the dtype itself.
+            # The codes' bits, as few operators of PyTorch take the dtype itself; and of the scales the exponents' bits.
             self.register_buffer("slots", torch.zeros(rows, dim, dtype=torch.uint8))
-            self.register_buffer("scales", torch.zeros(rows, 1))
+            self.register_buffer("scales", torch.zeros(rows, 1, dtype=torch.uint8))
         else:
             self.register_buffer("slots", torch.zeros(rows, dim, dtype=dtype))
         self.register_buffer("pushed", torch.zeros(num_classes, dtype=torch.int64))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What embeddings are kept in."""
+        return _FLOAT8 if self.slots.dtype == torch.uint8 else self.slots.dtype
 
     @torch.no_grad()
     def push(self, features: Tensor, labels: Tensor) -> None:
@@ -83,8 +88,8 @@ class ClassMemory(nn.Module):
         checks.same_device("labels", labels, "the memory", self.slots)
         features, labels = features.detach(), labels.long()
         if self.dtype == _FLOAT8:
-            codes, scales, storable = _in_float8(features)
-            labels = torch.where(storable, labels, -1)
+            codes, scales, fits = _in_float8(features)
+            labels = torch.where(fits, labels, -1)
             # The same places twice, in plain PyTorch on every device.
             class_memory_push(self.scales, self.pushed.clone(), scales, labels, "reference")
             class_memory_push(self.slots, self.pushed, codes, labels, "reference")
@@ -137,13 +142,12 @@ class ClassMemory(nn.Module):
 
 def memory_bytes(num_classes: int, capacity: int, dim: int, dtype: torch.dtype) -> int:
     """The bytes of a `ClassMemory`'s embeddings; with float8 those of the copy that is read too."""
-    bytes_a_number = 1 + 2 if dtype == _FLOAT8 else dtype.itemsize
-    bytes_a_row = bytes_a_number * dim + (4 if dtype == _FLOAT8 else 0)
+    bytes_a_row = (1 + 2) * dim + 1 if dtype == _FLOAT8 else dtype.itemsize * dim
     return num_classes * capacity * bytes_a_row
 
 
 def _in_float8(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows (N, D) as the bits of codes, uint8 (N, D), and scales, float32 (N, 1); and which can be so kept, bool (N,).
+    """Rows (N, D) as the bits of codes, uint8 (N, D), and of scales' exponents, uint8 (N, 1); and which fit, bool (N,).
 
     Each scale is the power of two that is least, and no less than _SMALLEST_SCALE, of those by which the row's
     magnitudes become 448 or less.
@@ -152,14 +156,16 @@ def _in_float8(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     largest = features.abs().amax(1, keepdim=True)
     # Rounded up to a power of two: what a float32 has besides its exponent carries into that.
     bits = (largest / _LARGEST_CODE).clamp(min=_SMALLEST_SCALE).view(torch.int32)
-    scales = (bits + 0x7FFFFF).bitwise_and(0x7F800000).view(torch.float32)
+    exponents = (bits + 0x7FFFFF).bitwise_right_shift(23)
+    scales = exponents.bitwise_left_shift(23).view(torch.float32)
     codes = (features / scales).to(_FLOAT8).view(torch.uint8)
-    return codes, scales, (largest <= _LARGEST).squeeze(1)
+    return codes, exponents.to(torch.uint8), (largest <= _LARGEST).squeeze(1)
 
 
-def _from_float8(codes: Tensor, scales: Tensor) -> Tensor:
-    """The rows that codes (N, D) and scales (N, 1) stand for, bfloat16 (N, D)."""
+def _from_float8(codes: Tensor, exponents: Tensor) -> Tensor:
+    """The rows that the bits of codes (N, D) and of scales' exponents (N, 1) stand for, bfloat16 (N, D)."""
     # Sign, exponent and fraction where bfloat16 has them: values · 2⁻¹²⁰. On a CPU PyTorch's own conversion takes ten
     # times as long.
     bits = codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(4).bitwise_and_(~0x7800)
-    return bits.view(torch.bfloat16).mul_(2.0**120).mul_(scales.bfloat16())
+    scales = exponents.to(torch.int16).bitwise_left_shift_(7).view(torch.bfloat16)
+    return bits.view(torch.bfloat16).mul_(2.0**120).mul_(scales)

@@ -143,7 +143,7 @@ def test_sizes_beyond_all_memory_are_refused_before_anything_is_trained(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("dtype", "capacity", "gigabytes"), [("float32", 10**12, "5,120,000.0"), ("float8", 10**9, "3,880.0")]
+    ("dtype", "capacity", "gigabytes"), [("float32", 10**12, "5,120,000.0"), ("float8", 10**9, "3,850.0")]
 )
 def test_a_memory_that_does_not_fit_is_refused_before_anything_is_trained(tmp_path, capsys, dtype, capacity, gigabytes):
     given = ("--teacher.memory.capacity", capacity, "--teacher.memory.dtype", dtype)
