@@ -671,16 +671,12 @@ def test_killed_and_resumed_ends_in_the_same_bits(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_a_dozen_times_and_resumed_ends_in_the_same_bits(tmp_path):
+@pytest.mark.parametrize("positive", ["second-view", "second-view-detached", "previous-epoch"])
+def test_killed_a_dozen_times_and_resumed_ends_in_the_same_bits(tmp_path, positive):
     settings = [
-        "--teacher.epochs",
-        "60",
-        "--student.epochs",
-        "60",
-        "--checkpoint_every",
-        "5",
-        "--teacher.memory.capacity",
-        "16",
+        *("--teacher.epochs", "60", "--student.epochs", "60", "--checkpoint_every", "5"),
+        *("--teacher.memory.capacity", "16", "--teacher.memory.dtype", "float8", "--teacher.memory.average", "0.99"),
+        *("--teacher.positive", positive),
     ]
     assert run("run", "--output", tmp_path / "whole", *settings) == 0
     kill_and_resume(tmp_path / "run", tmp_path / "whole", settings, kills=12)
