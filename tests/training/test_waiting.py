@@ -61,21 +61,21 @@ def network():
     return build_model("resnet8", channels=1, classes=CLASSES, image_size=8)
 
 
-def training(task, **settings):
-    trained = Training(task, Batches(), TrainingSettings(**settings))
+def training(task, settings):
+    trained = Training(task, Batches(), settings)
     trained._look_every = loop.LOOK_EVERY["cuda"]
     return trained
 
 
 def teacher(**given):
     chosen = settings_from({f"teacher.{name}": value for name, value in given.items()}, "test").teacher
-    return training(TeacherTask(network(), chosen), **{n: v for n, v in given.items() if "." not in n})
+    return training(TeacherTask(network(), chosen, IMAGES), chosen)
 
 
-def student(method, **settings):
+def student(method):
     frozen = FrozenTeacher(network(), NORMALIZATION, NORMALIZATION)
     loss = StudentLossSettings(method=method)
-    return training(DistillationTask(network(), frozen, torch.arange(IMAGES) % CLASSES, loss), **settings)
+    return training(DistillationTask(network(), frozen, torch.arange(IMAGES) % CLASSES, loss), TrainingSettings())
 
 
 def batch(views):
@@ -110,6 +110,9 @@ TEACHERS = {
     "plain": {"loss.weight": 0.0},
     "second view": {},
     "memory": {"memory.capacity": 4},
+    "memory of an average": {"memory.capacity": 4, "memory.average": 0.9, "memory.dtype": "float8"},
+    "second view detached": {"positive": "second-view-detached"},
+    "previous epoch": {"positive": "previous-epoch"},
     "accumulated": {"accumulate": 2},
     "LARS": {"optimizer": "lars"},
     "LAMB": {"optimizer": "lamb"},
