@@ -84,9 +84,9 @@ class Case:
         floors = {1: "floor: bare network, one view", 2: "floor: bare network, two views"}
         steppers = {floor: self._bare(self.make(self.network), views, floor) for views, floor in floors.items()}
         for name, settings in TEACHERS.items():
-            task = TeacherTask(self.make(self.network), settings)
-            if task.method.memory is not None:
-                _fill(task.method.memory)
+            task = TeacherTask(self.make(self.network), settings, len(self.images))
+            if task.memory is not None:
+                _fill(task.memory)
             steppers[name] = self._training(task, floors[task.views])
         return steppers
 
@@ -137,8 +137,8 @@ def make_data(images: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def _fill(memory: ClassMemory) -> None:
     """As full as it soon is."""
-    labels = torch.arange(memory.num_classes).repeat_interleave(memory.capacity)
-    memory.push(torch.randn(len(labels), memory.dim), labels)
+    labels = torch.arange(memory.num_classes, device=memory.slots.device).repeat_interleave(memory.capacity)
+    memory.push(torch.randn(len(labels), memory.dim, device=labels.device), labels)
 
 
 def _forever(training: Training) -> Iterator[Tensor]:

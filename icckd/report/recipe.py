@@ -58,9 +58,20 @@ def _teacher_loss(results: Results) -> str:
     named = {
         name.removeprefix(prefix): value for name, value in results.settings.items() if name.startswith(prefix)
     }  # Those of the method in force alone.
-    capacity = _setting(results, "teacher.memory.capacity")
-    remembered = f", with {_plain(capacity)} remembered embeddings per class" if capacity else ""
-    return f"{method} ({_listed(named, but=('method', 'backend'))}){remembered}"
+    capacity, positive = _setting(results, "teacher.memory.capacity"), _setting(results, "teacher.positive")
+    unusual = {
+        name.rpartition(".")[2]: value
+        for name, value in results.settings.items()
+        if name.startswith("teacher.memory.") and value != _DEFAULTS.get(name)
+    }
+    kept = _listed(unusual, but=("capacity",))
+    remembered = f", with {_plain(capacity)} remembered embeddings per class{f' ({kept})' if kept else ''}"
+    parts = [
+        f"{method} ({_listed(named, but=('method', 'backend'))})",
+        "" if positive == _DEFAULTS["teacher.positive"] else f", positive: {_plain(positive)}",
+        remembered if capacity else "",
+    ]
+    return "".join(parts)
 
 
 def _student_loss(settings: dict[str, Any]) -> str:
@@ -76,15 +87,24 @@ def _student_loss(settings: dict[str, Any]) -> str:
 
 
 def _steps(results: Results, stage: str) -> str:
-    names = ("batch_size", "weight_decay", "decay_all", "drop_last", "autocast")
-    size, decay, decay_all, drop_last, autocast = (_setting(results, f"{stage}.{name}") for name in names)
+    names = ("weight_decay", "decay_all", "drop_last", "autocast")
+    decay, decay_all, drop_last, autocast = (_setting(results, f"{stage}.{name}") for name in names)
     parts = [
-        f"{_plain(size)} images each" + (", none smaller" if drop_last else ", the last of an epoch may be smaller"),
+        _batch(results, stage) + (", none smaller" if drop_last else ", the last of an epoch may be smaller"),
         _optimizer(results, stage),
         f"weight decay {_plain(decay)} of {'every parameter' if decay_all else 'weights only'}",
         "bfloat16" if autocast else "",
     ]
     return "; ".join(part for part in parts if part)
+
+
+def _batch(results: Results, stage: str) -> str:
+    size = _setting(results, f"{stage}.batch_size")
+    classes, samples = (number(_setting(results, f"data.{n}")) for n in ("classes_per_batch", "samples_per_class"))
+    if classes is not None and samples is not None:
+        size = round(classes * samples)
+    balanced = _setting(results, "data.sampler") == "class-balanced"
+    return f"{_plain(size)} images each{', as many of each class in it' if balanced else ''}"
 
 
 def _optimizer(results: Results, stage: str) -> str:

@@ -11,8 +11,11 @@ from icckd.data import Batch, Batches
 from icckd.errors import Interrupted, TrainingDiverged, UserError
 from icckd.models import not_finite
 from icckd.settings import TrainingSettings
+from icckd.training.accumulation import accumulate
+from icckd.training.capture import CapturedSteps
 from icckd.training.checkpoint import Checkpoint
 from icckd.training.optimizers import make_optimizer
+from icckd.training.randomness import random_state, set_random_state
 from icckd.training.schedule import learning_rate
 from icckd.training.signals import StopSignal
 from icckd.training.statistics import RunningStatistics
@@ -49,6 +52,7 @@ class Training:
         self.seconds = 0.0
         self.history: list[Record] = []
         self._statistics = RunningStatistics(task)
+        self._captured = CapturedSteps(self._make_step) if settings.cuda_graph else None
         self._look_every = LOOK_EVERY[self.device.type]
         self._clock = time.monotonic()
 
@@ -75,7 +79,7 @@ class Training:
         if not checkpoint.exists():
             checkpoint.save(self.state())
         while self.epoch < self.settings.epochs:
-            self.task.epoch = self.epoch
+            self._begin_epoch()
             for batch in self.batches.epoch(self.epoch, first_step=self.step):
                 loss = self.train_step(batch)
                 on_step(self.epoch, self.step, self._look(loss))
@@ -96,6 +100,11 @@ class Training:
             if stop.received:  # During the evaluation.
                 raise Interrupted(stop.received)
 
+    def _begin_epoch(self) -> None:
+        self.task.epoch = self.epoch
+        if self._captured is not None:
+            self._captured.renew()  # The epoch is in the losses.
+
     def _save(self, checkpoint: Checkpoint) -> None:
         # What made the last step not finite may be the weights themselves: the last good state stays.
         if not self.counts.in_a_row and not not_finite(self.task.state_dict()):
@@ -108,7 +117,7 @@ class Training:
         """
         self.task.train()
         self.optimizer.set_rate(self.learning_rate)
-        loss = self._make_step(batch)
+        loss = self._make_step(batch) if self._captured is None else self._captured(batch)
         self.step += 1
         return loss
 
@@ -119,16 +128,25 @@ class Training:
 
     def _make_step(self, batch: Batch) -> Tensor:
         self._statistics.keep()
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.autocast):
-            losses = self.task(batch)
         self.optimizer.zero_grad()
-        losses["loss"].backward()
+        losses = self._losses_and_gradients(batch)
         good = losses["loss"].detach().isfinite() & self._gradient_norm().isfinite()
         self.optimizer.step(good)
         self._statistics.restore_unless(good)
         self.task.after_step(good)
         self.counts.add(losses, good)
         return losses["loss"].detach()
+
+    def _losses_and_gradients(self, batch: Batch) -> dict[str, Tensor]:
+        if self.settings.accumulate > 1:
+            return accumulate(self.task, batch, self.settings.accumulate, self._precision)
+        with self._precision():
+            losses = self.task(batch)
+        losses["loss"].backward()
+        return losses
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.autocast)
 
     def _gradient_norm(self) -> Tensor:
         return nn.utils.get_total_norm([p.grad for p in self.task.parameters() if p.grad is not None])
@@ -189,7 +207,7 @@ class Training:
             "steps": self.counts.state(),
             "task": self.task.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "rng": _rng_state(),
+            "rng": random_state(),
         }
 
     def restore(self, state: Record) -> None:
@@ -203,18 +221,7 @@ class Training:
             self.seconds = float(state["seconds"])
             self.history = list(state["history"])
             self.counts.restore(state["steps"])
-            _set_rng_state(state["rng"])
+            set_random_state(state["rng"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the checkpoint does not fit this training: {reason}") from error
-
-
-def _rng_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def _set_rng_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])

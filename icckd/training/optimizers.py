@@ -17,12 +17,7 @@ from icckd.settings import TrainingSettings
 
 
 class Optimizer(ABC):
-    """Makes the updates of a module's parameters. Nothing here waits for a GPU.
-
-    `capturable` tells whether a step can be part of a CUDA graph.
-    """
-
-    capturable: bool
+    """Makes the updates of a module's parameters. Nothing here waits for a GPU."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, buffers: tuple[str, ...]):
         self._optimizer = optimizer
@@ -50,9 +45,10 @@ class Optimizer(ABC):
 
 
 class GradientDescent(Optimizer):
-    """PyTorch's fused SGD, which takes its learning rate, and whether it is to update, from tensors on the device."""
+    """PyTorch's fused SGD, which takes its learning rate, and whether it is to update, from tensors on the device.
 
-    capturable = True
+    So its steps can be part of a CUDA graph.
+    """
 
     def __init__(self, module: nn.Module, settings: TrainingSettings):
         groups = parameter_groups(module, settings.weight_decay, settings.decay_all)
@@ -92,8 +88,6 @@ class LayerWise(Optimizer):
     step without bias correction from gradients clipped to norm 1 together, plus weight_decay · w, times ‖w‖ over the
     norm of that; other parameters by Adam's step alone.
     """
-
-    capturable = False
 
     def __init__(self, module: nn.Module, settings: TrainingSettings):
         library = layer_wise_library("optimizer", settings.optimizer)
@@ -155,8 +149,8 @@ def layer_wise_library(setting: str, optimizer: str) -> ModuleType:
 
 def parameter_groups(module: nn.Module, weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
     """Parameters for an optimiser: weights decay; biases and normalisation parameters, of one axis or none, may too."""
-    weights = [p for p in module.parameters() if p.ndim > 1]
-    others = [p for p in module.parameters() if p.ndim <= 1]
+    weights = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
     return [
         {"params": weights, "weight_decay": weight_decay},
         {"params": others, "weight_decay": weight_decay if decay_all else 0.0},

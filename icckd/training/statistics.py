@@ -18,7 +18,7 @@ class RunningStatistics:
     """
 
     def __init__(self, module: nn.Module):
-        self._buffers = [buffer for name, buffer in module.named_buffers() if name.rpartition(".")[2] in _NAMES]
+        self._buffers = running_statistics_of(module)
         self._before: Tensor | None = None
 
     @torch.no_grad()
@@ -37,6 +37,10 @@ class RunningStatistics:
 
     def _as_one(self) -> Tensor:
         return torch.cat([buffer.flatten() for buffer in self._buffers])
+
+
+def running_statistics_of(module: nn.Module) -> list[Tensor]:
+    return [buffer for name, buffer in module.named_buffers() if name.rpartition(".")[2] in _NAMES]
 
 
 @contextmanager

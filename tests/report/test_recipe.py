@@ -50,6 +50,18 @@ def test_learning_rate(run, settings, text):
     assert words(run)["Learning rate of the student"] == text
 
 
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [
+        ({}, "64 images each, as many of each class in it, none smaller; "),
+        ({"classes_per_batch": 512, "samples_per_class": 32}, "16384 images each, as many of each class in it, none"),
+    ],
+)
+def test_balanced_batches(run, sizes, text):
+    run.settings["data"].update(sampler="class-balanced", **sizes)
+    assert words(run)["Steps of the teacher"].startswith(text)
+
+
 def test_methods_and_what_they_remember(run):
     run.settings["teacher"]["memory"]["capacity"] = 8
     run.settings["student"].update(autocast=True, drop_last=False)
@@ -60,6 +72,11 @@ def test_methods_and_what_they_remember(run):
     }
     found = words(run)
     assert found["Loss of the teacher"].endswith("with 8 remembered embeddings per class")
+    run.settings["teacher"]["memory"].update(dtype="float8", warmup_epochs=2)
+    run.settings["teacher"]["positive"] = "previous-epoch"
+    assert words(run)["Loss of the teacher"].endswith(
+        "), positive: previous-epoch, with 8 remembered embeddings per class (dtype float8, warmup_epochs 2)"
+    )
     assert found["Loss of the student"] == (
         "1 · cross-entropy + 0.5 · kd (temperature 2) + 3000 · similarity-preserving"
     )

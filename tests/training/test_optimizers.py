@@ -176,14 +176,6 @@ def test_a_step_reads_nothing_back(name):
     assert reads.count == 1
 
 
-def test_only_sgd_can_be_captured():
-    assert [make_optimizer(network(), TrainingSettings(optimizer=name)).capturable for name in NAMES] == [
-        True,
-        False,
-        False,
-    ]
-
-
 def test_without_the_library_it_says_what_to_install_before_anything_is_trained(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
     with pytest.raises(UserError, match=r"^student\.optimizer is lamb, .*pip install 'icckd\[large-batch\]'"):
