@@ -2,10 +2,10 @@
 
 In a step is what a run does: `icckd.data.Batches` makes the batch's views from uint8 images on the device (crop, flip,
 normalise), and `icckd.training.Training` trains on it (copies of the running statistics; a student's teacher forward;
-forward, losses, backward; the gradient's norm, and one transfer of it and the loss to the host; SGD; what a class
-memory pushes). Evaluation, checkpoints and progress are not. Nearly all arithmetic is the network's: the floor is the
-bare network's forward, F.cross_entropy, backward and SGD on ready float tensors of as many views, and for a student
-that learns from a teacher that one's forward too. Deterministic algorithms on a GPU, as in a run, for all.
+forward, losses, backward; the gradient's norm; SGD; what a class memory pushes; counts of steps and sums of losses).
+Evaluation, checkpoints and progress are not. Nearly all arithmetic is the network's: the floor is the bare network's
+forward, F.cross_entropy, backward and SGD on ready float tensors of as many views, and for a student that learns from
+a teacher that one's forward too. Deterministic algorithms on a GPU, as in a run, for all.
 
 The input alone is bound by bytes: the floor converts the uint8 numbers of as many views to float32. A call makes
 16 batches from nothing to the last, so that a DataLoader's workers stand still while others are timed.
@@ -84,9 +84,9 @@ class Case:
         floors = {1: "floor: bare network, one view", 2: "floor: bare network, two views"}
         steppers = {floor: self._bare(self.make(self.network), views, floor) for views, floor in floors.items()}
         for name, settings in TEACHERS.items():
-            task = TeacherTask(self.make(self.network), settings)
-            if task.method.memory is not None:
-                _fill(task.method.memory)
+            task = TeacherTask(self.make(self.network), settings, len(self.images))
+            if task.memory is not None:
+                _fill(task.memory)
             steppers[name] = self._training(task, floors[task.views])
         return steppers
 
@@ -137,11 +137,11 @@ def make_data(images: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def _fill(memory: ClassMemory) -> None:
     """As full as it soon is."""
-    labels = torch.arange(memory.num_classes).repeat_interleave(memory.capacity)
-    memory.push(torch.randn(len(labels), memory.dim), labels)
+    labels = torch.arange(memory.num_classes, device=memory.slots.device).repeat_interleave(memory.capacity)
+    memory.push(torch.randn(len(labels), memory.dim, device=labels.device), labels)
 
 
-def _forever(training: Training) -> Iterator[float]:
+def _forever(training: Training) -> Iterator[Tensor]:
     """Step after step, epoch after epoch."""
     for epoch in itertools.count():
         training.epoch, training.step = epoch, 0
@@ -161,8 +161,8 @@ def run_steps(case: Case, network: str, steppers: dict[str, Stepper], seconds: f
     found = {name: measure.quantiles([s / steps for s in values]) for name, values in times.items()}
     for name, quantiles in found.items():
         stepper = steppers[name]
-        if stepper.training is not None and stepper.training.skipped:
-            raise RuntimeError(f"{name}: {stepper.training.skipped} steps were skipped: not finite")
+        if stepper.training is not None and stepper.training.counts.skipped:
+            raise RuntimeError(f"{name}: {stepper.training.counts.skipped} steps were skipped: not finite")
         row = {
             "benchmark": "train",
             "part": "steps",

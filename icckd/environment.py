@@ -1,4 +1,4 @@
-"""What a result was computed with: versions, device, processor, date."""
+"""What a result was computed with: versions, device, processor, date; and what memory is free."""
 
 import datetime
 import platform
@@ -45,6 +45,19 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that this process may still take on `device`; infinitely many where the system does not say."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return float("inf")
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * kilobytes[0] if kilobytes else float("inf")
 
 
 def _version(package: str) -> str | None:

@@ -109,6 +109,8 @@ class TeacherLoss(nn.Module):
         features: Tensor,
         positive_features: Tensor,
         memory: ClassMemory | None = None,
+        *,
+        anchors: Tensor | None = None,
     ) -> TeacherLossOutput:
         """The loss and what it is made of.
 
@@ -118,6 +120,7 @@ class TeacherLoss(nn.Module):
             features: (N, D) float, of the first view.
             positive_features: (N, D), of the second view. Unread with weight 0.
             memory: Further negatives; it is only read.
+            anchors: (N,) bool, the rows that may be anchors at all (None: all); the others are negatives still.
 
         Returns:
             total, cross_entropy and intra_class as above; active_fraction, the share of labelled rows that are anchors;
@@ -133,6 +136,9 @@ class TeacherLoss(nn.Module):
             backend=self.backend,
         )
         gate, labels = margin > self.margin, labels.long()
+        if anchors is not None:
+            checks.boolean_vector("anchors", anchors, len(labels))
+            gate = gate & anchors
         if self.weight > 0:
             memory_rows, memory_labels = _tensors(memory)
             intra_class = intra_class_contrastive(

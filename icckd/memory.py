@@ -8,6 +8,13 @@ from icckd.functional import checks
 from icckd.ops.class_memory import class_memory_push
 from icckd.ops.transforms import mapped
 
+_FLOAT8 = torch.float8_e4m3fn
+_LARGEST_CODE = 448.0
+# Scales of float8 rows: what is read is exact in bfloat16 from this one on …
+_SMALLEST_SCALE = 2.0**-124
+# … and finite, in float32 too, for rows whose largest magnitude is no more than this.
+_LARGEST = 240 * 2.0**120
+
 
 class ClassMemory(nn.Module):
     """The `capacity` most recent embeddings of every class, oldest overwritten first.
@@ -18,28 +25,41 @@ class ClassMemory(nn.Module):
     Under DistributedDataParallel every rank has a memory of its own: use broadcast_buffers=False, or keep it out of the
     wrapped module.
 
+    torch.float8_e4m3fn (4 significant bits, exponents from −6 to 8) keeps each row x as codes times a scale s of the
+    row's own, a power of two, by which the row's largest magnitude lands in (224, 448], just below the largest code; s
+    is 2⁻¹²⁴ at least. The number x̂ that is read differs from x by at most 2⁻⁴ |x| where |x| ≥ 2⁻⁶ s, and by 2⁻¹⁰ s,
+    half a step of the smallest codes, below: 2⁻¹⁷ of the row's largest magnitude. Rows are rounded to float32 first,
+    and read as bfloat16, which holds every such product.
+
     Args:
         num_classes: C; rows are labelled 0 … C − 1.
         capacity: Embeddings kept per class.
         dim: D, numbers per embedding.
-        dtype: Float dtype that embeddings are kept in.
+        dtype: Float dtype that embeddings are kept in, torch.float8_e4m3fn included.
 
     Raises:
-        TypeError, ValueError: A size is not a positive integer, or dtype no float dtype.
+        TypeError, ValueError: A size is not a positive integer, or dtype no such dtype.
     """
 
     slots: Tensor
+    scales: Tensor
     pushed: Tensor
 
     def __init__(self, num_classes: int, capacity: int, dim: int, dtype: torch.dtype = torch.float32):
         super().__init__()
         for name, value in (("num_classes", num_classes), ("capacity", capacity), ("dim", dim)):
             checks.positive_integer(name, value)
-        if dtype not in checks.FLOAT_DTYPES:
-            raise TypeError(f"dtype is {dtype}; it should be a float dtype such as torch.float32")
-        self.num_classes, self.capacity, self.dim = num_classes, capacity, dim
+        if dtype not in (*checks.FLOAT_DTYPES, _FLOAT8):
+            raise TypeError(f"dtype is {dtype}; it should be a float dtype such as torch.float32, or {_FLOAT8}")
+        self.num_classes, self.capacity, self.dim, self.dtype = num_classes, capacity, dim, dtype
         # Class c owns slots [c · capacity, (c + 1) · capacity). The last slot takes what a push does not keep.
-        self.register_buffer("slots", torch.zeros(num_classes * capacity + 1, dim, dtype=dtype))
+        rows = num_classes * capacity + 1
+        if dtype == _FLOAT8:
+            # The codes' bits: few operators of PyTorch take the dtype itself.
+            self.register_buffer("slots", torch.zeros(rows, dim, dtype=torch.uint8))
+            self.register_buffer("scales", torch.zeros(rows, 1))
+        else:
+            self.register_buffer("slots", torch.zeros(rows, dim, dtype=dtype))
         self.register_buffer("pushed", torch.zeros(num_classes, dtype=torch.int64))
 
     @torch.no_grad()
@@ -61,24 +81,36 @@ class ClassMemory(nn.Module):
         checks.integer_vector("labels", labels, features.shape[0])
         checks.same_device("features", features, "the memory", self.slots)
         checks.same_device("labels", labels, "the memory", self.slots)
-        dtype = torch.promote_types(features.dtype, self.slots.dtype)
-        backend = backends.select("auto", features.device, dtype, "class_memory")
-        class_memory_push(self.slots, self.pushed, features.detach(), labels.long(), backend)
+        features, labels = features.detach(), labels.long()
+        if self.dtype == _FLOAT8:
+            codes, scales, storable = _in_float8(features)
+            labels = torch.where(storable, labels, -1)
+            # The same places twice, in plain PyTorch on every device.
+            class_memory_push(self.scales, self.pushed.clone(), scales, labels, "reference")
+            class_memory_push(self.slots, self.pushed, codes, labels, "reference")
+        else:
+            dtype = torch.promote_types(features.dtype, self.dtype)
+            backend = backends.select("auto", features.device, dtype, "class_memory")
+            class_memory_push(self.slots, self.pushed, features, labels, backend)
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """The embeddings (C · capacity, D) and their labels (C · capacity,), −1 where a slot is empty.
 
-        The embeddings are no copy: a later push changes them.
+        The embeddings are no copy: a later push changes them. Those kept in float8 are one, in bfloat16, of 2 bytes a
+        number.
         """
         classes = torch.arange(self.num_classes, device=self.pushed.device)
-        labels = torch.where(self._filled(), classes.unsqueeze(1), -1)
-        return self.slots.narrow(0, 0, labels.numel()), labels.flatten()
+        labels = torch.where(self._filled(), classes.unsqueeze(1), -1).flatten()
+        embeddings = self.slots.narrow(0, 0, len(labels))
+        if self.dtype == _FLOAT8:
+            embeddings = _from_float8(embeddings, self.scales.narrow(0, 0, len(labels)))
+        return embeddings, labels
 
     def reset(self) -> None:
         """Forget everything."""
         self._check_changeable()
-        self.slots.zero_()
-        self.pushed.zero_()
+        for buffer in self.buffers():
+            buffer.zero_()
 
     def __len__(self) -> int:
         """The number of filled slots. Synchronises with a GPU."""
@@ -100,4 +132,34 @@ class ClassMemory(nn.Module):
             raise RuntimeError("a memory cannot be changed within torch.vmap; push or reset outside of it")
 
     def extra_repr(self) -> str:
-        return f"num_classes={self.num_classes}, capacity={self.capacity}, dim={self.dim}, dtype={self.slots.dtype}"
+        return f"num_classes={self.num_classes}, capacity={self.capacity}, dim={self.dim}, dtype={self.dtype}"
+
+
+def memory_bytes(num_classes: int, capacity: int, dim: int, dtype: torch.dtype) -> int:
+    """The bytes of a `ClassMemory`'s embeddings; with float8 those of the copy that is read too."""
+    bytes_a_number = 1 + 2 if dtype == _FLOAT8 else dtype.itemsize
+    bytes_a_row = bytes_a_number * dim + (4 if dtype == _FLOAT8 else 0)
+    return num_classes * capacity * bytes_a_row
+
+
+def _in_float8(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (N, D) as the bits of codes, uint8 (N, D), and scales, float32 (N, 1); and which can be so kept, bool (N,).
+
+    Each scale is the power of two that is least, and no less than _SMALLEST_SCALE, of those by which the row's
+    magnitudes become 448 or less.
+    """
+    features = features.float()
+    largest = features.abs().amax(1, keepdim=True)
+    # Rounded up to a power of two: what a float32 has besides its exponent carries into that.
+    bits = (largest / _LARGEST_CODE).clamp(min=_SMALLEST_SCALE).view(torch.int32)
+    scales = (bits + 0x7FFFFF).bitwise_and(0x7F800000).view(torch.float32)
+    codes = (features / scales).to(_FLOAT8).view(torch.uint8)
+    return codes, scales, (largest <= _LARGEST).squeeze(1)
+
+
+def _from_float8(codes: Tensor, scales: Tensor) -> Tensor:
+    """The rows that codes (N, D) and scales (N, 1) stand for, bfloat16 (N, D)."""
+    # Sign, exponent and fraction where bfloat16 has them: values · 2⁻¹²⁰. On a CPU PyTorch's own conversion takes ten
+    # times as long.
+    bits = codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(4).bitwise_and_(~0x7800)
+    return bits.view(torch.bfloat16).mul_(2.0**120).mul_(scales.bfloat16())

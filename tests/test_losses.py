@@ -115,6 +115,21 @@ def test_an_empty_memory_is_allowed(generator):
     torch.testing.assert_close(with_memory.total, module(logits, labels, features, positive).total)
 
 
+def test_only_the_rows_named_are_anchors(generator, backend):
+    logits, labels, features, positive = batch(generator)
+    module, anchors = TeacherLoss(1.0, margin=0.0, backend=backend), torch.rand(24, generator=generator) < 0.5
+    gate = (reference.classification_margin(logits, labels) > 0) & anchors
+    losses = module(logits, labels, features, positive, anchors=anchors)
+    expected = intra_class_contrastive(features, positive, labels, gate=gate, backend=backend)
+    torch.testing.assert_close(losses.intra_class, expected)
+    torch.testing.assert_close(losses.active_fraction, gate.sum() / 23)
+    assert losses.intra_class != module(logits, labels, features, positive).intra_class
+    with pytest.raises(TypeError, match=r"anchors has dtype torch.float32; it should be torch.bool"):
+        module(logits, labels, features, positive, anchors=anchors.float())
+    with pytest.raises(ValueError, match=r"anchors has shape \(3,\); it should be \(24,\)"):
+        module(logits, labels, features, positive, anchors=anchors[:3])
+
+
 def test_modules_show_their_settings():
     assert "temperature=0.2" in repr(IntraClassContrastiveLoss(0.2))
     assert "margin=0.3" in repr(TeacherLoss(margin=0.3))

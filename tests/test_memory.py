@@ -9,6 +9,23 @@ from torch.func import grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from icckd import ClassMemory, TeacherLoss
+from icckd.memory import memory_bytes
+
+FLOAT8 = torch.float8_e4m3fn
+# What e4m3 holds from 0 up: 4 significant bits from 2⁻⁶ on, multiples of 2⁻⁹ below, 448 at most.
+CODES = [n * 2.0**-9 for n in range(8)] + [(8 + n) * 2.0 ** (e - 3) for e in range(-6, 9) for n in range(8)]
+CODES = torch.tensor([code for code in CODES if code <= 448], dtype=torch.float64)
+
+
+def in_float8(row):
+    """A row of floats as float8 should keep it, and its scale: the nearest codes times a power of two, in float64."""
+    largest = max(abs(x) for x in row)
+    scale = 2.0**-124
+    while largest > 448 * scale:
+        scale *= 2
+    distances = (torch.tensor(row, dtype=torch.float64).abs()[:, None] / scale - CODES).abs()
+    kept = CODES[distances.argmin(1)] * scale
+    return kept.copysign(torch.tensor(row, dtype=torch.float64)), scale
 
 
 def contents(memory):
@@ -17,14 +34,16 @@ def contents(memory):
     return [sorted(rows[labels == c, 0].tolist()) for c in range(memory.num_classes)]
 
 
-@pytest.mark.parametrize("capacity", [1, 3, 8])
-def test_holds_the_most_recent_rows_of_every_class(generator, capacity):
-    memory = ClassMemory(num_classes=4, capacity=capacity, dim=2)
+@pytest.mark.parametrize(("capacity", "dtype"), [(1, FLOAT8), (1, torch.float32), (3, torch.float32), (8, FLOAT8)])
+def test_holds_the_most_recent_rows_of_every_class(generator, capacity, dtype):
+    memory = ClassMemory(num_classes=4, capacity=capacity, dim=2, dtype=dtype)
     queues = [deque(maxlen=capacity) for _ in range(4)]
     number = 0
     for count in (1, 0, 5, 17, 2, 40, 3):
         labels = torch.randint(-2, 4, (count,), generator=generator)
-        features = torch.arange(number, number + count, dtype=torch.float32)[:, None].expand(count, 2)
+        # Integers times powers of two that every dtype holds.
+        numbers = torch.arange(number, number + count, dtype=torch.float32)
+        features = ((1 + numbers % 8) * 2 ** (numbers // 8))[:, None].expand(count, 2)
         number += count
         memory.push(features, labels)
         for feature, label in zip(features[:, 0].tolist(), labels.tolist(), strict=True):
@@ -58,11 +77,62 @@ def test_stores_detached_embeddings_in_its_own_dtype():
     assert torch.equal(rows[0], features[0].bfloat16())
 
 
-def test_state_dict_resumes_exactly(generator):
+@pytest.mark.parametrize("magnitude", [1e-38, 1e-12, 1.0, 1e38])
+def test_float8_keeps_the_nearest_codes_times_a_power_of_two_of_each_row(generator, magnitude):
+    memory = ClassMemory(3, 5, 40, dtype=FLOAT8)
+    # Rows and numbers in them of many sizes, down to where codes are multiples of the smallest.
+    sizes = 2.0 ** torch.randint(-4, 1, (12, 1), generator=generator)
+    features = magnitude * (sizes * (torch.randn(12, 40, generator=generator) / 3).clamp(-1, 1).pow(5))
+    features[3, 7] = 0
+    memory.push(features, torch.arange(12) % 3)
+    rows, labels = memory.tensors()
+    assert rows.dtype == torch.bfloat16
+    read = {(label, n): rows[labels == label][n] for label in range(3) for n in range(4)}
+    for i, row in enumerate(features.tolist()):
+        expected, scale = in_float8(row)
+        actual = read[i % 3, i // 3].double()
+        error = (actual - torch.tensor(row, dtype=torch.float64)).abs()
+        magnitudes = features[i].double().abs()
+        assert (error <= torch.where(magnitudes >= 2.0**-6 * scale, 2.0**-4 * magnitudes, 2.0**-10 * scale)).all()
+        # Of two codes that are equally near either will do.
+        assert ((actual == expected) | (error == (expected - features[i]).abs())).all()
+
+
+@pytest.mark.parametrize("exponent", [-124, -3, 119])
+def test_float8_reads_every_code_exactly(exponent):
+    memory = ClassMemory(1, 2, len(CODES), dtype=FLOAT8)
+    rows = torch.stack([CODES, -CODES]) * 2.0**exponent
+    memory.push(rows, torch.tensor([0, 0]))
+    assert torch.equal(memory.tensors()[0].double(), rows)
+
+
+def test_float8_rows_at_the_ends():
+    memory = ClassMemory(1, 6, 3, dtype=FLOAT8)
+    largest = torch.finfo(torch.float32).max
+    rows = [[0, 0, 0], [448, -1, 0], [448 * 2.0**90, 0, 0], [largest, 0, 0], [float("nan"), 1, 0], [1e-45, 0, 0]]
+    memory.push(torch.tensor(rows), torch.zeros(6, dtype=torch.int32))
+    # The largest float32 would be rounded to infinity, the smallest is below half of the smallest code.
+    assert memory.tensors()[0].tolist() == [[0, 0, 0], [448, -1, 0], [448 * 2.0**90, 0, 0], *[[0, 0, 0]] * 3]
+    assert len(memory) == 4
+    assert all(buffer.isfinite().all() for buffer in memory.buffers())
+    memory.reset()
+    assert not any(buffer.any() for buffer in memory.buffers())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FLOAT8])
+def test_bytes_are_those_of_the_embeddings_and_of_a_copy_that_is_read(dtype):
+    memory = ClassMemory(5, 7, 24, dtype=dtype)
+    read = memory.tensors()[0]
+    held = [memory.slots[:-1], memory.scales[:-1], read] if dtype == FLOAT8 else [read]
+    assert memory_bytes(5, 7, 24, dtype) == sum(x.numel() * x.element_size() for x in held)
+
+
+@pytest.mark.parametrize("kept", [torch.float32, FLOAT8])
+def test_state_dict_resumes_exactly(generator, kept):
     def batch():
         return torch.randn(9, 2, generator=generator), torch.randint(0, 3, (9,), generator=generator)
 
-    memory, resumed = ClassMemory(3, 4, 2), ClassMemory(3, 4, 2)
+    memory, resumed = ClassMemory(3, 4, 2, kept), ClassMemory(3, 4, 2, kept)
     memory.push(*batch())
     resumed.load_state_dict(memory.state_dict())
     for _ in range(3):
@@ -80,7 +150,7 @@ def test_nothing_unkept_stays(generator):
     assert all(not buffer.any() for buffer in memory.state_dict().values())
 
 
-@pytest.mark.parametrize("kept", [torch.float32, torch.float16])
+@pytest.mark.parametrize("kept", [torch.float32, torch.float16, FLOAT8])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 1e5])
 def test_rows_that_would_not_be_finite_are_skipped(kept, bad):
     """1e5 is infinite in float16, and in the float16 features of a batch that overflowed."""
@@ -89,7 +159,8 @@ def test_rows_that_would_not_be_finite_are_skipped(kept, bad):
     features[1, 3] = features[4, 0] = bad
     memory.push(features, torch.tensor([0, 0, 0, 1, 1]))
     skipped = kept == torch.float16 or bad != 1e5
-    assert contents(memory) == ([[0, 2], [3]] if skipped else [[0, 1, 2], [3, bad]])
+    near = pytest.approx([3, bad], rel=2**-4)
+    assert contents(memory) == ([[0, 2], [3]] if skipped else [[0, 1, 2], near])
     memory.push(features.half(), torch.tensor([0, 1, 0, 1, 1]))
     assert memory.slots.isfinite().all()
     assert len(memory) == (5 if skipped else 6)
@@ -106,15 +177,17 @@ def test_one_overflowed_batch_spoils_one_loss(generator):
     assert finite == [step != 3 for step in range(12)]
 
 
-def test_compiles_whole(generator):
-    plain, compiled = ClassMemory(3, 2, 2), ClassMemory(3, 2, 2)
+@pytest.mark.parametrize("kept", [torch.float32, FLOAT8])
+def test_compiles_whole(generator, kept):
+    plain, compiled = ClassMemory(3, 2, 2, kept), ClassMemory(3, 2, 2, kept)
     torch._dynamo.reset()
     push = torch.compile(compiled.push, fullgraph=True, backend="aot_eager")
     for _ in range(2):
         features, labels = torch.randn(7, 2, generator=generator), torch.randint(-1, 3, (7,), generator=generator)
         plain.push(features, labels)
         push(features, labels)
-    for x, y in zip(plain.tensors(), compiled.tensors(), strict=True):
+    read = torch.compile(compiled.tensors, fullgraph=True, backend="aot_eager")
+    for x, y in zip(plain.tensors(), read(), strict=True):
         assert torch.equal(x, y)
 
 
@@ -139,10 +212,11 @@ def test_narrow_labels_are_what_wide_ones_are(generator, dtype):
         ClassMemory(50, 2, 3).push(features, labels.to(dtype))
 
 
+@pytest.mark.parametrize("kept", [torch.float32, FLOAT8])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_without_values(device):
+def test_without_values(device, kept):
     with FakeTensorMode(), torch.device(device):
-        memory = ClassMemory(4, 2, 3)
+        memory = ClassMemory(4, 2, 3, kept)
         memory.push(torch.randn(5, 3), torch.zeros(5, dtype=torch.int64))
         memory.reset()
         shapes = [(x.shape, x.device.type) for x in memory.tensors()]

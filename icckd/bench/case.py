@@ -5,7 +5,6 @@ import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from icckd import backends
 from icckd.bench.measure import Row
+from icckd.environment import free_memory
 
 # Inputs → the tensor that is differentiated, alone or before others.
 Function = Callable[[Any], Any]
@@ -150,18 +150,6 @@ def too_large(numbers: float, element_size: int, device: torch.device) -> str | 
     total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else min(_HOST_MEMORY, free_memory(device))
     taken = numbers * element_size
     return f"it would take about {taken / 1e9:.0f} GB" if taken > _MEMORY_SHARE * total else None
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes that a device has left; infinitely many where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return float("inf")
-    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return 1024 * kilobytes[0] if kilobytes else float("inf")
 
 
 def with_leaves(case: Case, x: Any) -> Any:

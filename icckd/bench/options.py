@@ -11,8 +11,9 @@ from typing import NoReturn
 import torch
 
 from icckd.bench import recorded
-from icckd.bench.case import Case, free_memory
+from icckd.bench.case import Case
 from icckd.bench.functions import AXES, FUNCTIONS
+from icckd.environment import free_memory
 from icckd.errors import UserError
 
 _DESCRIPTION = """Times the losses on this machine, each forward and backward, and ours forward alone.

@@ -205,7 +205,7 @@ class _Telling:
     ) -> None:
         self._add(time.monotonic() - self._began)
 
-    def step(self, epoch: int, step: int, loss: float) -> None:
+    def step(self, epoch: int, step: int, loss: float | None) -> None:
         if self._first is None:
             self._first = epoch
         if time.monotonic() - self._told > _TELL_EVERY_SECONDS:

@@ -34,37 +34,74 @@ class Augmentation(NamedTuple):
     resized_crop: tuple[float, float] | None = None
 
 
-def augment(images: Tensor, augmentation: Augmentation, views: int, random: np.random.Generator) -> Tensor:
-    """`views` independent variations of each of B images, uint8 (B, C, H, W).
+class Drawn(NamedTuple):
+    """What is drawn for V views of each of B images; None where the augmentation has no such part.
+
+    place: int64 (3, V, B): whether the image is mirrored, 1 or 0; the crop's top and left in the padded image.
+    boxes: float64 (22, V, B): the numbers of which `boxes_in` makes boxes in images of any size.
+    degrees: float64 (V, B): the angles.
+    """
+
+    place: np.ndarray | None
+    boxes: np.ndarray | None
+    degrees: np.ndarray | None
+
+    def part(self, images: slice) -> "Drawn":
+        """What is drawn for these of the images."""
+        return Drawn(*(None if numbers is None else numbers[..., images] for numbers in self))
+
+
+class Parameters(NamedTuple):
+    """What `augment` does to V views of each of B images of one size, on their device; None: nothing of the kind.
+
+    place: int64 (3, V, B), and degrees: float64 (V, B), as in Drawn.
+    boxes: int64 (4, V, B): top, left, height, width, in pixels.
+    """
+
+    place: Tensor | None
+    boxes: Tensor | None
+    degrees: Tensor | None
+
+
+def draw(random: np.random.Generator, augmentation: Augmentation, views: int, count: int) -> Drawn:
+    """What varies `views` views of each of `count` images, whatever their size and device."""
+    padding, shape = augmentation.crop_padding, (views, count)
+    place = boxes = degrees = None
+    if padding or augmentation.flip:
+        place = np.zeros((3, *shape), dtype=np.int64)
+        if augmentation.flip:
+            place[0] = random.random(shape) < 0.5
+        if padding:
+            place[1:] = random.integers(0, 2 * padding + 1, size=(2, *shape))
+    if augmentation.resized_crop is not None:
+        boxes = draw_boxes(random, *augmentation.resized_crop, shape)
+    if augmentation.rotation > 0:
+        degrees = random.uniform(-augmentation.rotation, augmentation.rotation, shape)
+    return Drawn(place, boxes, degrees)
+
+
+def parameters(drawn: Drawn, height: int, width: int) -> Parameters:
+    """`drawn` for images of (height, width), on the CPU."""
+    boxes = None if drawn.boxes is None else boxes_in(drawn.boxes, height, width)
+    return Parameters(
+        *(None if numbers is None else torch.from_numpy(numbers) for numbers in (drawn.place, boxes, drawn.degrees))
+    )
+
+
+def augment(images: Tensor, augmentation: Augmentation, views: int, how: Parameters) -> Tensor:
+    """`views` variations of each of B images, uint8 (B, C, H, W), with the parameters `how`.
 
     Returns (views · B, C, H, W), the first view of every image, then the second: uint8, or float32 in [0, 255] where
-    pixels are interpolated. What is drawn depends on the arguments alone, not on the device.
+    pixels are interpolated. Nothing waits for the images' device, where `how` is there too.
     """
-    count, (height, width) = views * len(images), images.shape[-2:]
-    varied = _flip_and_crop(images, augmentation, views, random)
-    boxes = degrees = None
-    if augmentation.resized_crop is not None:
-        drawn = draw_boxes(random, *augmentation.resized_crop, count=count, height=height, width=width)
-        boxes = torch.from_numpy(drawn).to(images.device)
-    if augmentation.rotation > 0:
-        angles = random.uniform(-augmentation.rotation, augmentation.rotation, count)
-        degrees = torch.from_numpy(angles).to(images.device)
+    place, boxes, degrees = (None if numbers is None else numbers.flatten(-2) for numbers in how)
+    if place is None:
+        varied = images.repeat(views, 1, 1, 1) if views > 1 else images
+    else:
+        image = torch.arange(len(images), device=images.device).repeat(views)
+        forms = [images, images.flip(-1)] if augmentation.flip else [images]
+        varied = crop(forms, augmentation.crop_padding, torch.cat([image[None], place]))
     return varied if boxes is degrees is None else resample(varied, boxes, degrees)
-
-
-def _flip_and_crop(images: Tensor, augmentation: Augmentation, views: int, random: np.random.Generator) -> Tensor:
-    padding, flip = augmentation.crop_padding, augmentation.flip
-    if not padding and not flip:
-        return images.repeat(views, 1, 1, 1) if views > 1 else images
-    count = views * len(images)
-    place = np.zeros((4, count), dtype=np.int64)
-    place[0] = np.tile(np.arange(len(images)), views)
-    if flip:
-        place[1] = random.random(count) < 0.5
-    if padding:
-        place[2:] = random.integers(0, 2 * padding + 1, size=(2, count))
-    forms = [images, images.flip(-1)] if flip else [images]
-    return crop(forms, padding, torch.from_numpy(place).to(images.device))
 
 
 def crop(forms: Sequence[Tensor], padding: int, place: Tensor) -> Tensor:
@@ -87,23 +124,33 @@ def crop(forms: Sequence[Tensor], padding: int, place: Tensor) -> Tensor:
     return windows[image, number, :, top, left]
 
 
-def draw_boxes(
-    random: np.random.Generator, low: float, high: float, *, count: int, height: int, width: int
-) -> np.ndarray:
-    """`count` boxes in an image of (height, width), int64 (4, count): top, left, height, width.
+def draw_boxes(random: np.random.Generator, low: float, high: float, shape: tuple[int, ...]) -> np.ndarray:
+    """What `boxes_in` makes boxes of, float64 (22, *shape): ten areas, ten aspect ratios and a place each.
 
-    As torchvision's RandomResizedCrop ("Inception-style", Szegedy et al. 2015): the area is uniform in [low, high] of
-    the image's, the aspect ratio log-uniform in [3/4, 4/3], sides are rounded to pixels, the place is uniform. A box
-    that the image cannot hold is drawn again, ten times in all; then it is the whole image.
+    Areas are uniform in [low, high], as fractions of the image's; ratios log-uniform in [3/4, 4/3]; places uniform in
+    [0, 1), of what room there is.
     """
-    area = height * width * random.uniform(low, high, (_ATTEMPTS, count))
-    ratio = np.exp(random.uniform(*_LOG_RATIOS, (_ATTEMPTS, count)))
-    heights, widths = np.rint(np.sqrt([area / ratio, area * ratio])).astype(np.int64)
+    areas = random.uniform(low, high, (_ATTEMPTS, *shape))
+    ratios = np.exp(random.uniform(*_LOG_RATIOS, (_ATTEMPTS, *shape)))
+    return np.concatenate([areas, ratios, random.random((2, *shape))])
+
+
+def boxes_in(drawn: np.ndarray, height: int | np.ndarray, width: int | np.ndarray) -> np.ndarray:
+    """Boxes in images of (height, width), numbers or arrays (*shape): int64 (4, *shape), top, left, height, width.
+
+    As torchvision's RandomResizedCrop ("Inception-style", Szegedy et al. 2015): the first of the areas and ratios that
+    the image can hold, sides rounded to pixels; if it can hold none, all of it.
+    """
+    areas, ratios, place = np.split(drawn, [_ATTEMPTS, 2 * _ATTEMPTS])
+    areas = height * width * areas
+    heights, widths = np.rint(np.sqrt([areas / ratios, areas * ratios])).astype(np.int64)
     fits = (heights >= 1) & (heights <= height) & (widths >= 1) & (widths <= width)
-    first, each = fits.argmax(axis=0), np.arange(count)
-    tall = np.where(fits.any(axis=0), heights[first, each], height)
-    wide = np.where(fits.any(axis=0), widths[first, each], width)
-    top, left = random.random((2, count)) * [height - tall + 1, width - wide + 1]
+    first, any_fits = fits.argmax(axis=0)[None], fits.any(axis=0)
+    tall, wide = (
+        np.where(any_fits, np.take_along_axis(sides, first, axis=0)[0], whole)
+        for sides, whole in ((heights, height), (widths, width))
+    )
+    top, left = place * [height - tall + 1, width - wide + 1]
     return np.stack([top.astype(np.int64), left.astype(np.int64), tall, wide])
 
 

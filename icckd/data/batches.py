@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from icckd.data.augmentation import Augmentation, augment
+from icckd.data.augmentation import Augmentation, Drawn, Parameters, augment, draw, parameters
+from icckd.data.order import Balance, balanced_order, random_order
 
-# First words of the seeds of the two kinds of random numbers, so that they never share a stream.
-_ORDER, _AUGMENTATION = 1, 2
+# First word of the seeds of augmentation, so that it shares no stream with orders.
+_AUGMENTATION = 2
 
 
 class Batch(NamedTuple):
@@ -32,12 +34,13 @@ class Batches:
 
     Order and augmentation are pure functions of (seed, epoch, step): a run resumed at any step sees the same bits, and
     there is no state to save. Devices agree on what is drawn, to the bit but for the rounding of interpolated pixels.
+    A device other than a CPU gets order and augmentation of an epoch at its start, so that no step waits for either.
     Iterating goes through epoch 0.
 
     Args:
         images: uint8 (N, C, H, W), kept on `device`.
         labels: int64 (N,), kept on `device`.
-        batch_size: Images per step.
+        batch_size: Images per step, of all ranks together.
         mean: Per-channel mean of the images scaled to [0, 1]. A view is (image / 255 − mean) / std.
         std: Per-channel standard deviation, likewise, each above 0.
         augmentation: How views vary; None: not at all.
@@ -46,6 +49,9 @@ class Batches:
         seed: Seed of order and augmentation, 0 or more.
         device: Where images are kept and views are made.
         drop_last: Leave out an epoch's last, smaller batch.
+        balance: Shuffle so that batches are balanced; their size is then the product of both numbers.
+        part: (rank, ranks): which of so many contiguous parts of each batch this is. They are as even as can be, and
+            empty where a batch has fewer images than ranks. `len()`, order and augmentation are the whole batch's.
 
     Raises:
         TypeError, ValueError: An argument is not as said above.
@@ -65,12 +71,17 @@ class Batches:
         seed: int,
         device: torch.device | str,
         drop_last: bool,
+        balance: Balance | None = None,
+        part: tuple[int, int] = (0, 1),
     ):
         _check_images(images, labels)
         _check_statistics(mean, std, channels=images.shape[1])
         for name, value, least in (("batch_size", batch_size, 1), ("views", views, 1), ("seed", seed, 0)):
             if value < least:
                 raise ValueError(f"{name} is {value}; it should be {least} or more")
+        _check_balance(balance, batch_size, shuffle)
+        if not 0 <= part[0] < part[1]:
+            raise ValueError(f"part is {part}; it should be (rank, ranks) with 0 <= rank < ranks")
         self.images = images.to(device)
         self.labels = labels.to(device)
         self.batch_size = batch_size
@@ -79,6 +90,9 @@ class Batches:
         self.shuffle = shuffle
         self.seed = seed
         self.drop_last = drop_last
+        self.balance = balance
+        self.part = part
+        self._on_host = labels.cpu().numpy()
         channel_mean, channel_std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
         self._scale = (1 / (255 * channel_std)).float().to(device)
         self._shift = (-channel_mean / channel_std).float().to(device)
@@ -93,16 +107,37 @@ class Batches:
     def epoch(self, number: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of epoch `number` from step `first_step` on, both counted from 0."""
         order = self._order(number)
-        for step in range(first_step, len(self)):
-            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-            images = self._images(chosen)
-            yield Batch(self._views(images, number, step), self.labels[chosen], chosen)
+        steps = (self._step(order, number, step) for step in range(first_step, len(self)))
+        for chosen, how in steps if self.labels.device.type == "cpu" else _sent(list(steps), self.labels.device):
+            yield Batch(self._views(self._images(chosen), how), self.labels[chosen], chosen)
 
-    def _views(self, images: Tensor, epoch: int, step: int) -> tuple[Tensor, ...]:
+    def _order(self, epoch: int) -> np.ndarray:
+        if self.balance is not None:
+            return balanced_order(self._on_host, self.balance, self.seed, epoch)
+        if self.shuffle:
+            return random_order(len(self.images), self.seed, epoch)
+        return np.arange(len(self.images))
+
+    def _step(self, order: np.ndarray, epoch: int, step: int) -> tuple[Tensor, Parameters]:
+        """Which images a step shows, and how, on the CPU."""
+        batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+        rank, ranks = self.part
+        part = slice(len(batch) * rank // ranks, len(batch) * (rank + 1) // ranks)
+        drawn = self._drawn(len(batch), epoch, step).part(part)
+        return torch.from_numpy(batch[part]), parameters(drawn, *self.images.shape[2:])
+
+    def _drawn(self, count: int, epoch: int, step: int) -> Drawn:
+        """What is drawn for the `count` images of a step."""
+        if self.augmentation is None:
+            return Drawn(None, None, None)
+        random = np.random.default_rng([_AUGMENTATION, self.seed, epoch, step])
+        return draw(random, self.augmentation, self.views, count)
+
+    def _views(self, images: Tensor, how: Parameters) -> tuple[Tensor, ...]:
         if self.augmentation is None:
             return (self._normalize(images),) * self.views
-        random = np.random.default_rng([_AUGMENTATION, self.seed, epoch, step])
-        return self._normalize(augment(images, self.augmentation, self.views, random)).chunk(self.views)
+        views = self._normalize(augment(images, self.augmentation, self.views, how))
+        return views.unflatten(0, (self.views, len(images))).unbind()
 
     def _images(self, chosen: Tensor) -> Tensor:
         # NumPy copies an image whole, PyTorch by elements: four times slower.
@@ -110,16 +145,22 @@ class Batches:
             return torch.from_numpy(self.images.numpy()[chosen.numpy()])
         return self.images[chosen]
 
-    def _order(self, epoch: int) -> Tensor:
-        count = len(self.images)
-        if self.shuffle:
-            order = torch.from_numpy(np.random.default_rng([_ORDER, self.seed, epoch]).permutation(count))
-        else:
-            order = torch.arange(count)
-        return order.to(self.images.device)
-
     def _normalize(self, images: Tensor) -> Tensor:
         return images.float().mul_(self._scale).add_(self._shift)
+
+
+def _sent(steps: Sequence[tuple[Tensor, Parameters]], device: torch.device) -> Iterator[tuple[Tensor, Parameters]]:
+    """`steps` on `device`, all sent at once: nothing is sent, or waited for, from one to the next."""
+    sizes = [len(chosen) for chosen, _ in steps]
+    kinds = zip(*((chosen, *how) for chosen, how in steps), strict=True)
+    columns = [repeat(None) if kind[0] is None else _send(kind, device).split(sizes, dim=-1) for kind in kinds]
+    for chosen, *how in zip(*columns, strict=False):
+        yield chosen, Parameters(*how)
+
+
+def _send(tensors: tuple[Tensor, ...], device: torch.device) -> Tensor:
+    whole = torch.cat(tensors, dim=-1)
+    return whole.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else whole.to(device)
 
 
 def _check_images(images: Tensor, labels: Tensor) -> None:
@@ -131,6 +172,14 @@ def _check_images(images: Tensor, labels: Tensor) -> None:
         raise ValueError(f"images has shape {tuple(images.shape)}; it should be (N, C, H, W)")
     if labels.shape != images.shape[:1]:
         raise ValueError(f"labels has shape {tuple(labels.shape)}; it should be ({len(images)},), one per image")
+
+
+def _check_balance(balance: Balance | None, batch_size: int, shuffle: bool) -> None:
+    if balance is not None and (batch_size != balance.classes * balance.samples or not shuffle):
+        raise ValueError(
+            f"balance is {balance}, batch_size {batch_size} and shuffle {shuffle}; shuffled batches should hold "
+            f"{balance.classes * balance.samples} images"
+        )
 
 
 def _check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:

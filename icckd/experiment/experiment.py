@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from icckd import backends
 from icckd.data import Batch, Batches, ImageData, load_data
 from icckd.data.digest import digests
+from icckd.data.order import Balance, balance_of
 from icckd.environment import describe
 from icckd.errors import BackendUnavailable, TrainingDiverged, UserError
 from icckd.experiment.evaluation import Predictions, finite, measure, predict, recall_at_1
@@ -34,6 +35,7 @@ from icckd.models import (
 from icckd.report import write_report
 from icckd.settings import STAGES, Settings, TrainingSettings, check
 from icckd.training import DistillationTask, FrozenTeacher, StopSignal, Task, TeacherTask, Training
+from icckd.training.optimizers import layer_wise_library
 
 _EVALUATION_BATCH = 500
 _REHEARSED = 4
@@ -142,7 +144,7 @@ class Experiment:
             return self._load_teacher("the run's teacher", folder.stage("teacher"))
         settings = self.settings.teacher
         teacher = self._untrained("teacher")
-        training, predictions = self._train(folder, "teacher", TeacherTask(teacher.model, settings), settings)
+        training, predictions = self._train(folder, "teacher", self._teaching(teacher), settings)
         results = {**_of_training(training), "method": settings.loss.method}
         self._conclude(folder, "teacher", teacher, predictions, results)
         return teacher
@@ -156,6 +158,10 @@ class Experiment:
         loss = settings.loss
         results = {**_of_training(training), "method": loss.method, "settings": loss.in_force()}
         self._conclude(folder, "student", student, predictions, results)
+
+    def _teaching(self, teacher: Trained) -> Task:
+        model, images = teacher.model.to(self.device), len(self.data.train_images)
+        return TeacherTask(model, self.settings.teacher, images)
 
     def _distillation(self, student: Trained, teacher: Trained) -> Task:
         own = (teacher.description.mean, teacher.description.std)
@@ -181,7 +187,8 @@ class Experiment:
         Returns the training, and what the network then says about the test images. Raises TrainingDiverged where
         training or those answers are not finite.
         """
-        training = Training(self._prepared(task, settings), self._training_batches(task.views, settings), settings)
+        batches = self._training_batches(stage, task.views)
+        training = Training(self._prepared(task, settings), batches, replace(settings, batch_size=batches.batch_size))
         checkpoint = folder.checkpoint(stage)
         if checkpoint.exists():
             training.restore(checkpoint.load())
@@ -278,13 +285,17 @@ class Experiment:
         """Find out now, not after the teacher's training, that a stage cannot be built."""
         settings = getattr(self.settings, stage)
         ARCHITECTURES.find(settings.arch, f"{stage}.arch")
+        if settings.cuda_graph and self.device.type != "cuda":
+            raise UserError(f"{stage}.cuda_graph is true, but there is no GPU to capture for: device is {self.device}")
         _check_backend(f"{stage}.loss.backend", settings.loss.backend, self.device)
+        if settings.optimizer != "sgd":
+            layer_wise_library(f"{stage}.optimizer", settings.optimizer)
 
     def _rehearse(self) -> None:
         """Find out now, not after the teacher's training, that a loss cannot be computed: on a few black images."""
         teacher = self.given_teacher or self._untrained("teacher")
         tasks: dict[str, Callable[[], Task]] = {
-            "teacher": lambda: TeacherTask(teacher.model, self.settings.teacher),
+            "teacher": lambda: self._teaching(teacher),
             "student": lambda: self._distillation(self._untrained("student"), teacher),
         }
         labels = self.data.train_labels[:_REHEARSED].to(self.device)
@@ -302,13 +313,16 @@ class Experiment:
                 raise UserError(f"{stage}.loss cannot be computed: {_reason(error)}") from error
 
     def _check_batch_size(self, stage: str) -> None:
-        size, images = getattr(self.settings, stage).batch_size, len(self.data.train_images)
+        settings, images, balance = getattr(self.settings, stage), len(self.data.train_images), self._balance(stage)
+        size, name = settings.batch_size, f"{stage}.batch_size"
+        if balance is not None and balance.classes * balance.samples != size:
+            size, name = balance.classes * balance.samples, "data.classes_per_batch · data.samples_per_class"
         if size > images:
-            raise UserError(f"{stage}.batch_size is {size}, more than the {images} training images")
-        if images % size == 1 and not getattr(self.settings, stage).drop_last:
+            raise UserError(f"{name} is {size}, more than the {images} training images")
+        if images % size == 1 and not settings.drop_last:
             raise UserError(
-                f"{stage}.batch_size is {size}, which leaves a last batch of one of the {images} training images; give "
-                f"another size, or set {stage}.drop_last"
+                f"{name} is {size}, which leaves a last batch of one of the {images} training images; give another "
+                f"size, or set {stage}.drop_last"
             )
 
     def _load_teacher(self, name: str, path: Path) -> Trained:
@@ -326,11 +340,16 @@ class Experiment:
             )
         return Trained(model, description)
 
-    def _training_batches(self, views: int, settings: TrainingSettings) -> Batches:
+    def _balance(self, stage: str) -> Balance | None:
+        batch_size = getattr(self.settings, stage).batch_size
+        return balance_of(self.settings.data, batch_size, self.data.train_labels.numpy(), stage)
+
+    def _training_batches(self, stage: str, views: int) -> Batches:
+        settings, balance = getattr(self.settings, stage), self._balance(stage)
         return Batches(
             self.data.train_images,
             self.data.train_labels,
-            batch_size=settings.batch_size,
+            batch_size=settings.batch_size if balance is None else balance.classes * balance.samples,
             mean=self.data.mean,
             std=self.data.std,
             augmentation=self.data.augmentation,
@@ -339,6 +358,7 @@ class Experiment:
             seed=self.settings.seed,
             device=self.device,
             drop_last=settings.drop_last,
+            balance=balance,
         )
 
     def _test_batches(self, mean: Sequence[float], std: Sequence[float]) -> Batches:

@@ -18,8 +18,8 @@ class Progress(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def step(self, epoch: int, step: int, loss: float) -> None:
-        """Step `step` of epoch `epoch` (0-based) is done."""
+    def step(self, epoch: int, step: int, loss: float | None) -> None:
+        """Step `step` of epoch `epoch` (0-based) is done; its loss, where that was read."""
 
     def epoch(self, record: dict[str, Any]) -> None:
         """An epoch with the numbers in `record` is done."""
@@ -54,10 +54,12 @@ class TrainingProgress:
     ) -> None:
         self._bar.stop()
 
-    def step(self, epoch: int, step: int, loss: float) -> None:
-        """Step `step` of epoch `epoch` (0-based) is done."""
+    def step(self, epoch: int, step: int, loss: float | None) -> None:
+        """Step `step` of epoch `epoch` (0-based) is done; its loss, where that was read."""
         description = f"{self.stage} epoch {epoch + 1}/{self.epochs}"
-        self._bar.update(self._task, description=description, completed=step, loss=loss)
+        self._bar.update(self._task, description=description, completed=step)
+        if loss is not None:
+            self._bar.update(self._task, loss=loss)
 
     def epoch(self, record: dict[str, Any]) -> None:
         """An epoch with the numbers in `record` is done."""

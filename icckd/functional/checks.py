@@ -124,6 +124,13 @@ def weights(name: str, x: Tensor, size: int) -> None:
         raise TypeError(f"{name} has dtype {x.dtype}; it should be torch.bool or a float type")
 
 
+def boolean_vector(name: str, x: Tensor, size: int) -> None:
+    """`x` should hold `size` booleans."""
+    vector(name, x, size)
+    if x.dtype != torch.bool:
+        raise TypeError(f"{name} has dtype {x.dtype}; it should be torch.bool")
+
+
 def temperature(name: str, value: float | Tensor, device: torch.device | None = None) -> None:
     """`value` should be a number above 0, or a 0-dim float tensor (on `device`) that holds one."""
     if not isinstance(value, Tensor):

@@ -27,10 +27,21 @@ class Outputs(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Which images they are: labels int64 (B,), and their places in the training data, int64 (B,)."""
+    """Which images they are, and what a teacher remembers of others.
+
+    labels: int64 (B,).
+    indices: Their places in the training data, int64 (B,).
+    memory: Earlier embeddings, for a teacher's method that uses them; None where there are none yet.
+    positives: For a teacher's method that takes them, in place of the second view's features: (B, F) float, without
+        gradient.
+    anchors: Of which images these are known, bool (B,); None: of all.
+    """
 
     labels: Tensor
     indices: Tensor
+    memory: ClassMemory | None = None
+    positives: Tensor | None = None
+    anchors: Tensor | None = None
 
 
 class Network(NamedTuple):
@@ -110,8 +121,11 @@ class Method(nn.Module):
         self.settings = settings
         self.backend = backend
 
-    def after_step(self) -> None:
-        """Called when a step's parameter update was made (not when it was skipped)."""
+    def after_step(self, taken: Tensor) -> None:
+        """Called after each step's update; `taken`, 0-dim bool, says whether there was one, or the step was skipped.
+
+        On a GPU nothing may wait for the answer: what is to be changed after a step is changed by `taken` there.
+        """
 
 
 class StudentMethod(Method):
@@ -148,26 +162,30 @@ class TeacherMethod(Method):
     Args:
         settings: The method's own.
         network: The teacher.
-        memory: Further negatives, if wanted; the method pushes what it wants to be remembered.
         backend: Who computes the losses: "auto", "reference", "cpu", "cuda" or "triton".
 
     Attributes:
         settings: Annotate it with a subclass of MethodSettings.
         views: How many augmented views of each image it needs.
+        takes_positives: Whether of a second view it needs no more than features to compare with, which `samples` can
+            then hold instead (`teacher.positive`).
+        uses_memory: Whether it reads the memory of earlier embeddings, if there is one, which others fill.
         stages: The stages whose maps it wants, set in `__init__`; none unless it does.
     """
 
+    takes_positives: ClassVar[bool] = False
     views: int = 1
+    uses_memory: bool = False
     stages: tuple[str, ...] = ()
 
-    def __init__(self, settings: Any, network: Network, memory: ClassMemory | None, backend: str):
+    def __init__(self, settings: Any, network: Network, backend: str):
         super().__init__(settings, backend)
-        self.memory = memory
 
     def forward(self, outputs: Outputs, samples: Samples) -> dict[str, Tensor]:
         """Named 0-dim tensors; "loss" is minimised, the others are reported.
 
-        `outputs` has `views` · B rows: those of the first view of each image, then those of the second.
+        `outputs` has `views` · B rows: those of the first view of each image, then those of the second; B where
+        `samples` has positives.
         """
         raise NotImplementedError
 

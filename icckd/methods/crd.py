@@ -84,11 +84,11 @@ class Crd(StudentMethod):
             other, self.student.bank, index, self.teacher
         )
 
-    def after_step(self) -> None:
+    def after_step(self, taken: Tensor) -> None:
         if self._latest is not None:
             samples, own, other = self._latest
-            self.student.remember(own, samples.indices, self.settings.momentum)
-            self.teacher.remember(other, samples.indices, self.settings.momentum)
+            self.student.remember(own, samples.indices, self.settings.momentum, taken)
+            self.teacher.remember(other, samples.indices, self.settings.momentum, taken)
         self._latest = None
 
     def _contrast(self, embedding: Tensor, bank: Tensor, index: Tensor, side: "_Side") -> Tensor:
@@ -124,10 +124,11 @@ class _Side(nn.Module):
         self._proposed = torch.where(self.known, self.log_z, own)
         return self._proposed
 
-    def remember(self, embedding: Tensor, indices: Tensor, momentum: float) -> None:
-        """Move the images' rows of the bank towards their embeddings, and keep Z."""
-        rows = momentum * self.bank[indices] + (1 - momentum) * embedding
-        self.bank.index_copy_(0, indices, normalize(rows))
+    def remember(self, embedding: Tensor, indices: Tensor, momentum: float, taken: Tensor) -> None:
+        """Move the images' rows of the bank towards their embeddings, and keep Z, if the step was `taken`."""
+        before = self.bank[indices]
+        rows = normalize(momentum * before + (1 - momentum) * embedding)
+        self.bank.index_copy_(0, indices, torch.where(taken, rows, before))
         if self._proposed is not None:
-            self.log_z.copy_(self._proposed)
-            self.known.fill_(True)
+            self.log_z.copy_(torch.where(taken, self._proposed, self.log_z))
+            self.known.logical_or_(taken)

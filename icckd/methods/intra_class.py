@@ -7,7 +7,6 @@ from torch import Tensor
 
 from icckd.functional import cross_entropy_with_margin
 from icckd.losses import TeacherLoss, TeacherLossOutput
-from icckd.memory import ClassMemory
 from icckd.methods.base import MethodSettings, Network, Outputs, Rule, Samples, TeacherMethod, above_zero, register
 
 
@@ -43,15 +42,19 @@ class IntraClassSettings(MethodSettings):
 
 @register
 class IntraClass(TeacherMethod):
-    """`icckd.TeacherLoss` between two views of each image. A second view that no loss is of is not made."""
+    """`icckd.TeacherLoss` between two views of each image, or between one and the positives that samples come with.
+
+    A second view that no loss is of is not made.
+    """
 
     name = "intra-class"
+    takes_positives = True
     settings: IntraClassSettings
 
-    def __init__(self, settings: IntraClassSettings, network: Network, memory: ClassMemory | None, backend: str):
-        wanted = settings.weight > 0
-        super().__init__(settings, network, memory if wanted else None, backend)
-        self.views = 2 if wanted or settings.cross_entropy_views == "both" else 1
+    def __init__(self, settings: IntraClassSettings, network: Network, backend: str):
+        super().__init__(settings, network, backend)
+        self.uses_memory = settings.weight > 0
+        self.views = 2 if settings.weight > 0 or settings.cross_entropy_views == "both" else 1
         self.criterion = TeacherLoss(
             settings.weight,
             settings.margin,
@@ -60,13 +63,14 @@ class IntraClass(TeacherMethod):
             settings.label_smoothing,
             backend,
         )
-        self._latest: tuple[Tensor, Tensor] | None = None
 
     def forward(self, outputs: Outputs, samples: Samples) -> dict[str, Tensor]:
         count = len(samples.labels)
-        anchor, positive = outputs.features[:count], outputs.features[-count:]
-        losses = self.criterion(outputs.logits[:count], samples.labels, anchor, positive, self.memory)
-        self._latest = (anchor.detach(), samples.labels)
+        anchor, positive = outputs.features[:count], samples.positives
+        positive = outputs.features[-count:] if positive is None else positive.to(anchor.dtype)
+        losses = self.criterion(
+            outputs.logits[:count], samples.labels, anchor, positive, samples.memory, anchors=samples.anchors
+        )
         if self.settings.cross_entropy_views == "both":
             losses = self._with_second_view(losses, outputs.logits[count:], samples.labels)
         return {"loss": losses.total, **{k: v for k, v in losses._asdict().items() if k != "total"}}
@@ -76,8 +80,3 @@ class IntraClass(TeacherMethod):
         second, _ = cross_entropy_with_margin(logits, labels, label_smoothing=smoothing, backend=backend)
         more = (second - losses.cross_entropy) / 2
         return losses._replace(total=losses.total + more, cross_entropy=losses.cross_entropy + more)
-
-    def after_step(self) -> None:
-        if self.memory is not None and self._latest is not None:
-            self.memory.push(*self._latest)
-        self._latest = None

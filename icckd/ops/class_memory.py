@@ -15,9 +15,9 @@ def class_memory_push(slots: Tensor, pushed: Tensor, features: Tensor, labels: T
     than K rows of a class only the last K are written.
 
     Args:
-        slots: (C · K + 1, D) float; the last row is 0 and stays so.
+        slots: (C · K + 1, D) float, or for the reference backend uint8; the last row is 0 and stays so.
         pushed: (C,) int64, the rows of each class ever pushed.
-        features: (N, D) float, converted to the dtype of `slots`.
+        features: (N, D), converted to the dtype of `slots`.
         labels: (N,) int64; rows with a negative label are skipped, on a GPU those with a label of C or more too, and
             everywhere rows that are not finite in the dtype of `slots`.
     """

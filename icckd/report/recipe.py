@@ -58,9 +58,20 @@ def _teacher_loss(results: Results) -> str:
     named = {
         name.removeprefix(prefix): value for name, value in results.settings.items() if name.startswith(prefix)
     }  # Those of the method in force alone.
-    capacity = _setting(results, "teacher.memory.capacity")
-    remembered = f", with {_plain(capacity)} remembered embeddings per class" if capacity else ""
-    return f"{method} ({_listed(named, but=('method', 'backend'))}){remembered}"
+    capacity, positive = _setting(results, "teacher.memory.capacity"), _setting(results, "teacher.positive")
+    unusual = {
+        name.rpartition(".")[2]: value
+        for name, value in results.settings.items()
+        if name.startswith("teacher.memory.") and value != _DEFAULTS.get(name)
+    }
+    kept = _listed(unusual, but=("capacity",))
+    remembered = f", with {_plain(capacity)} remembered embeddings per class{f' ({kept})' if kept else ''}"
+    parts = [
+        f"{method} ({_listed(named, but=('method', 'backend'))})",
+        "" if positive == _DEFAULTS["teacher.positive"] else f", positive: {_plain(positive)}",
+        remembered if capacity else "",
+    ]
+    return "".join(parts)
 
 
 def _student_loss(settings: dict[str, Any]) -> str:
@@ -76,17 +87,31 @@ def _student_loss(settings: dict[str, Any]) -> str:
 
 
 def _steps(results: Results, stage: str) -> str:
-    names = ("batch_size", "momentum", "nesterov", "weight_decay", "decay_all", "drop_last", "autocast")
-    size, momentum, nesterov, decay, decay_all, drop_last, autocast = (
-        _setting(results, f"{stage}.{name}") for name in names
-    )
+    names = ("weight_decay", "decay_all", "drop_last", "autocast")
+    decay, decay_all, drop_last, autocast = (_setting(results, f"{stage}.{name}") for name in names)
     parts = [
-        f"{_plain(size)} images each" + (", none smaller" if drop_last else ", the last of an epoch may be smaller"),
-        f"SGD with {'Nesterov ' if nesterov else ''}momentum {_plain(momentum)}",
+        _batch(results, stage) + (", none smaller" if drop_last else ", the last of an epoch may be smaller"),
+        _optimizer(results, stage),
         f"weight decay {_plain(decay)} of {'every parameter' if decay_all else 'weights only'}",
         "bfloat16" if autocast else "",
     ]
     return "; ".join(part for part in parts if part)
+
+
+def _batch(results: Results, stage: str) -> str:
+    size = _setting(results, f"{stage}.batch_size")
+    classes, samples = (number(_setting(results, f"data.{n}")) for n in ("classes_per_batch", "samples_per_class"))
+    if classes is not None and samples is not None:
+        size = round(classes * samples)
+    balanced = _setting(results, "data.sampler") == "class-balanced"
+    return f"{_plain(size)} images each{', as many of each class in it' if balanced else ''}"
+
+
+def _optimizer(results: Results, stage: str) -> str:
+    name, momentum, nesterov = (_setting(results, f"{stage}.{of}") for of in ("optimizer", "momentum", "nesterov"))
+    if name == "lamb":
+        return "LAMB"
+    return f"{_plain(name).upper()} with {'Nesterov ' if nesterov else ''}momentum {_plain(momentum)}"
 
 
 def _learning_rate(results: Results, stage: str) -> str:
@@ -95,13 +120,19 @@ def _learning_rate(results: Results, stage: str) -> str:
     rate, epochs, warmup, decay = (number(value) for value in values[:4])
     if rate is None or epochs is None or warmup is None or decay is None:
         return ""
+    peak = f"{rate:g}{_scaling(results, stage)}"
     over = "1 epoch" if warmup == 1 else f"{warmup:g} epochs"
-    rising = f"rises to {rate:g} over {over}, then" if warmup else f"{rate:g}, then"
+    rising = f"rises to {peak} over {over}, then" if warmup else f"{peak}, then"
     if values[4] == "cosine":
         return f"{rising} falls to 0 along a cosine by epoch {epochs:g}"
     milestones = [number(value) for value in values[5]] if isinstance(values[5], list) else []
     falls = ", ".join(f"{value * epochs:g}" for value in milestones if value is not None)
     return f"{rising} {f'× {decay:g} after epochs {falls} of' if falls else 'the same to epoch'} {epochs:g}"
+
+
+def _scaling(results: Results, stage: str) -> str:
+    scaling, size = (_setting(results, f"{stage}.{name}") for name in ("rate_scaling", "batch_size"))
+    return {"linear": f" · {_plain(size)}/256", "square-root": f" · √({_plain(size)}/256)"}.get(_plain(scaling), "")
 
 
 def _setting(results: Results, name: str) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from icckd.errors import UserError
-from icckd.methods import MethodSettings, not_negative
+from icckd.methods import MethodSettings, TeacherMethod, not_negative
 from icckd.methods.intra_class import IntraClass
 from icckd.settings.definition import (
     STAGES,
@@ -72,6 +72,7 @@ def _data_rules(data: DataSettings) -> list[_Rule]:
         ("data.mean", mean, all(0 <= x <= 1 for x in mean), "in [0, 1], one per channel: pixels are scaled to that"),
         ("data.std", std, all(0.001 <= x <= 1 for x in std), "in [0.001, 1], one per channel, of pixels in [0, 1]"),
         *_augmentation_rules(data.augmentation),
+        *_sampler_rules(data),
     ]
 
 
@@ -91,14 +92,40 @@ def _augmentation_rules(augmentation: AugmentationSettings) -> list[_Rule]:
     return rules
 
 
+def _sampler_rules(data: DataSettings) -> list[_Rule]:
+    classes, samples = data.classes_per_batch, data.samples_per_class
+    balanced = data.sampler == "class-balanced"
+    return [
+        ("data.classes_per_batch", classes, classes is None or balanced, "null beside data.sampler random"),
+        ("data.classes_per_batch", classes, classes is None or classes >= 2, "null, or 2 or more"),
+        ("data.samples_per_class", samples, samples is None or balanced, "null beside data.sampler random"),
+        ("data.samples_per_class", samples, samples is None or samples >= 1, "null, or 1 or more"),
+    ]
+
+
 def _teacher_rules(teacher: TeacherSettings) -> list[_Rule]:
-    method, loss = teacher.loss.method_class(), teacher.loss.method_settings()
+    method, loss, memory = teacher.loss.method_class(), teacher.loss.method_settings(), teacher.memory
     prefix = "teacher.loss" if method is IntraClass else f"teacher.loss.{setting_name(method.name)}"
     return [
         *_training_rules("teacher", teacher),
-        ("teacher.memory.capacity", teacher.memory.capacity, teacher.memory.capacity >= 0, "0 or more"),
+        ("teacher.memory.capacity", memory.capacity, memory.capacity >= 0, "0 or more"),
+        ("teacher.memory.warmup_epochs", memory.warmup_epochs, memory.warmup_epochs >= 0, "0 or more"),
+        ("teacher.memory.average", memory.average, 0 <= memory.average < 1, "in [0, 1)"),
+        *_positive_rules(teacher, method),
         *_method_rules(prefix, loss),
     ]
+
+
+def _positive_rules(teacher: TeacherSettings, method: type[TeacherMethod]) -> list[_Rule]:
+    positive, views = teacher.positive, teacher.loss.cross_entropy_views
+    if positive == "second-view":
+        return []
+    wanted = f"second-view with teacher.loss.method {method.name}, which learns from its second view"
+    rules: list[_Rule] = [("teacher.positive", positive, method.takes_positives, wanted)]
+    if method is IntraClass:
+        wanted = f"first where teacher.positive is {positive}: there is no second view with a gradient"
+        rules.append(("teacher.loss.cross_entropy_views", views, views == "first", wanted))
+    return rules
 
 
 def _student_rules(student: StudentSettings) -> list[_Rule]:
@@ -119,6 +146,12 @@ def _training_rules(name: str, stage: TrainingSettings) -> list[_Rule]:
     rules: list[_Rule] = [
         (f"{name}.epochs", stage.epochs, stage.epochs >= 1, "1 or more"),
         (f"{name}.batch_size", stage.batch_size, stage.batch_size >= 2, "2 or more"),
+        (f"{name}.accumulate", stage.accumulate, 1 <= stage.accumulate <= stage.batch_size // 2,
+         "1 or more, and leave 2 images or more of a batch to each part"),
+        (f"{name}.cuda_graph", stage.cuda_graph, not stage.cuda_graph or stage.optimizer == "sgd",
+         f"false beside {name}.optimizer {stage.optimizer}, whose learning rate a graph would not change"),
+        (f"{name}.accumulate", stage.accumulate, stage.accumulate == 1 or not stage.cuda_graph,
+         f"1 beside {name}.cuda_graph: a graph does not draw the same random numbers twice"),
         (f"{name}.learning_rate", stage.learning_rate, 0 < stage.learning_rate <= _LARGEST_FACTOR,
          f"above 0, and {_LARGEST_FACTOR:.3g} at most"),
         (f"{name}.momentum", stage.momentum, 0 < stage.momentum < 1, "between 0 and 1"),

@@ -44,6 +44,14 @@ class DataSettings:
             images' mean).
         std: What each channel is then divided by (null, and mean too: the training images' standard deviation).
         augmentation: How training images are varied.
+        sampler: The order of the training images, anew for every epoch, in which each comes once: random, or
+            class-balanced, in batches of samples_per_class images of each of classes_per_batch classes. The last few
+            batches hold what is left of classes of other sizes.
+        classes_per_batch: Class-balanced only: classes in a batch (null: batch_size / samples_per_class, or, where that
+            is null too, as many as can be with 2 images or more each). Given both, batch_size counts for nothing: their
+            product is the batch.
+        samples_per_class: Class-balanced only: images of each class in a batch (null: batch_size / classes_per_batch).
+            Given both, batch_size counts for nothing.
     """
 
     name: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "image-folder"] = "digits"
@@ -54,6 +62,9 @@ class DataSettings:
     mean: list[float] | None = None
     std: list[float] | None = None
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    sampler: Literal["random", "class-balanced"] = "random"
+    classes_per_batch: int | None = None
+    samples_per_class: int | None = None
 
 
 @dataclass
@@ -63,12 +74,17 @@ class TrainingSettings:
     Args:
         arch: The network's name; `icckd doctor` lists them all.
         epochs: Passes over the training images.
-        batch_size: Images per step.
-        learning_rate: Peak learning rate of SGD.
-        momentum: SGD's momentum.
+        batch_size: Images per step, unless data.classes_per_batch and data.samples_per_class say how many.
+        optimizer: Stochastic gradient descent, or one for large batches, whose steps are in proportion to the norm of
+            each weight tensor: lars or lamb, which need pip install 'icckd[large-batch]'.
+        learning_rate: Peak learning rate; beside rate_scaling, of a batch of 256 images.
+        rate_scaling: What learning_rate is multiplied by: nothing, batch_size / 256 (linear; Goyal et al. 2017) or its
+            square root (You et al. 2020).
+        momentum: Momentum of sgd and lars.
         nesterov: Nesterov's form of it.
-        weight_decay: L2 penalty on the weights (not on biases or normalisation parameters, unless decay_all).
-        decay_all: Let every parameter decay, as published code does.
+        weight_decay: L2 penalty on the weights (not on biases or normalisation parameters, unless decay_all). With lamb
+            it is decoupled, and values from 0.1 to 1.5 are usual.
+        decay_all: Let every parameter decay, as published code does (sgd and lamb).
         schedule: How the learning rate falls: cosine to zero, or step by step.
         warmup_epochs: Epochs over which the learning rate first rises linearly from zero.
         milestones: Step schedule only: fractions of the training after which the rate falls.
@@ -77,12 +93,18 @@ class TrainingSettings:
         autocast: Run the network in bfloat16 where that is safe.
         channels_last: Keep images and weights with their channels last in memory, which many processors prefer.
         compile: Compile the network with torch.compile; the first step of each kind takes a minute or so.
+        cuda_graph: Replay whole steps as a CUDA graph, captured anew each epoch (on a GPU only).
+        accumulate: Ask the network about a batch in so many parts, one after another, where a batch is larger than the
+            memory. Losses and gradients are those of the whole batch, at the price of a second forward pass; batch
+            normalisation sees a part at a time.
     """
 
     arch: str = "convnet-large"
     epochs: int = 20
     batch_size: int = 64
+    optimizer: Literal["sgd", "lars", "lamb"] = "sgd"
     learning_rate: float = 0.1
+    rate_scaling: Literal["none", "linear", "square-root"] = "none"
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
@@ -95,6 +117,8 @@ class TrainingSettings:
     autocast: bool = False
     channels_last: bool = False
     compile: bool = False
+    cuda_graph: bool = False
+    accumulate: int = 1
 
 
 @dataclass
@@ -102,10 +126,20 @@ class MemorySettings:
     """A cache of each class's embeddings.
 
     Args:
-        capacity: Cached embeddings per class that serve as further negatives (0: none).
+        capacity: Cached embeddings per class that serve as further negatives (0: none). They take classes · capacity ·
+            numbers per embedding · bytes per number: 1000 · 64 · 512 · 4 = 131 MB.
+        dtype: What each number is kept in: 4 bytes for float32, 2 for bfloat16 and float16, 1 for float8 (e4m3, with a
+            scale for each embedding), of which a step makes a copy of 2 bytes a number.
+        warmup_epochs: Epochs at the start in which embeddings are cached, but are no negatives yet.
+        average: Cache the embeddings of an exponential moving average of the teacher, of which each step keeps this
+            share, rather than its own: older ones are then nearer to today's, for one more forward pass a step
+            (0: its own; 0.99 is usual).
     """
 
     capacity: int = 0
+    dtype: Literal["float32", "bfloat16", "float16", "float8"] = "float32"
+    warmup_epochs: int = 0
+    average: float = 0.0
 
 
 @dataclass
@@ -115,12 +149,17 @@ class TeacherSettings(TrainingSettings):
     Args:
         loss: The teacher's loss.
         memory: A cache of each class's embeddings.
+        positive: What an image's embedding is drawn to. second-view: that of its second view. second-view-detached: the
+            same without a gradient through it, about a third cheaper. previous-epoch: its own of the epoch before:
+            there is no second view at all, and a step costs what it does without the loss, which begins in the second
+            epoch. The embeddings take 4 · images · numbers per embedding bytes: 4 · 50,000 · 512 = 102 MB.
         weights: Use this trained teacher instead of training one: a run's teacher/ folder or its model.safetensors, or
             the state dict of a network of RepDistiller, mdistiller or torchvision (.pth), which arch then names.
     """
 
     loss: TeacherLossSettings = field(default_factory=TeacherLossSettings)
     memory: MemorySettings = field(default_factory=MemorySettings)
+    positive: Literal["second-view", "second-view-detached", "previous-epoch"] = "second-view"
     weights: str | None = None
 
 
@@ -142,8 +181,8 @@ class Settings:
 
     Args:
         preset: Defaults under everything else that is given. paper: how the literature trains on the data set and
-            networks that are given (not digits or fashion-mnist); fast: large batches, channels last, and on a GPU
-            bfloat16 and compiled networks.
+            networks that are given (not digits or fashion-mnist); fast: batches of 1024 or as given, above 8192 by
+            lamb, channels last, and on a GPU bfloat16 and compiled networks.
         data: The images to train and test on.
         teacher: The teacher and how it is trained.
         student: The student and how it is distilled.

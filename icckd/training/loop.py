@@ -1,6 +1,5 @@
 """The training loop: one for teacher and student, resumable at any step to the same bits."""
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +11,21 @@ from icckd.data import Batch, Batches
 from icckd.errors import Interrupted, TrainingDiverged, UserError
 from icckd.models import not_finite
 from icckd.settings import TrainingSettings
+from icckd.training.accumulation import accumulate
+from icckd.training.capture import CapturedSteps
 from icckd.training.checkpoint import Checkpoint
+from icckd.training.optimizers import make_optimizer
+from icckd.training.randomness import random_state, set_random_state
 from icckd.training.schedule import learning_rate
 from icckd.training.signals import StopSignal
+from icckd.training.statistics import RunningStatistics
+from icckd.training.steps import StepCounts
 from icckd.training.tasks import Task
 
 MAX_SKIPS_IN_A_ROW = 5
-_STATE_FORMAT = 1
+# Every how many steps their losses are read; a GPU is waited for then, and not else.
+LOOK_EVERY = {"cpu": 1, "cuda": 50}
+_STATE_FORMAT = 2
 
 Record = dict[str, Any]
 
@@ -28,26 +35,25 @@ class Training:
 
     `batches` must be a pure function of (epoch, step), as `icckd.data.Batches` is: with the state below, that is all
     that resuming takes. `history` holds one record per finished epoch.
+
+    A step whose loss or gradient is not finite is skipped by the device, and counted there. The host looks at losses
+    and counts every so many steps, at checkpoints and at the end of an epoch: between these it never waits.
     """
 
     def __init__(self, task: Task, batches: Batches, settings: TrainingSettings):
         self.task = task
         self.batches = batches
         self.settings = settings
-        self.optimizer = torch.optim.SGD(
-            parameter_groups(task, settings.weight_decay, settings.decay_all),
-            lr=settings.learning_rate,
-            momentum=settings.momentum,
-            nesterov=settings.nesterov,
-        )
+        self.device = next(task.model.parameters()).device
+        self.optimizer = make_optimizer(task, settings)
+        self.counts = StepCounts(self.device)
         self.epoch = 0
         self.step = 0
         self.seconds = 0.0
-        self.skipped = 0
-        self.skipped_in_a_row = 0
         self.history: list[Record] = []
-        self._sums: dict[str, Tensor] = {}
-        self._summed = 0
+        self._statistics = RunningStatistics(task)
+        self._captured = CapturedSteps(self._make_step) if settings.cuda_graph else None
+        self._look_every = LOOK_EVERY[self.device.type]
         self._clock = time.monotonic()
 
     def fit(
@@ -55,13 +61,14 @@ class Training:
         checkpoint: Checkpoint,
         checkpoint_every: int,
         evaluate: Callable[[], Record],
-        on_step: Callable[[int, int, float], None],
+        on_step: Callable[[int, int, float | None], None],
         on_epoch: Callable[[list[Record]], None],
         stop: StopSignal,
     ) -> None:
         """Train to the last epoch; `evaluate()` adds its numbers to each epoch's record.
 
-        `on_step(epoch, step, loss)` and `on_epoch(history)` tell how far it is (epoch 0-based, step 1-based within it).
+        `on_step(epoch, step, loss)` and `on_epoch(history)` tell how far it is (epoch 0-based, step 1-based within it;
+        the loss is None where it was not read).
         Saves to `checkpoint` at the start, every `checkpoint_every` steps (0: never) and after each epoch. Raises
         Interrupted, having saved, once `stop` has received a signal; TrainingDiverged, keeping the last good
         checkpoint, after more than MAX_SKIPS_IN_A_ROW steps in a row whose loss or gradient was not finite, after any
@@ -72,19 +79,20 @@ class Training:
         if not checkpoint.exists():
             checkpoint.save(self.state())
         while self.epoch < self.settings.epochs:
-            self.task.epoch = self.epoch
+            self._begin_epoch()
             for batch in self.batches.epoch(self.epoch, first_step=self.step):
                 loss = self.train_step(batch)
-                on_step(self.epoch, self.step, loss)
+                on_step(self.epoch, self.step, self._look(loss))
                 due = checkpoint_every and self.step % checkpoint_every == 0 and self.step < len(self.batches)
                 if stop.received or due:
                     self._save(checkpoint)
                 if stop.received:
                     raise Interrupted(stop.received)
+            self._check_skips()
             self._check_network()
-            if self.skipped_in_a_row and self.epoch + 1 == self.settings.epochs:
+            if self.counts.in_a_row and self.epoch + 1 == self.settings.epochs:
                 raise TrainingDiverged(
-                    f"steps at the very end whose loss or gradient was not finite: {self.skipped_in_a_row}"
+                    f"steps at the very end whose loss or gradient was not finite: {self.counts.in_a_row}"
                 )
             self._finish_epoch(evaluate())
             self._save(checkpoint)
@@ -92,57 +100,69 @@ class Training:
             if stop.received:  # During the evaluation.
                 raise Interrupted(stop.received)
 
+    def _begin_epoch(self) -> None:
+        self.task.epoch = self.epoch
+        if self._captured is not None:
+            self._captured.renew()  # The epoch is in the losses.
+
     def _save(self, checkpoint: Checkpoint) -> None:
         # What made the last step not finite may be the weights themselves: the last good state stays.
-        if not self.skipped_in_a_row and not not_finite(self.task.state_dict()):
+        if not self.counts.in_a_row and not not_finite(self.task.state_dict()):
             checkpoint.save(self.state())
 
-    def train_step(self, batch: Batch) -> float:
-        """One step's forward, backward and update; the loss. Where that or its gradient is not finite, no update."""
+    def train_step(self, batch: Batch) -> Tensor:
+        """One step's forward, backward and update; the loss, 0-dim. Does not wait for a GPU.
+
+        Where the loss or its gradient is not finite there is no update.
+        """
         self.task.train()
-        rate = learning_rate(self.settings, self.epoch * len(self.batches) + self.step, len(self.batches))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        # A forward pass that overflowed has spoilt the running statistics too: keep what they were.
-        statistics = running_statistics(self.task)
-        before = [b.clone() for b in statistics]
-        with torch.autocast(batch.labels.device.type, dtype=torch.bfloat16, enabled=self.settings.autocast):
-            losses = self.task(batch)
-        self.optimizer.zero_grad()
-        losses["loss"].backward()
-        loss, norm = self._loss_and_gradient_norm(losses["loss"])
-        if math.isfinite(loss) and math.isfinite(norm):
-            self.optimizer.step()
-            self.task.after_step()
-            self._add(losses)
-            self.skipped_in_a_row = 0
-        else:
-            for buffer, value in zip(statistics, before, strict=True):
-                buffer.copy_(value)
-            self._skip()
+        self.optimizer.set_rate(self.learning_rate)
+        loss = self._make_step(batch) if self._captured is None else self._captured(batch)
         self.step += 1
         return loss
 
-    def _loss_and_gradient_norm(self, loss: Tensor) -> tuple[float, float]:
-        gradients = [p.grad for p in self.task.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        # One transfer for both: the only time a step waits for the device.
-        loss_value, norm_value = torch.stack([loss.detach().float(), norm.float()]).tolist()
-        return loss_value, norm_value
+    @property
+    def learning_rate(self) -> float:
+        """That of the next step."""
+        return learning_rate(self.settings, self.epoch * len(self.batches) + self.step, len(self.batches))
 
-    def _add(self, losses: dict[str, Tensor]) -> None:
-        for name, value in losses.items():
-            value = value.detach().double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._summed += 1
+    def _make_step(self, batch: Batch) -> Tensor:
+        self._statistics.keep()
+        self.optimizer.zero_grad()
+        losses = self._losses_and_gradients(batch)
+        good = losses["loss"].detach().isfinite() & self._gradient_norm().isfinite()
+        self.optimizer.step(good)
+        self._statistics.restore_unless(good)
+        self.task.after_step(good)
+        self.counts.add(losses, good)
+        return losses["loss"].detach()
 
-    def _skip(self) -> None:
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row > MAX_SKIPS_IN_A_ROW:
+    def _losses_and_gradients(self, batch: Batch) -> dict[str, Tensor]:
+        if self.settings.accumulate > 1:
+            return accumulate(self.task, batch, self.settings.accumulate, self._precision)
+        with self._precision():
+            losses = self.task(batch)
+        losses["loss"].backward()
+        return losses
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.autocast)
+
+    def _gradient_norm(self) -> Tensor:
+        return nn.utils.get_total_norm([p.grad for p in self.task.parameters() if p.grad is not None])
+
+    def _look(self, loss: Tensor) -> float | None:
+        """The loss of the last step, where it is time to read it; and whether too many were skipped."""
+        if self.step % self._look_every:
+            return None
+        self._check_skips()
+        return loss.item()
+
+    def _check_skips(self) -> None:
+        if self.counts.longest > MAX_SKIPS_IN_A_ROW:
             raise TrainingDiverged(
-                f"the loss or its gradient was not finite in {self.skipped_in_a_row} steps in a row "
-                f"(epoch {self.epoch + 1}, step {self.step + 1})"
+                f"the loss or its gradient was not finite in {self.counts.longest} steps in a row "
+                f"(epoch {self.epoch + 1}, step {self.step})"
             )
 
     def _check_network(self) -> None:
@@ -155,21 +175,20 @@ class Training:
     def _finish_epoch(self, evaluation: Record) -> None:
         self.epoch += 1
         self._tick()
-        means = {f"train_{name}": value.item() / self._summed for name, value in self._sums.items()}
+        steps = self.epoch * len(self.batches)
         self.history.append(
             {
                 "epoch": self.epoch,
-                "step": self.epoch * len(self.batches),
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
-                **means,
-                "skipped_steps": self.skipped,
+                "step": steps,
+                "learning_rate": learning_rate(self.settings, steps - 1, len(self.batches)),
+                **{f"train_{name}": value for name, value in self.counts.means().items()},
+                "skipped_steps": self.counts.skipped,
                 **evaluation,
                 "seconds": self.seconds,
             }
         )
         self.step = 0
-        self._sums = {}
-        self._summed = 0
+        self.counts.forget()
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -184,14 +203,11 @@ class Training:
             "epoch": self.epoch,
             "step": self.step,
             "seconds": self.seconds,
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
             "history": self.history,
-            "sums": self._sums,
-            "summed": self._summed,
+            "steps": self.counts.state(),
             "task": self.task.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "rng": _rng_state(),
+            "rng": random_state(),
         }
 
     def restore(self, state: Record) -> None:
@@ -203,39 +219,9 @@ class Training:
             self.optimizer.load_state_dict(state["optimizer"])
             self.epoch, self.step = int(state["epoch"]), int(state["step"])
             self.seconds = float(state["seconds"])
-            self.skipped, self.skipped_in_a_row = int(state["skipped"]), int(state["skipped_in_a_row"])
             self.history = list(state["history"])
-            device = next(self.task.model.parameters()).device
-            self._sums = {name: value.to(device) for name, value in state["sums"].items()}
-            self._summed = int(state["summed"])
-            _set_rng_state(state["rng"])
+            self.counts.restore(state["steps"])
+            set_random_state(state["rng"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the checkpoint does not fit this training: {reason}") from error
-
-
-def running_statistics(task: nn.Module) -> list[Tensor]:
-    """What a forward pass changes: the running statistics of normalisations."""
-    names = ("running_mean", "running_var")
-    return [buffer for name, buffer in task.named_buffers() if name.rpartition(".")[2] in names]
-
-
-def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
-    """Parameters for an optimiser: weights decay; biases and normalisation parameters, of one axis or none, may too."""
-    weights = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    return [
-        {"params": weights, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": weight_decay if decay_all else 0.0},
-    ]
-
-
-def _rng_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def _set_rng_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -162,7 +162,7 @@ def test_a_target_is_met_up_to_its_bound(ratio, outcome):
 def test_a_step_that_was_skipped_is_an_error():
     case = train.Case("convnet-small", 4, *train.make_data(8, CPU))
     stepper = case.teachers()[train.INTRA_CLASS]
-    stepper.training.skipped = 1
+    stepper.training.counts.add({}, torch.tensor(False))
     with pytest.raises(RuntimeError, match="1 steps were skipped"):
         list(train.run_steps(case, "convnet-small", {train.INTRA_CLASS: stepper}, 0.0))
 

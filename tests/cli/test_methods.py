@@ -133,13 +133,24 @@ def test_what_is_wrong_is_said_before_anything_is_trained(tmp_path, capsys, argu
         ("--student.loss.method", "crd", "--student.loss.crd.negatives", 10**12),
         ("--student.loss.method", "crd", "--student.loss.crd.negatives", 2**62),
         ("--student.loss.method", "kd+crd", "--student.loss.crd.dim", 10**12),
-        ("--teacher.memory.capacity", 10**12),
     ],
 )
 def test_sizes_beyond_all_memory_are_refused_before_anything_is_trained(tmp_path, capsys, arguments):
     assert run("run", *arguments, "--output", tmp_path / "no") == 2
     stage = arguments[0].split(".")[0].strip("-")
     assert f"{stage}.loss cannot be computed: it needs more memory than there is" in error_line(capsys)
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capacity", "gigabytes"), [("float32", 10**12, "5,120,000.0"), ("float8", 10**9, "3,880.0")]
+)
+def test_a_memory_that_does_not_fit_is_refused_before_anything_is_trained(tmp_path, capsys, dtype, capacity, gigabytes):
+    given = ("--teacher.memory.capacity", capacity, "--teacher.memory.dtype", dtype)
+    assert run("run", *given, "--output", tmp_path / "no") == 2
+    error = error_line(capsys)
+    assert f"teacher.memory.capacity is {capacity}, which takes {gigabytes} GB: 10 classes of as many embed" in error
+    assert "GB are free on the cpu" in error
     assert not (tmp_path / "no").exists()
 
 

@@ -8,13 +8,22 @@ import torch
 from scipy import ndimage
 from torch.nn.functional import interpolate
 
-from icckd.data.augmentation import Augmentation, augment, crop, draw_boxes, resample
+from icckd.data.augmentation import Augmentation, augment, boxes_in, crop, draw, draw_boxes, parameters, resample
 
 
 def random_images(count, size, seed, channels=3):
     height, width = size if isinstance(size, tuple) else (size, size)
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=generator)
+
+
+def varied(images, augmentation, views, seed):
+    drawn = draw(np.random.default_rng(seed), augmentation, views, len(images))
+    return augment(images, augmentation, views, parameters(drawn, *images.shape[2:]))
+
+
+def random_boxes(seed, low, high, *, count, height, width):
+    return boxes_in(draw_boxes(np.random.default_rng(seed), low, high, (count,)), height, width)
 
 
 def crop_one_by_one(images, padding, place):
@@ -97,9 +106,9 @@ def test_a_turned_box_is_the_turned_image_of_the_box():
 
 
 def test_many_pixels_are_resampled_in_parts(monkeypatch):
-    images, random = random_images(7, 10, seed=14), np.random.default_rng(15)
-    boxes = torch.from_numpy(draw_boxes(random, 0.2, 0.9, count=7, height=10, width=10))
-    degrees = torch.from_numpy(random.uniform(-30, 30, 7))
+    images = random_images(7, 10, seed=14)
+    boxes = torch.from_numpy(random_boxes(15, 0.2, 0.9, count=7, height=10, width=10))
+    degrees = torch.from_numpy(np.random.default_rng(16).uniform(-30, 30, 7))
     whole = resample(images, boxes, degrees)
     monkeypatch.setattr("icckd.data.augmentation._PIXELS", 350)  # Three images at a time, then one.
     assert torch.equal(resample(images, boxes, degrees), whole)
@@ -108,7 +117,7 @@ def test_many_pixels_are_resampled_in_parts(monkeypatch):
 def test_boxes_have_the_distribution_that_is_promised():
     height, width, count = 40, 40, 20_000
     low, high = 0.08, 0.5
-    top, left, tall, wide = draw_boxes(np.random.default_rng(7), low, high, count=count, height=height, width=width)
+    top, left, tall, wide = random_boxes(7, low, high, count=count, height=height, width=width)
     assert min(top.min(), left.min()) == 0
     assert (top + tall).max() == height
     assert (left + wide).max() == width
@@ -125,12 +134,20 @@ def test_boxes_have_the_distribution_that_is_promised():
 
 
 def test_a_box_that_never_fits_is_the_whole_image():
-    boxes = draw_boxes(np.random.default_rng(8), 1.0, 1.0, count=500, height=30, width=30)
+    boxes = random_boxes(8, 1.0, 1.0, count=500, height=30, width=30)
     assert (boxes[2:] <= 30).all()
     # Of area 1 only those as good as square fit, and most draws have another ratio.
     assert (boxes[2:] == 30).all(axis=0).mean() > 0.9
-    tiny = draw_boxes(np.random.default_rng(9), 1e-9, 1e-9, count=5, height=30, width=20)
+    tiny = random_boxes(9, 1e-9, 1e-9, count=5, height=30, width=20)
     assert (tiny.T == [0, 0, 30, 20]).all()
+
+
+def test_boxes_of_images_of_many_sizes_are_those_of_each_size_alone():
+    sizes = np.random.default_rng(17).integers(8, 60, (2, 3, 50))
+    drawn = draw_boxes(np.random.default_rng(18), 0.08, 1.0, (3, 50))
+    together = boxes_in(drawn, *sizes)
+    for view, image in np.ndindex(3, 50):
+        assert np.array_equal(together[:, view, image], boxes_in(drawn[:, view, image], *sizes[:, view, image]))
 
 
 EVERY = [
@@ -145,25 +162,32 @@ EVERY = [
 @pytest.mark.parametrize("augmentation", EVERY)
 def test_views_stay_within_the_range_of_pixels_and_differ(augmentation):
     images = random_images(5, 12, seed=10)
-    varied = augment(images, augmentation, 2, np.random.default_rng(11))
-    assert varied.shape == (10, 3, 12, 12)
+    both = varied(images, augmentation, 2, seed=11)
+    assert both.shape == (10, 3, 12, 12)
     interpolated = augmentation.rotation > 0 or augmentation.resized_crop is not None
-    assert varied.dtype == (torch.float32 if interpolated else torch.uint8)
-    assert varied.amin() >= 0
-    assert varied.amax() < 255 + 1e-3
-    first, second = varied.chunk(2)
+    assert both.dtype == (torch.float32 if interpolated else torch.uint8)
+    assert both.amin() >= 0
+    assert both.amax() < 255 + 1e-3
+    first, second = both.chunk(2)
     assert torch.equal(first, second) == (augmentation == Augmentation(0, flip=False))
-    again = augment(images, augmentation, 2, np.random.default_rng(11))
-    assert torch.equal(varied, again)
+    assert torch.equal(both, varied(images, augmentation, 2, seed=11))
+
+
+@pytest.mark.parametrize("augmentation", EVERY)
+def test_part_of_the_images_varies_as_it_does_among_all(augmentation):
+    images, part = random_images(6, 12, seed=19), slice(2, 5)
+    drawn = draw(np.random.default_rng(20), augmentation, 2, 6).part(part)
+    alone = augment(images[part], augmentation, 2, parameters(drawn, 12, 12)).view(2, 3, 3, 12, 12)
+    assert torch.equal(alone, varied(images, augmentation, 2, seed=20).view(2, 6, 3, 12, 12)[:, part])
 
 
 def test_angles_lie_within_their_bound_on_both_sides():
     # A vertical stripe through the centre of a large image leans by the angle.
     images = torch.zeros(200, 1, 65, 65, dtype=torch.uint8)
     images[..., 32] = 255
-    varied = augment(images, Augmentation(0, flip=False, rotation=10.0), 1, np.random.default_rng(12))
+    turned = varied(images, Augmentation(0, flip=False, rotation=10.0), 1, seed=12)
     columns = torch.arange(65.0)
-    across = [(row * columns).sum(-1) / row.sum(-1) for row in (varied[:, 0, 12], varied[:, 0, 52])]
+    across = [(row * columns).sum(-1) / row.sum(-1) for row in (turned[:, 0, 12], turned[:, 0, 52])]
     angles = torch.rad2deg(torch.atan((across[1] - across[0]) / 40))
     assert angles.abs().max() < 10.2
     assert angles.min() < -8

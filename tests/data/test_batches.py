@@ -1,9 +1,14 @@
+import hashlib
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from icckd.data.augmentation import Augmentation
-from icckd.data.batches import Batches
+from icckd.data.batches import Batches, _sent
+from icckd.data.order import Balance
 
 
 @pytest.fixture
@@ -164,12 +169,123 @@ def test_gpu_gives_the_same_views(images, augmentation):
             torch.testing.assert_close(x, y)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("augmentation", [Augmentation(2, flip=True), Augmentation(0, True, 20.0, (0.3, 1.0))])
+def test_steps_on_a_gpu_wait_for_nothing(images, augmentation):
+    batches = make(images, augmentation=augmentation, device="cuda").epoch(0)
+    next(batches)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert len(list(batches)) == 5
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def content(batches):
+    tensors = [x for epoch in (0, 3) for batch in batches.epoch(epoch) for x in (*batch.views, *batch[1:])]
+    return hashlib.sha256(b"".join(x.contiguous().numpy().tobytes() for x in tensors)).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "views", "expected"),
+    [
+        (None, 1, "c9ae7080f110b4f0"),
+        (Augmentation(0, flip=True), 1, "12a78cd903e57acd"),
+        (Augmentation(2, flip=False), 2, "2b7342aaa94b097d"),
+        (Augmentation(2, flip=True), 2, "07080a0514b20db3"),
+    ],
+)
+def test_a_seed_means_the_same_bits_in_every_version(augmentation, views, expected):
+    random = np.random.default_rng
+    images = torch.from_numpy(random(7).integers(0, 256, (37, 3, 12, 12), dtype=np.uint8))
+    statistics = {"mean": (0.5, 0.4, 0.3), "std": (0.25, 0.5, 0.2)}
+    labels = torch.from_numpy(random(8).integers(0, 5, 37))
+    changes = {"augmentation": augmentation, "views": views, "batch_size": 10, "seed": 11, "drop_last": False}
+    assert content(make(images, labels, **statistics, **changes)).startswith(expected)
+
+
+class MixedDevices(TorchDispatchMode):
+    """Notes every operation with tensors of other devices than `device`, or with none but a number to return."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device, self.found, self.seen = device, [], 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        self.seen += 1
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        if isinstance(result, (bool, int, float)) or any(tensor.device != self.device for tensor in tensors):
+            self.found.append(str(operation))
+        return result
+
+
+@pytest.mark.parametrize(
+    "augmentation", [None, Augmentation(2, flip=True, rotation=20.0), Augmentation(0, True, 20.0, (0.3, 1.0))]
+)
+def test_steps_on_a_device_neither_send_nor_read_anything(images, augmentation):
+    # PyTorch's device without data stands for any other than a CPU.
+    batches = make(images, augmentation=augmentation, device="meta", drop_last=False).epoch(2, first_step=1)
+    next(batches)
+    with MixedDevices(torch.device("meta")) as operations:
+        rest = list(batches)
+    assert [len(batch.labels) for batch in rest] == [8, 8, 8, 8, 2]
+    assert operations.seen > 0
+    assert operations.found == []
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(2, flip=True), Augmentation(0, True, 20.0, (0.3, 1.0))])
+def test_what_is_sent_for_an_epoch_is_what_steps_draw(images, augmentation):
+    batches = make(images, augmentation=augmentation, drop_last=False)
+    order = batches._order(1)
+    steps = [batches._step(order, 1, step) for step in range(len(batches))]
+    sent = list(_sent(steps, torch.device("cpu")))
+    assert len(sent) == len(steps)
+    for (chosen, how), (others, expected) in zip(sent, steps, strict=True):
+        assert torch.equal(chosen, others)
+        assert [x is None for x in how] == [x is None for x in expected]
+        assert all(torch.equal(x, y) for x, y in zip(how, expected, strict=True) if x is not None)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_parts_are_together_the_whole_batch(images, ranks):
+    changes = {"augmentation": Augmentation(2, flip=True, rotation=10.0), "drop_last": False, "batch_size": 12}
+    whole = list(make(images, **changes).epoch(1))
+    parts = [list(make(images, **changes, part=(rank, ranks)).epoch(1)) for rank in range(ranks)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        sizes = [len(share.labels) for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+        for tensors in zip((*batch.views, *batch[1:]), *((*s.views, *s[1:]) for s in shares), strict=True):
+            assert torch.equal(tensors[0], torch.cat(tensors[1:]))
+
+
+def test_parts_of_balanced_batches_have_whole_groups(images):
+    labels, balance = torch.arange(50) % 5, Balance(4, 2)
+    first, second = (next(make(images, labels, balance=balance, part=(rank, 2)).epoch(0)).labels for rank in (0, 1))
+    assert [len(first.unique()), len(second.unique()), len(torch.cat([first, second]).unique())] == [2, 2, 4]
+
+
+def test_balanced_batches_have_their_samples_of_every_class_and_resume(images):
+    labels = torch.arange(50) % 5
+    batches = make(images, labels, balance=Balance(4, 2))
+    whole = list(batches.epoch(2))
+    assert len(whole) == len(batches) == 6
+    for batch in whole:
+        assert torch.equal(batch.labels, labels[batch.indices])
+        assert batch.labels.bincount().tolist().count(2) == 4
+    assert_same(flat(batches.epoch(2, first_step=4)), flat(whole)[4:])
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
         ({"batch_size": 0}, ValueError, "batch_size is 0"),
         ({"views": 0}, ValueError, "views is 0"),
         ({"seed": -1}, ValueError, "seed is -1"),
+        ({"balance": Balance(3, 4)}, ValueError, "shuffled batches should hold 12"),
+        ({"balance": Balance(2, 4), "shuffle": False}, ValueError, "shuffled batches should hold 8"),
+        ({"part": (2, 2)}, ValueError, r"part is \(2, 2\)"),
         ({"mean": (0.5,)}, ValueError, "mean has 1 values"),
         ({"std": (0.5, 0.0, 0.5)}, ValueError, "std is"),
         ({"labels": torch.arange(49)}, ValueError, r"labels has shape \(49,\)"),

@@ -42,7 +42,7 @@ def test_losses_banks_and_normalisers_over_three_steps(distillation, monkeypatch
         own, normalisers[0] = contrast(embeddings[0], banks[1], index, normalisers[0])
         other, normalisers[1] = contrast(embeddings[1], banks[0], index, normalisers[1])
         torch.testing.assert_close(found.double(), own + other, rtol=1e-4, atol=0)
-        task.after_step()
+        task.after_step(torch.tensor(True))
         for bank, v in zip(banks, embeddings, strict=True):
             bank[batch.indices] = normalize(MOMENTUM * bank[batch.indices] + (1 - MOMENTUM) * v)
         for bank, side in zip(banks, (crd.student, crd.teacher), strict=True):

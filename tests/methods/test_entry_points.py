@@ -35,8 +35,8 @@ class Smooth(TeacherMethod):
     name = "smooth-labels"
     settings: SmoothSettings
 
-    def __init__(self, settings, network, memory, backend):
-        super().__init__(settings, network, memory, backend)
+    def __init__(self, settings, network, backend):
+        super().__init__(settings, network, backend)
         self.bias = nn.Parameter(torch.zeros(network.classes))
 
     def forward(self, outputs, samples):

@@ -20,7 +20,7 @@ def answers(seed, views):
 
 
 def method(**settings):
-    return IntraClass(IntraClassSettings(**settings), Network(DIM, CLASSES, {}), None, "reference")
+    return IntraClass(IntraClassSettings(**settings), Network(DIM, CLASSES, {}), "reference")
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,32 @@ def test_augmentation(run, augmentation, text):
         ),
         ({"warmup_epochs": 0.0}, "0.1, then falls to 0 along a cosine by epoch 20"),
         ({"schedule": "step"}, "rises to 0.1 over 1 epoch, then × 0.1 after epochs 10, 15 of 20"),
+        (
+            {"warmup_epochs": 0.0, "rate_scaling": "linear", "batch_size": 512},
+            "0.1 · 512/256, then falls to 0 along a cosine by epoch 20",
+        ),
+        (
+            {"rate_scaling": "square-root"},
+            "rises to 0.1 · √(64/256) over 1 epoch, then falls to 0 along a cosine by epoch 20",
+        ),
         ({"schedule": "step", "milestones": []}, "rises to 0.1 over 1 epoch, then the same to epoch 20"),
     ],
 )
 def test_learning_rate(run, settings, text):
     run.settings["student"].update(settings)
     assert words(run)["Learning rate of the student"] == text
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [
+        ({}, "64 images each, as many of each class in it, none smaller; "),
+        ({"classes_per_batch": 512, "samples_per_class": 32}, "16384 images each, as many of each class in it, none"),
+    ],
+)
+def test_balanced_batches(run, sizes, text):
+    run.settings["data"].update(sampler="class-balanced", **sizes)
+    assert words(run)["Steps of the teacher"].startswith(text)
 
 
 def test_methods_and_what_they_remember(run):
@@ -52,11 +72,28 @@ def test_methods_and_what_they_remember(run):
     }
     found = words(run)
     assert found["Loss of the teacher"].endswith("with 8 remembered embeddings per class")
+    run.settings["teacher"]["memory"].update(dtype="float8", warmup_epochs=2)
+    run.settings["teacher"]["positive"] = "previous-epoch"
+    assert words(run)["Loss of the teacher"].endswith(
+        "), positive: previous-epoch, with 8 remembered embeddings per class (dtype float8, warmup_epochs 2)"
+    )
     assert found["Loss of the student"] == (
         "1 · cross-entropy + 0.5 · kd (temperature 2) + 3000 · similarity-preserving"
     )
     assert found["Steps of the student"].startswith("64 images each, the last of an epoch may be smaller; ")
     assert found["Steps of the student"].endswith("; bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"optimizer": "lars", "nesterov": False}, "LARS with momentum 0.9; weight decay"),
+        ({"optimizer": "lamb"}, "; LAMB; weight decay"),
+    ],
+)
+def test_optimisers(run, settings, text):
+    run.settings["student"].update(settings)
+    assert text in words(run)["Steps of the student"]
 
 
 def test_a_teacher_that_was_given_was_not_trained_by_these_settings(run):

@@ -6,12 +6,15 @@ import pytest
 
 from icckd.errors import UserError
 from icckd.settings import Settings, flat, settings_from
+from icckd.training.schedule import peak_rate
 
 # The field's protocol for CIFAR-100, as RepDistiller and those that follow it train.
 PAPER_CIFAR100 = {
     "epochs": 240,
     "batch_size": 64,
+    "optimizer": "sgd",
     "learning_rate": 0.05,
+    "rate_scaling": "none",
     "momentum": 0.9,
     "nesterov": False,
     "weight_decay": 5e-4,
@@ -45,6 +48,7 @@ def test_nested_and_dotted_names_are_the_same():
         ({"seed.x": 1, "seed": 1}, "one of them"),
         ({"seed": 1, "seed.x": 1}, "one of them"),
         ({"preset": "papers"}, "preset"),
+        ({"preset": "fast", "student.batch_size": "many"}, "student.batch_size: expected int, got many"),
         ({"preset": "paper"}, "no protocol for digits"),
         ({"preset": "paper", "data.name": "fashion-mnist"}, "no protocol for fashion-mnist"),
         ({"preset": "paper", "data.name": ["cifar100"]}, "data.name"),
@@ -99,6 +103,22 @@ def test_fast_is_large_batches_and_on_a_gpu_compiled_in_half_precision(device, o
     teacher = settings_from({"preset": "fast", "device": device}, "here").teacher
     assert (teacher.batch_size, teacher.channels_last, teacher.drop_last) == (1024, True, True)
     assert (teacher.autocast, teacher.compile) == (on_gpu, on_gpu)
+
+
+@pytest.mark.parametrize(
+    ("batch", "optimizer", "peak", "warmup", "decay"),
+    [
+        *((size, "sgd", 0.1 * size / 256, 5, 5e-4) for size in (64, 1024, 4096, 8192)),
+        *((size, "lamb", 0.04 / 2**0.5 * (size / 16384) ** 0.5, 10, 1.5) for size in (8193, 16384, 32768)),
+    ],
+)
+@pytest.mark.parametrize("stage", ["teacher", "student"])
+def test_fast_has_a_rate_for_the_batch(stage, batch, optimizer, peak, warmup, decay):
+    settings = settings_from({"preset": "fast", f"{stage}.batch_size": batch}, "here")
+    network, other = (settings.teacher, settings.student)[:: 1 if stage == "teacher" else -1]
+    assert (network.batch_size, network.optimizer, network.warmup_epochs) == (batch, optimizer, warmup)
+    assert (peak_rate(network), network.weight_decay) == pytest.approx((peak, decay))
+    assert (other.batch_size, other.optimizer, peak_rate(other)) == (1024, "sgd", pytest.approx(0.4))
 
 
 def test_fast_warms_up_no_longer_than_it_trains():

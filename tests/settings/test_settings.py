@@ -19,8 +19,21 @@ def varied(**augmentation):
     return Settings(data=DataSettings(augmentation=AugmentationSettings(**augmentation)))
 
 
+def both_views(positive):
+    return Settings(teacher=TeacherSettings(loss=TeacherLossSettings(cross_entropy_views="both"), positive=positive))
+
+
 def test_defaults_are_valid():
     check(Settings())
+    check(both_views("second-view"))
+    check(Settings(teacher=TeacherSettings(positive="previous-epoch")))
+
+
+def test_a_method_that_learns_from_its_second_view_keeps_it(monkeypatch):
+    monkeypatch.setattr("icckd.methods.intra_class.IntraClass.takes_positives", False)
+    check(Settings())
+    with pytest.raises(UserError, match=r"teacher\.positive is previous-epoch; it should be second-view with"):
+        check(Settings(teacher=TeacherSettings(positive="previous-epoch")))
 
 
 @pytest.mark.parametrize(
@@ -39,6 +52,10 @@ def test_defaults_are_valid():
         (Settings(data=DataSettings(mean=[0.5], std=[1e-42])), "data.std"),
         (Settings(data=DataSettings(mean=[0.5])), "data.mean"),
         (Settings(data=DataSettings(std=[0.5])), "data.mean"),
+        (Settings(data=DataSettings(classes_per_batch=4)), "data.classes_per_batch"),
+        (Settings(data=DataSettings(samples_per_class=4)), "data.samples_per_class"),
+        (Settings(data=DataSettings(sampler="class-balanced", classes_per_batch=1)), "data.classes_per_batch"),
+        (Settings(data=DataSettings(sampler="class-balanced", samples_per_class=0)), "data.samples_per_class"),
         (varied(crop_padding=-1), "data.augmentation.crop_padding"),
         (varied(rotation=-1.0), "data.augmentation.rotation"),
         (varied(rotation=float("nan")), "data.augmentation.rotation"),
@@ -49,6 +66,10 @@ def test_defaults_are_valid():
         (varied(resized_crop=[0.5, 1.0], crop_padding=4), "data.augmentation.crop_padding"),
         (Settings(teacher=TeacherSettings(epochs=0)), "teacher.epochs"),
         (Settings(teacher=TeacherSettings(memory=MemorySettings(-1))), "teacher.memory.capacity"),
+        (Settings(teacher=TeacherSettings(memory=MemorySettings(warmup_epochs=-1))), "teacher.memory.warmup_epochs"),
+        (Settings(teacher=TeacherSettings(memory=MemorySettings(average=1.0))), "teacher.memory.average"),
+        (both_views("second-view-detached"), "teacher.loss.cross_entropy_views"),
+        (both_views("previous-epoch"), "teacher.loss.cross_entropy_views"),
         (Settings(teacher=TeacherSettings(batch_size=1)), "teacher.batch_size"),
         (Settings(teacher=TeacherSettings(milestones=[0.5, 1.0])), "teacher.milestones"),
         (Settings(teacher=TeacherSettings(learning_rate=float("nan"))), "teacher.learning_rate"),

@@ -9,7 +9,8 @@ from torch import nn
 from icckd.errors import Interrupted, TrainingDiverged, UserError
 from icckd.settings import TrainingSettings
 from icckd.training import Checkpoint, StopSignal, Task, Training
-from icckd.training.loop import MAX_SKIPS_IN_A_ROW, parameter_groups
+from icckd.training.loop import MAX_SKIPS_IN_A_ROW
+from icckd.training.optimizers import parameter_groups
 
 STEPS = 7
 
@@ -46,8 +47,8 @@ class SmallTask(Task):
         loss = nn.functional.cross_entropy(self.model(inputs), batch.labels)
         return {"loss": loss, "twice": 2 * loss}
 
-    def after_step(self):
-        self.updates += 1
+    def after_step(self, taken):
+        self.updates += int(taken)
 
 
 def training(epochs=3, broken=(), **settings):
@@ -134,13 +135,13 @@ def test_too_many_in_a_row_end_the_training_and_keep_the_last_good_checkpoint(tm
     with pytest.raises(TrainingDiverged, match="epoch 2, step 2"):
         fit(training(broken=broken), tmp_path, every=1)
     state = Checkpoint(tmp_path).load()
-    assert (state["epoch"], state["step"], state["skipped"]) == (0, 3, 0)
+    assert (state["epoch"], state["step"], state["steps"]["counts"][1]) == (0, 3, 0)
 
 
 def test_as_many_as_allowed_do_not(tmp_path):
     broken = range(1, 1 + MAX_SKIPS_IN_A_ROW)
     trained = fit(training(broken=broken), tmp_path)
-    assert trained.skipped == MAX_SKIPS_IN_A_ROW
+    assert trained.counts.skipped == MAX_SKIPS_IN_A_ROW
 
 
 @pytest.mark.parametrize("count", [1, MAX_SKIPS_IN_A_ROW])
@@ -149,7 +150,7 @@ def test_steps_at_the_very_end_that_are_not_finite_are_divergence(tmp_path, coun
     with pytest.raises(TrainingDiverged, match=rf"steps at the very end .* not finite: {count}$"):
         fit(training(broken=range(last - count, last)), tmp_path, every=1)
     state = Checkpoint(tmp_path).load()
-    assert (state["epoch"], state["step"], state["skipped"]) == (2, STEPS - count, 0)
+    assert (state["epoch"], state["step"], state["steps"]["counts"][1]) == (2, STEPS - count, 0)
     resumed = training(broken=range(last - count, last))
     resumed.restore(state)
     with pytest.raises(TrainingDiverged, match=f"not finite: {count}$"):
@@ -173,7 +174,7 @@ def test_an_epoch_of_skipped_steps_has_no_training_loss(tmp_path, monkeypatch):
 def test_a_network_that_is_not_finite_is_divergence_and_never_saved(tmp_path, name, every):
     trained = training(epochs=2)
 
-    def spoil():  # After the update of the first epoch's last step: no loss of that epoch shows it.
+    def spoil(taken):  # After the update of the first epoch's last step: no loss of that epoch shows it.
         if trained.step == STEPS - 1:
             trained.task.model.state_dict()[name].fill_(float("inf"))
 

@@ -31,3 +31,17 @@ def test_no_warmup_starts_at_the_peak():
 def test_warmup_through_the_whole_training_only_rises():
     values = rates(epochs=2, warmup_epochs=2)
     assert values == sorted(values)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "batch", "factor"),
+    [
+        *(("none", 1024, 1), ("linear", 256, 1), ("linear", 1024, 4), ("linear", 64, 0.25)),
+        *(("square-root", 256, 1), ("square-root", 1024, 2), ("square-root", 64, 0.5)),
+    ],
+)
+@pytest.mark.parametrize("schedule", ["cosine", "step"])
+def test_the_whole_course_is_scaled_for_the_batch(schedule, scaling, batch, factor):
+    course = {"schedule": schedule, "epochs": 4, "warmup_epochs": 1.5}
+    expected = [factor * rate for rate in rates(**course)]
+    assert rates(**course, rate_scaling=scaling, batch_size=batch) == pytest.approx(expected, rel=1e-12)

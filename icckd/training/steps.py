@@ -1,0 +1,70 @@
+"""What was taken and what was skipped, counted where the steps are computed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class StepCounts:
+    """How many steps were taken and skipped, and the sums of the losses of those that were taken.
+
+    All of it lives on `device`: `add` never waits for it, and the rest does.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._taken, self._skipped, self._in_a_row, self._longest = torch.zeros(4, dtype=torch.int64, device=device)
+        self._sums: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, losses: dict[str, Tensor], good: Tensor) -> None:
+        """Count a step with these 0-dim losses, which was taken if `good`, 0-dim bool, and else skipped."""
+        bad = good.logical_not()
+        self._taken += good
+        self._skipped += bad
+        self._in_a_row.add_(1).mul_(bad)
+        torch.maximum(self._longest, self._in_a_row, out=self._longest)
+        for name, value in losses.items():
+            if name not in self._sums:
+                self._sums[name] = torch.zeros((), dtype=torch.float64, device=self._device)
+            self._sums[name] += torch.where(good, value.detach(), 0)
+
+    @property
+    def skipped(self) -> int:
+        """Steps skipped since the beginning."""
+        return int(self._skipped)
+
+    @property
+    def in_a_row(self) -> int:
+        """Steps skipped since the last that was taken."""
+        return int(self._in_a_row)
+
+    @property
+    def longest(self) -> int:
+        """The most steps that were ever skipped in a row."""
+        return int(self._longest)
+
+    def means(self) -> dict[str, float]:
+        """The mean losses of the steps taken since the last `forget`, by name."""
+        taken = int(self._taken)
+        return {name: value.item() / taken for name, value in self._sums.items()} if taken else {}
+
+    def forget(self) -> None:
+        """Begin anew with the sums; what was skipped stays."""
+        self._taken.zero_()
+        for value in self._sums.values():
+            value.zero_()
+
+    def state(self) -> dict[str, Any]:
+        counts = torch.stack([self._taken, self._skipped, self._in_a_row, self._longest])
+        return {"counts": counts.tolist(), "sums": {name: value.item() for name, value in self._sums.items()}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        counts = (self._taken, self._skipped, self._in_a_row, self._longest)
+        for count, value in zip(counts, state["counts"], strict=True):
+            count.fill_(int(value))
+        self._sums = {
+            name: torch.tensor(float(value), dtype=torch.float64, device=self._device)
+            for name, value in state["sums"].items()
+        }

@@ -1,0 +1,11 @@
+"""What is trained and by which losses; the loop knows nothing of either.
+
+`task` says what a task is; `teacher` trains a network by a teacher's method, `distillation` by those of students, from
+a frozen teacher.
+"""
+
+from icckd.training.tasks.distillation import DistillationTask, FrozenTeacher
+from icckd.training.tasks.task import Task
+from icckd.training.tasks.teacher import TeacherTask
+
+__all__ = ["DistillationTask", "FrozenTeacher", "Task", "TeacherTask"]

@@ -1,0 +1,99 @@
+"""Training a student."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from icckd.backends.arithmetic import accumulation_dtype
+from icckd.data import Batch
+from icckd.methods import Outputs, Pair, StudentMethod
+from icckd.models import Model
+from icckd.settings import StudentLossSettings
+from icckd.training.tasks.task import Task, ask, describe, samples_of
+
+_TEACHER = "teacher"
+
+
+class FrozenTeacher:
+    """A trained network that only answers: normalised images (B, C, H, W) → its outputs, without gradient.
+
+    It is no nn.Module, so that it is neither trained nor saved with the student. `mean` and `std` are the statistics
+    per channel that the images come normalised with; the teacher sees them normalised as in its own training.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        own_normalization: tuple[Sequence[float], Sequence[float]],
+        normalization: tuple[Sequence[float], Sequence[float]],
+    ):
+        self.model = model.requires_grad_(False).eval()
+        device = next(model.parameters()).device
+        own_mean, own_std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in own_normalization)
+        mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in normalization)
+        self.scale = std / own_std
+        self.shift = (mean - own_mean) / own_std
+
+    def __call__(self, images: Tensor, stages: Sequence[str] = ()) -> Outputs:
+        with torch.inference_mode():
+            features, logits, maps = ask(self.model, images * self.scale + self.shift, stages)
+        # What is made in inference mode cannot be saved for a backward; copies made outside of it can.
+        return Outputs(features.clone(), logits.clone(), {name: x.clone() for name, x in maps.items()})
+
+
+class DistillationTask(Task):
+    """A student that learns from the labels and, by the methods that `settings` name, from a frozen teacher.
+
+    Teacher and student see the same view, the teacher once a batch however many methods there are. `labels` are those
+    of all training images.
+    """
+
+    def __init__(self, model: Model, teacher: FrozenTeacher, labels: Tensor, settings: StudentLossSettings):
+        super().__init__()
+        self.model = model
+        self.views = 1
+        self.teacher = teacher
+        pair = Pair(describe(model), describe(teacher.model), labels)
+        self.settings = settings.method_settings()
+        self.weights = settings.weights()
+        self.cross_entropy_weight = settings.weight_of_cross_entropy()
+        self.methods = nn.ModuleDict(
+            {
+                name: method(self.settings[name], pair, settings.backend)
+                for name, method in settings.method_classes().items()
+            }
+        )
+
+    def ask(self, batch: Batch) -> Outputs:
+        (images,) = batch.views
+        return ask(self.model, images, _all(method.student_stages for method in self._by_name().values()))
+
+    def ask_without_gradient(self, batch: Batch) -> dict[str, Outputs]:
+        methods, (images,) = self._by_name(), batch.views
+        return {_TEACHER: self.teacher(images, _all(m.teacher_stages for m in methods.values()))} if methods else {}
+
+    def losses(self, outputs: Outputs, others: Mapping[str, Outputs], batch: Batch) -> dict[str, Tensor]:
+        methods, samples = self._by_name(), samples_of(batch)
+        logits = outputs.logits.to(accumulation_dtype(outputs.logits))
+        cross_entropy = nn.functional.cross_entropy(logits, batch.labels)
+        losses = {name: method(outputs, others[_TEACHER], samples) for name, method in methods.items()}
+        loss = self.cross_entropy_weight * cross_entropy
+        for name, method in methods.items():
+            loss = loss + self.weights[name] * method.settings.warmth(self.epoch) * losses[name]
+        return {"loss": loss, "cross_entropy": cross_entropy, **losses}
+
+    def networks(self) -> list[nn.Module]:
+        return [self.model, self.teacher.model]
+
+    def after_step(self, taken: Tensor) -> None:
+        for method in self._by_name().values():
+            method.after_step(taken)
+
+    def _by_name(self) -> dict[str, StudentMethod]:
+        return cast(dict[str, StudentMethod], dict(self.methods.items()))
+
+
+def _all(stages: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(sorted(set().union(*stages)))

@@ -1,0 +1,137 @@
+"""Training a teacher."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from icckd.data import Batch
+from icckd.environment import free_memory
+from icckd.errors import UserError
+from icckd.memory import ClassMemory, memory_bytes
+from icckd.methods import Outputs, Samples
+from icckd.models import Model
+from icckd.settings import MemorySettings, TeacherSettings
+from icckd.training.average import MovingAverage
+from icckd.training.embeddings import LatestEmbeddings
+from icckd.training.statistics import unmoved_statistics
+from icckd.training.tasks.task import Task, ask, describe, samples_of
+
+_AVERAGE, _SECOND_VIEW = "average", "second view"
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float8": torch.float8_e4m3fn,
+}
+
+
+class TeacherTask(Task):
+    """A network trained by the method that `settings` name, on so many `images`.
+
+    What earlier steps leave for later ones is kept on the network's device. Raises UserError, naming the setting, where
+    there is no room for that.
+    """
+
+    def __init__(self, model: Model, settings: TeacherSettings, images: int):
+        super().__init__()
+        loss = settings.loss
+        self.model = model
+        self.method = loss.method_class()(loss.method_settings(), describe(model), loss.backend)
+        self.positive = settings.positive if self.method.views > 1 else "second-view"
+        self.views = 1 if self.positive == "previous-epoch" else self.method.views
+        self.memory: ClassMemory | None = None
+        self.average: MovingAverage | None = None
+        self.latest: LatestEmbeddings | None = None
+        self.memory_warmup = settings.memory.warmup_epochs
+        if self.method.uses_memory and settings.memory.capacity:
+            self.memory = _memory(model, settings.memory)
+            if settings.memory.average:
+                self.average = MovingAverage(model, settings.memory.average)
+        if self.positive == "previous-epoch":
+            self.latest = _latest_embeddings(model, images)
+        # Of the step under way: embeddings of the first views, those to put into the memory, and of which images.
+        self._step: tuple[Tensor, Tensor, Batch] | None = None
+
+    def ask(self, batch: Batch) -> Outputs:
+        images = torch.cat(batch.views) if self.positive == "second-view" else batch.views[0]
+        return ask(self.model, images, self.method.stages)
+
+    @torch.no_grad()
+    def ask_without_gradient(self, batch: Batch) -> dict[str, Outputs]:
+        others = {}
+        if self.positive == "second-view-detached":
+            with unmoved_statistics(self.model):
+                others[_SECOND_VIEW] = ask(self.model, batch.views[1])
+        if self.average is not None:
+            others[_AVERAGE] = ask(self.average.network, batch.views[0])
+        return others
+
+    def losses(self, outputs: Outputs, others: Mapping[str, Outputs], batch: Batch) -> dict[str, Tensor]:
+        own = outputs.features[: len(batch.labels)].detach()
+        self._step = (own, others[_AVERAGE].features if self.average is not None else own, batch)
+        return self.method(outputs, self._samples(others, batch))
+
+    def networks(self) -> list[nn.Module]:
+        return [self.model] if self.average is None else [self.model, self.average.network]
+
+    def after_step(self, taken: Tensor) -> None:
+        self.method.after_step(taken)
+        if self._step is None:
+            return
+        own, remembered, batch = self._step
+        self._step = None
+        if self.memory is not None:
+            self.memory.push(remembered, torch.where(taken, batch.labels, -1))
+        if self.average is not None:
+            self.average.follow(self.model, taken)
+        if self.latest is not None:
+            self.latest.keep(batch.indices, own, taken)
+
+    def _samples(self, others: Mapping[str, Outputs], batch: Batch) -> Samples:
+        """The images of `batch` with what the method may know of them and of others."""
+        samples = samples_of(batch)._replace(memory=self.memory if self.epoch >= self.memory_warmup else None)
+        if self.latest is not None:
+            positives, known = self.latest.find(batch.indices)
+            # In the first epoch only a sampler that repeats images would find any.
+            return samples._replace(positives=positives, anchors=known & (self.epoch > 0))
+        return samples._replace(positives=others[_SECOND_VIEW].features if _SECOND_VIEW in others else None)
+
+
+def _memory(model: Model, settings: MemorySettings) -> ClassMemory:
+    sizes, dtype = (model.classes, settings.capacity, model.feature_dim), _DTYPES[settings.dtype]
+    _check_room(
+        model,
+        memory_bytes(*sizes, dtype),
+        f"teacher.memory.capacity is {settings.capacity}",
+        f"{model.classes} classes of as many embeddings of {model.feature_dim} numbers in {settings.dtype}",
+        "give less, or a narrower teacher.memory.dtype",
+    )
+    with _device(model):
+        return ClassMemory(*sizes, dtype)
+
+
+def _latest_embeddings(model: Model, images: int) -> LatestEmbeddings:
+    _check_room(
+        model,
+        4 * images * model.feature_dim,
+        "teacher.positive is previous-epoch",
+        f"an embedding of {model.feature_dim} float32 numbers for each of {images} images",
+        "use second-view-detached",
+    )
+    with _device(model):
+        return LatestEmbeddings(images, model.feature_dim)
+
+
+def _check_room(model: Model, needed: int, setting: str, what: str, remedy: str) -> None:
+    device = _device(model)
+    free = free_memory(device)
+    if needed > free:
+        raise UserError(
+            f"{setting}, which takes {needed / 1e9:,.1f} GB: {what}; {free / 1e9:,.1f} GB are free on the "
+            f"{device.type}: {remedy}"
+        )
+
+
+def _device(model: Model) -> torch.device:
+    return next(model.parameters()).device
