@@ -319,6 +319,11 @@ class Experiment:
             size, name = balance.classes * balance.samples, "data.classes_per_batch · data.samples_per_class"
         if size > images:
             raise UserError(f"{name} is {size}, more than the {images} training images")
+        if size < 2 * settings.accumulate:
+            raise UserError(
+                f"{stage}.accumulate is {settings.accumulate}; it should be {size // 2} at most, as {name} is {size}: "
+                "each part of a batch holds 2 images or more"
+            )
         if images % size == 1 and not settings.drop_last:
             raise UserError(
                 f"{name} is {size}, which leaves a last batch of one of the {images} training images; give another "

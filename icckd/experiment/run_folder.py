@@ -21,6 +21,8 @@ _RESULTS = (
     *("config.yaml", "inputs.json", "metrics.jsonl", "summary.json", "report.html", "report.md"),
     *STAGES,
 )
+# What may be another when a run is continued: no result depends on it.
+_FREE = ("data.workers",)
 
 
 class RunFolder:
@@ -159,7 +161,7 @@ class RunFolder:
         for name, value in flat(asdict(settings)).items():
             owner, then = name.split(".")[0], saved.get(name)
             # A setting that is not in force may be no number.
-            same = then == value or (then != then and value != value)
+            same = name in _FREE or then == value or (then != then and value != value)
             if not same and (owner in begun or owner not in STAGES):
                 raise UserError(
                     f"--resume: {name} is {value}, but the run in {self.path} has {then}; "

@@ -22,6 +22,8 @@ from icckd.settings.names import flat
 
 # The largest float32: PyTorch's optimisers take no larger factor.
 _LARGEST_FACTOR = (2 - 2**-23) * 2.0**127
+# The largest learning rate that stays one beside rate_scaling: fewer than 2⁶³ images multiply it by 2⁵⁵ at most.
+_LARGEST_SCALED_RATE = _LARGEST_FACTOR * 2.0**-55
 # A setting's name and value, whether it is right, and what would be.
 _Rule = tuple[str, Any, bool, str]
 
@@ -154,17 +156,17 @@ def _method_rules(prefix: str, settings: MethodSettings) -> list[_Rule]:
 
 
 def _training_rules(name: str, stage: TrainingSettings) -> list[_Rule]:
+    largest_rate = _LARGEST_FACTOR if stage.rate_scaling == "none" else _LARGEST_SCALED_RATE
     rules: list[_Rule] = [
         (f"{name}.epochs", stage.epochs, stage.epochs >= 1, "1 or more"),
         (f"{name}.batch_size", stage.batch_size, stage.batch_size >= 2, "2 or more"),
-        (f"{name}.accumulate", stage.accumulate, 1 <= stage.accumulate <= stage.batch_size // 2,
-         "1 or more, and leave 2 images or more of a batch to each part"),
+        (f"{name}.accumulate", stage.accumulate, stage.accumulate >= 1, "1 or more"),
         (f"{name}.cuda_graph", stage.cuda_graph, not stage.cuda_graph or stage.optimizer == "sgd",
          f"false beside {name}.optimizer {stage.optimizer}, whose learning rate a graph would not change"),
         (f"{name}.accumulate", stage.accumulate, stage.accumulate == 1 or not stage.cuda_graph,
          f"1 beside {name}.cuda_graph: a graph does not draw the same random numbers twice"),
-        (f"{name}.learning_rate", stage.learning_rate, 0 < stage.learning_rate <= _LARGEST_FACTOR,
-         f"above 0, and {_LARGEST_FACTOR:.3g} at most"),
+        (f"{name}.learning_rate", stage.learning_rate, 0 < stage.learning_rate <= largest_rate,
+         f"above 0, and {largest_rate:.3g} at most with {name}.rate_scaling {stage.rate_scaling}"),
         (f"{name}.momentum", stage.momentum, 0 < stage.momentum < 1, "between 0 and 1"),
         (f"{name}.weight_decay", stage.weight_decay, 0 <= stage.weight_decay <= _LARGEST_FACTOR,
          f"in [0, {_LARGEST_FACTOR:.3g}]"),

@@ -10,7 +10,8 @@ from icckd.settings.definition import STAGES
 
 # What presets depend on.
 DECISIVE = (
-    *("device", "data.name", "teacher.arch", "teacher.epochs", "teacher.batch_size"),
+    *("device", "data.name", "data.classes_per_batch", "data.samples_per_class"),
+    *("teacher.arch", "teacher.epochs", "teacher.batch_size"),
     *("student.arch", "student.epochs", "student.batch_size", "student.loss.method"),
 )
 
@@ -135,8 +136,14 @@ def _fast(chosen: Mapping[str, Any]) -> dict[str, Any]:
     on_gpu = chosen["device"] == "cuda" or (chosen["device"] == "auto" and torch.cuda.is_available())
     defaults: dict[str, Any] = {}
     for stage in STAGES:
-        rule = _FAST_SGD if chosen[f"{stage}.batch_size"] <= _LARGEST_FOR_SGD else _FAST_LAMB
+        rule = _FAST_SGD if _images_a_step(chosen, stage) <= _LARGEST_FOR_SGD else _FAST_LAMB
         warmup = min(rule["warmup_epochs"], chosen[f"{stage}.epochs"])
         training = {**_FAST, **rule, "warmup_epochs": warmup, "autocast": on_gpu, "compile": on_gpu}
         defaults |= {f"{stage}.{name}": value for name, value in training.items()}
     return defaults
+
+
+def _images_a_step(chosen: Mapping[str, Any], stage: str) -> int:
+    classes, samples = chosen["data.classes_per_batch"], chosen["data.samples_per_class"]
+    both = isinstance(classes, int) and isinstance(samples, int)
+    return classes * samples if both else chosen[f"{stage}.batch_size"]

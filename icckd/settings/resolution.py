@@ -48,7 +48,8 @@ def defaults_under(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     defaults = flat(asdict(Settings()))
     chosen = {name: given.get(name, defaults[name]) for name in ("preset", *DECISIVE)}
-    if any(not isinstance(value, type(defaults[name])) for name, value in chosen.items()):
+    kinds = {name: object if defaults[name] is None else type(defaults[name]) for name in chosen}
+    if any(not isinstance(value, kinds[name]) for name, value in chosen.items()):
         return {}
     return preset_defaults(chosen["preset"], chosen)
 

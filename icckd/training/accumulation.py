@@ -27,8 +27,8 @@ def accumulate(
 ) -> dict[str, Tensor]:
     """The losses of `batch`, by name, without gradient; their gradient is added to that of the parameters of `task`.
 
-    Networks are asked about `parts` parts of it, as even as can be, and within `precision()`, as losses are computed.
-    Random numbers are those of asking once.
+    Networks are asked about `parts` parts of it, as even as can be, or fewer where that would leave one image to some,
+    and within `precision()`, as losses are computed. Random numbers are those of asking once.
     """
     pieces = _split(batch, parts)
     first, said, others = [], [], []
@@ -58,7 +58,8 @@ def accumulate(
 
 
 def _split(batch: Batch, parts: int) -> list[Batch]:
-    parts = min(parts, len(batch.labels))
+    # One image has no variance to normalise by, and the last batch of an epoch may be small.
+    parts = max(1, min(parts, len(batch.labels) // 2))
     views = zip(*(view.tensor_split(parts) for view in batch.views), strict=True)
     rest = zip(batch.labels.tensor_split(parts), batch.indices.tensor_split(parts), strict=True)
     return [Batch(of_part, labels, indices) for of_part, (labels, indices) in zip(views, rest, strict=True)]

@@ -75,6 +75,12 @@ def test_resume_with_other_settings_names_the_difference(used):
         used.open(settings, resume=True)
 
 
+def test_resume_with_another_number_of_workers(used):
+    data = replace(Settings().data, workers=3)
+    used.open(Settings(data=data, seed=5), resume=True)
+    assert read_config(used.config)["data"]["workers"] == 3
+
+
 def test_resume_with_other_settings_of_a_stage_that_has_not_begun(used):
     settings = replace(Settings(seed=5), student=StudentSettings(epochs=3))
     used.open(settings, resume=True)

@@ -121,5 +121,13 @@ def test_fast_has_a_rate_for_the_batch(stage, batch, optimizer, peak, warmup, de
     assert (other.batch_size, other.optimizer, peak_rate(other)) == (1024, "sgd", pytest.approx(0.4))
 
 
+def test_fast_knows_how_many_images_a_balanced_batch_holds():
+    balanced = {"data.sampler": "class-balanced", "data.classes_per_batch": 512, "data.samples_per_class": 32}
+    settings = settings_from({"preset": "fast", **balanced}, "here")
+    assert (settings.teacher.optimizer, settings.student.optimizer) == ("lamb", "lamb")
+    with pytest.raises(UserError, match=r"data\.classes_per_batch"):
+        settings_from({"preset": "fast", **balanced, "data.classes_per_batch": "x"}, "here")
+
+
 def test_fast_warms_up_no_longer_than_it_trains():
     assert settings_from({"preset": "fast", "teacher.epochs": 2}, "here").teacher.warmup_epochs == 2

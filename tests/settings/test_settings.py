@@ -77,6 +77,8 @@ def test_a_method_that_learns_from_its_second_view_keeps_it(monkeypatch):
         (Settings(teacher=TeacherSettings(milestones=[0.5, 1.0])), "teacher.milestones"),
         (Settings(teacher=TeacherSettings(learning_rate=float("nan"))), "teacher.learning_rate"),
         (Settings(teacher=TeacherSettings(learning_rate=1e39)), "teacher.learning_rate"),
+        (Settings(teacher=TeacherSettings(learning_rate=1e30, rate_scaling="linear")), "teacher.learning_rate"),
+        (Settings(teacher=TeacherSettings(accumulate=0)), "teacher.accumulate"),
         (Settings(student=StudentSettings(weight_decay=1e39)), "student.weight_decay"),
         (Settings(teacher=TeacherSettings(loss=TeacherLossSettings(weight=-0.1))), "teacher.loss.weight"),
         (Settings(teacher=TeacherSettings(loss=TeacherLossSettings(margin=float("nan")))), "teacher.loss.margin"),

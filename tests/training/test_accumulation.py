@@ -116,6 +116,16 @@ def test_running_statistics_move_once_a_part():
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize(("rows", "sizes"), [(11, [3, 2, 2, 2, 2]), (5, [3, 2]), (1, [1])])
+def test_no_part_is_a_single_image_of_several(rows, sizes, monkeypatch):
+    task, whole = teacher(torch.float32), batch(2, torch.float32)
+    of = Batch(tuple(view[:rows] for view in whole.views), whole.labels[:rows], whole.indices[:rows])
+    ask, asked = task.ask, []
+    monkeypatch.setattr(task, "ask", lambda part: asked.append(len(part.labels)) or ask(part))
+    in_parts(task, of, 5)
+    assert asked == 2 * sizes
+
+
 def test_the_loop_accumulates():
     class Batches:
         def __len__(self):

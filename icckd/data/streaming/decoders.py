@@ -3,8 +3,10 @@
 import os
 import signal
 import threading
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,29 +60,39 @@ class Decoders:
 
     def _new(self, pin_memory: bool) -> "tuple[_Requests, DataLoader[Tensor | str]]":
         source, processes = _Requests(), self._workers > 0
-        return source, DataLoader(
-            _Decoded(),
-            batch_size=None,
-            sampler=source,
-            num_workers=self._workers,
-            collate_fn=_as_it_is,
-            pin_memory=pin_memory,
-            worker_init_fn=_ignore_interrupts,
-            prefetch_factor=_AHEAD if processes else None,
-            persistent_workers=processes,
-            # It draws a seed for each epoch: not from the random numbers of training.
-            generator=torch.Generator(),
-        )
+        with _any_number_of_workers():
+            return source, DataLoader(
+                _Decoded(),
+                batch_size=None,
+                sampler=source,
+                num_workers=self._workers,
+                collate_fn=_as_it_is,
+                pin_memory=pin_memory,
+                worker_init_fn=_ignore_interrupts,
+                prefetch_factor=_AHEAD if processes else None,
+                persistent_workers=processes,
+                # It draws a seed for each epoch: not from the random numbers of training.
+                generator=torch.Generator(),
+            )
 
 
 def _started(loader: DataLoader[Tensor | str]) -> Iterator[Tensor | str]:
     """What comes from `loader`. That a process has ended it says then, not by a signal in the midst of anything."""
     before = signal.getsignal(signal.SIGCHLD)
     try:
-        return iter(loader)
+        with _any_number_of_workers():
+            return iter(loader)
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, before)
+
+
+@contextmanager
+def _any_number_of_workers() -> Iterator[None]:
+    """Without PyTorch's warning of more workers than processors: who reads files from afar may well want them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        yield
 
 
 class _Requests(Sampler[Request]):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import warnings
 from itertools import islice
 from multiprocessing import active_children
 
@@ -65,6 +66,13 @@ def test_a_file_that_cannot_be_read_is_one_line_and_ends_nothing_else(requests, 
     with pytest.raises(UserError, match=r"^\S*none\.png is not an image that can be read: .*No such file[^\n]*$"):
         next(answers)
     assert_same(decoders.run(requests, pin_memory=False), requests)
+
+
+def test_more_processes_than_processors_are_no_warning(requests, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        next(Decoders(2).run(requests, pin_memory=False))
 
 
 @pytest.mark.slow  # PyTorch looks for its processes every five seconds.
