@@ -78,27 +78,34 @@ class Training:
         self._check_network()
         if not checkpoint.exists():
             checkpoint.save(self.state())
-        while self.epoch < self.settings.epochs:
-            self._begin_epoch()
-            for batch in self.batches.epoch(self.epoch, first_step=self.step):
-                loss = self.train_step(batch)
-                on_step(self.epoch, self.step, self._look(loss))
-                due = checkpoint_every and self.step % checkpoint_every == 0 and self.step < len(self.batches)
-                if stop.received or due:
-                    self._save(checkpoint)
-                if stop.received:
+        try:
+            while self.epoch < self.settings.epochs:
+                self._begin_epoch()
+                for batch in self.batches.epoch(self.epoch, first_step=self.step):
+                    loss = self.train_step(batch)
+                    on_step(self.epoch, self.step, self._look(loss))
+                    due = checkpoint_every and self.step % checkpoint_every == 0 and self.step < len(self.batches)
+                    if stop.received or due:
+                        self._save(checkpoint)
+                    if stop.received:
+                        raise Interrupted(stop.received)
+                self._check_skips()
+                self._check_network()
+                if self.counts.in_a_row and self.epoch + 1 == self.settings.epochs:
+                    raise TrainingDiverged(
+                        f"steps at the very end whose loss or gradient was not finite: {self.counts.in_a_row}"
+                    )
+                self._finish_epoch(evaluate())
+                self._save(checkpoint)
+                on_epoch(self.history)
+                if stop.received:  # During the evaluation.
                     raise Interrupted(stop.received)
-            self._check_skips()
-            self._check_network()
-            if self.counts.in_a_row and self.epoch + 1 == self.settings.epochs:
-                raise TrainingDiverged(
-                    f"steps at the very end whose loss or gradient was not finite: {self.counts.in_a_row}"
-                )
-            self._finish_epoch(evaluate())
+        except UserError:
+            if not stop.received:
+                raise
+            # A signal to all processes of a group ends those that decode images, too: that is no error.
             self._save(checkpoint)
-            on_epoch(self.history)
-            if stop.received:  # During the evaluation.
-                raise Interrupted(stop.received)
+            raise Interrupted(stop.received) from None
 
     def _begin_epoch(self) -> None:
         self.task.epoch = self.epoch

@@ -209,6 +209,31 @@ def test_a_signal_during_an_evaluation_is_obeyed(tmp_path):
     assert Checkpoint(tmp_path).load()["epoch"] == 1
 
 
+@pytest.mark.parametrize("where", ["batches", "evaluation"])
+def test_a_signal_that_ends_helping_processes_too_is_no_error(tmp_path, where):
+    whole = fit(training(), tmp_path / "whole")
+    trained, stop = training(), StopSignal()
+
+    def ended(*arguments, **options):
+        stop.received = signal.SIGTERM
+        raise UserError("a process that decodes images has ended")
+
+    if where == "batches":
+        trained.batches.epoch = lambda number, first_step=0: batches_until(ended)
+    evaluate = ended if where == "evaluation" else dict
+    with pytest.raises(Interrupted):
+        trained.fit(Checkpoint(tmp_path), 0, evaluate, lambda *step: None, lambda history: None, stop)
+    resumed = training()
+    resumed.restore(Checkpoint(tmp_path).load())
+    assert resumed.step == (3 if where == "batches" else STEPS)
+    assert torch.equal(weights(fit(resumed, tmp_path)), weights(whole))
+
+
+def batches_until(ended):
+    yield from (NumberedBatch(0, step) for step in range(3))
+    ended()
+
+
 def test_another_networks_checkpoint_is_refused(tmp_path):
     fit(training(epochs=1), tmp_path)
     other = training()
