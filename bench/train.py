@@ -52,6 +52,7 @@ TEACHERS = {
     INTRA_CLASS: _intra_class(),
     "the same, memory of 64 a class": _intra_class(memory=MemorySettings(capacity=64)),
     "the same, memory of 64 a class in float8": _intra_class(memory=MemorySettings(capacity=64, dtype="float8")),
+    "the same, accumulated in 4 parts": _intra_class(accumulate=4),
     "intra-class, second view detached": _intra_class(positive="second-view-detached"),
     PREVIOUS_EPOCH: _intra_class(positive="previous-epoch"),
 }
@@ -98,7 +99,7 @@ class Case:
             task = TeacherTask(self.make(self.network), settings, len(self.images))
             _fill(task)
             floor = detached if task.positive == "second-view-detached" else floors[task.views]
-            steppers[name] = self._training(task, floor)
+            steppers[name] = self._training(task, floor, settings.accumulate)
         return steppers
 
     def students(self) -> dict[str, Stepper]:
@@ -116,8 +117,8 @@ class Case:
             steppers[f"student: {method}"] = self._training(task, both if task.methods else alone)
         return steppers
 
-    def _training(self, task: Task, floor: str) -> Stepper:
-        settings = TrainingSettings(epochs=1000, batch_size=self.batch)
+    def _training(self, task: Task, floor: str, accumulate: int = 1) -> Stepper:
+        settings = TrainingSettings(epochs=1000, batch_size=self.batch, accumulate=accumulate)
         batches = resident(self.images, self.labels, self.batch, task.views)
         training = Training(task.to(self.images.device), batches, settings)
         return Stepper(_forever(training).__next__, task.views, floor, training)

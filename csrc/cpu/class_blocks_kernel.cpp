@@ -156,6 +156,7 @@ void gradient_block(const IntraClassProblem& problem, const IntraClassResults& r
                                       positive);
     });
   }
+  stored_past_caches();
 }
 
 void zero_gradients(const IntraClassProblem& problem, const IntraClassResults& results, const int64_t* order, int64_t count) {
@@ -163,9 +164,9 @@ void zero_gradients(const IntraClassProblem& problem, const IntraClassResults& r
     with_type(problem.anchor.element, [&](auto type) {
       using T = decltype(type);
       for (void* gradient : {results.d_anchor, results.d_positive})
-        if (gradient != nullptr)
-          for (int64_t d = 0; d < problem.dim; ++d) static_cast<T*>(gradient)[order[i] * problem.dim + d] = T{};
+        if (gradient != nullptr) store_zeros(static_cast<T*>(gradient) + order[i] * problem.dim, problem.dim, results.past_caches);
     });
+  stored_past_caches();
 }
 
 }  // namespace icckd::ICCKD_ISA

@@ -233,6 +233,15 @@ class Arguments {
     return wanted ? empty({anchor_.size(0), problem.dim}, anchor_.scalar_type()) : empty({0}, anchor_.scalar_type());
   }
 
+  // Gradients that no core's own cache could hold are written past the caches, if their rows are whole cache lines.
+  bool writes_past_caches(const Tensor& d_anchor, const Tensor& d_positive) const {
+    constexpr uintptr_t line = 64, large = 1 << 20;
+    const uintptr_t row = problem.dim * anchor_.element_size();
+    const auto begins_line = [](const Tensor& x) { return reinterpret_cast<uintptr_t>(x.const_data_ptr()) % line == 0; };
+    return row % line == 0 && begins_line(d_anchor) && begins_line(d_positive) &&
+           (d_anchor.numel() + d_positive.numel()) * anchor_.element_size() >= large;
+  }
+
   IntraClassProblem problem{};
 
  private:
@@ -260,6 +269,7 @@ Gradients sum_and_gradients(const Arguments& arguments, bool need_anchor, bool n
       need_anchor ? gradients.anchor.mutable_data_ptr() : nullptr,
       need_positive ? gradients.positive.mutable_data_ptr() : nullptr,
       need_temperature,
+      arguments.writes_past_caches(gradients.anchor, gradients.positive),
   });
   const double scale = arguments.problem.scale;
   if (need_temperature) gradients.temperature = scalar(-scale * scale * sums.d_scale);
@@ -272,7 +282,7 @@ std::tuple<Tensor, Tensor> intra_class_rows(Tensor anchor, Tensor positive, Tens
                                             std::optional<int64_t> num_classes) {
   const Arguments arguments(anchor, positive, labels, weight, memory, memory_labels, temperature, normalize, num_classes);
   Tensor rows = zeros(anchor.size(0)), lse = zeros(anchor.size(0));
-  run(arguments.problem, {rows.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>(), nullptr, nullptr, false});
+  run(arguments.problem, {rows.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>(), nullptr, nullptr, false, false});
   return {rows, lse};
 }
 

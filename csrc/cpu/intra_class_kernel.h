@@ -38,6 +38,7 @@ struct IntraClassResults {
   void* d_anchor;    // contiguous, of the anchor's element
   void* d_positive;  // contiguous, of the anchor's element
   bool d_scale;      // whether Sums::d_scale is wanted
+  bool past_caches;  // whether to write the gradients past the caches: their rows are whole cache lines then
 
   bool any_gradient_of_rows() const { return d_anchor != nullptr || d_positive != nullptr; }
 };

@@ -34,11 +34,18 @@ inline void along(const T* x, int64_t dim, const Run& run) {
 }
 
 template <class T>
-inline void store_up_to(T* p, int64_t elements, Vec v) {
-  if (elements == width)
-    store(p, v);
-  else
+inline void store_up_to(T* p, int64_t elements, Vec v, bool past_caches) {
+  if (elements < width)
     store_first(p, elements, v);
+  else if (past_caches)
+    store_past_caches(p, v);
+  else
+    store(p, v);
+}
+
+template <class T>
+inline void store_zeros(T* p, int64_t dim, bool past_caches) {
+  for (int64_t d = 0; d < dim; d += width) store_up_to(p + d, dim - d < width ? dim - d : width, Vec{}, past_caches);
 }
 
 // 1/‖x‖ given ‖x‖² in float, which may have over- or underflown; 0 for a zero row.
@@ -154,7 +161,7 @@ inline void write_gradients(const IntraClassProblem& problem, const IntraClassRe
                             float factor, const float* pull, float push, Positive positive) {
   const int64_t dim = problem.dim;
   const T* p = row_of<T>(problem.positive, row);
-  const bool normalize = problem.normalize;
+  const bool normalize = problem.normalize, past_caches = results.past_caches;
   if (results.d_anchor != nullptr) {
     T* out = static_cast<T*>(results.d_anchor) + row * dim;
     Vec products{};
@@ -163,10 +170,10 @@ inline void write_gradients(const IntraClassProblem& problem, const IntraClassRe
     const Vec along_z = splat(normalize ? sum(products) + push * positive.similarity : 0);
     if (push == 0)
       for (int64_t d = 0; d < dim; d += width)
-        store_up_to(out + d, dim - d < width ? dim - d : width, outer * (load(pull + d) - along_z * load(z + d)));
+        store_up_to(out + d, dim - d < width ? dim - d : width, outer * (load(pull + d) - along_z * load(z + d)), past_caches);
     else
       along(p, dim, [&](Vec v, int64_t d, int64_t elements) {
-        store_up_to(out + d, elements, outer * (load(pull + d) + along_p * v - along_z * load(z + d)));
+        store_up_to(out + d, elements, outer * (load(pull + d) + along_p * v - along_z * load(z + d)), past_caches);
       });
   }
   if (results.d_positive != nullptr) {
@@ -174,10 +181,10 @@ inline void write_gradients(const IntraClassProblem& problem, const IntraClassRe
     const Vec outer = splat(problem.scale * push * positive.factor);
     const Vec along_p = splat(normalize ? positive.similarity * positive.factor : 0);
     if (push == 0)
-      for (int64_t d = 0; d < dim; ++d) out[d] = T{};
+      store_zeros(out, dim, past_caches);
     else
       along(p, dim, [&](Vec v, int64_t d, int64_t elements) {
-        store_up_to(out + d, elements, outer * (load(z + d) - along_p * v));
+        store_up_to(out + d, elements, outer * (load(z + d) - along_p * v), past_caches);
       });
   }
 }

@@ -7,9 +7,10 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__SSE2__)
 #include <immintrin.h>
-#else
+#endif
+#if !defined(__F16C__) && !defined(__AVX512F__)
 #include <torch/headeronly/util/Half.h>
 #endif
 
@@ -55,14 +56,6 @@ static inline Vec load(const bfloat16* p) {
   return (Vec)(__builtin_convertvector(bits, IntVec) << 16);
 }
 
-static inline void store(bfloat16* p, Vec v) {
-  const IntVec bits = (IntVec)v;
-  const IntVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
-  const IntVec quiet_nan = (bits >> 16) | 0x40;
-  const ShortVec half = __builtin_convertvector(v == v ? rounded : quiet_nan, ShortVec);
-  std::memcpy(p, &half, sizeof half);
-}
-
 static inline Vec load(const float16* p) {
 #if defined(__AVX512F__)
   return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -75,13 +68,56 @@ static inline Vec load(const float16* p) {
 #endif
 }
 
-static inline void store(float16* p, Vec v) {
+// v in the format that the pointer is for.
+static inline Vec converted(Vec v, const float*) {
+  return v;
+}
+
+static inline ShortVec converted(Vec v, const bfloat16*) {
+  const IntVec bits = (IntVec)v;
+  const IntVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
+  const IntVec quiet_nan = (bits >> 16) | 0x40;
+  return __builtin_convertvector(v == v ? rounded : quiet_nan, ShortVec);
+}
+
+static inline ShortVec converted(Vec v, const float16*) {
 #if defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT));
+  return (ShortVec)_mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__F16C__)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  return (ShortVec)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT);
 #else
-  for (int i = 0; i < width; ++i) p[i].bits = c10::detail::fp16_ieee_from_fp32_value(v[i]);
+  ShortVec half;
+  for (int i = 0; i < width; ++i) half[i] = c10::detail::fp16_ieee_from_fp32_value(v[i]);
+  return half;
+#endif
+}
+
+template <class T>
+static inline void store(T* p, Vec v) {
+  const auto bits = converted(v, p);
+  std::memcpy(p, &bits, sizeof bits);
+}
+
+// Stores to an aligned address past the caches, where the instruction set can, so that what is there need not be read first. Whole cache
+// lines should be written together, and `stored_past_caches` called before other threads read them.
+template <class T>
+static inline void store_past_caches(T* p, Vec v) {
+  const auto bits = converted(v, p);
+#if defined(__AVX512F__)
+  if constexpr (sizeof bits == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)bits);
+#endif
+#if defined(__AVX__)
+  if constexpr (sizeof bits == 32) return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)bits);
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof bits == 16) return _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)bits);
+#endif
+  std::memcpy(p, &bits, sizeof bits);
+}
+
+static inline void stored_past_caches() {
+#if defined(__SSE2__)
+  _mm_sfence();
 #endif
 }
 

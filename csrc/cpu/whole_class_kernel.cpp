@@ -167,6 +167,7 @@ Sums whole_class(const IntraClassProblem& problem, const IntraClassResults& resu
       write_gradients<decltype(type)>(problem, results, all.rows[i], w.z + i * w.stride, w.factor[i], w.pull + i * w.stride,
                                       w.push[i], {w.positive_factor[i], w.similarity[i]});
     });
+  stored_past_caches();
   return sums;
 }
 

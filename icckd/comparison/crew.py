@@ -102,7 +102,8 @@ class Crew:
 
     def _started(self) -> _Member:
         here, there = self._context.Pipe()
-        process = self._context.Process(target=serve, args=(there, self._threads), daemon=True)
+        # Not one that Python ends by itself: those may not start processes, as streamed data do.
+        process = self._context.Process(target=serve, args=(there, self._threads), daemon=False)
         # A signal to the whole group must not meet a worker that is not yet ready for it. The tracker, which Python
         # starts beside the first process, would undo that.
         resource_tracker.ensure_running()

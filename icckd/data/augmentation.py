@@ -51,6 +51,9 @@ class Drawn(NamedTuple):
         return Drawn(*(None if numbers is None else numbers[..., images] for numbers in self))
 
 
+NOTHING = Drawn(None, None, None)
+
+
 class Parameters(NamedTuple):
     """What `augment` does to V views of each of B images of one size, on their device; None: nothing of the kind.
 

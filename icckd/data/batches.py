@@ -1,7 +1,7 @@
 """Batches of normalised images, with augmented views made on the device in a few operations per batch."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import NamedTuple
 
@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icckd.data.augmentation import Augmentation, Drawn, Parameters, augment, draw, parameters
+from icckd.data.augmentation import NOTHING, Augmentation, Drawn, Parameters, augment, draw, parameters
 from icckd.data.order import Balance, balanced_order, random_order
+from icckd.data.streaming import ImageFiles
 
 # First word of the seeds of augmentation, so that it shares no stream with orders.
 _AUGMENTATION = 2
@@ -38,7 +39,7 @@ class Batches:
     Iterating goes through epoch 0.
 
     Args:
-        images: uint8 (N, C, H, W), kept on `device`.
+        images: uint8 (N, C, H, W), kept on `device`; or in files, of which batches are decoded ahead and sent.
         labels: int64 (N,), kept on `device`.
         batch_size: Images per step, of all ranks together.
         mean: Per-channel mean of the images scaled to [0, 1]. A view is (image / 255 − mean) / std.
@@ -59,7 +60,7 @@ class Batches:
 
     def __init__(
         self,
-        images: Tensor,
+        images: Tensor | ImageFiles,
         labels: Tensor,
         *,
         batch_size: int,
@@ -76,13 +77,15 @@ class Batches:
     ):
         _check_images(images, labels)
         _check_statistics(mean, std, channels=images.shape[1])
+        if not isinstance(images, Tensor) and augmentation and augmentation.resized_crop and augmentation.crop_padding:
+            raise ValueError(f"augmentation is {augmentation}; images in files are cropped in one way only")
         for name, value, least in (("batch_size", batch_size, 1), ("views", views, 1), ("seed", seed, 0)):
             if value < least:
                 raise ValueError(f"{name} is {value}; it should be {least} or more")
         _check_balance(balance, batch_size, shuffle)
         if not 0 <= part[0] < part[1]:
             raise ValueError(f"part is {part}; it should be (rank, ranks) with 0 <= rank < ranks")
-        self.images = images.to(device)
+        self.images = images.to(device) if isinstance(images, Tensor) else images
         self.labels = labels.to(device)
         self.batch_size = batch_size
         self.augmentation = augmentation
@@ -106,10 +109,13 @@ class Batches:
 
     def epoch(self, number: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of epoch `number` from step `first_step` on, both counted from 0."""
-        order = self._order(number)
-        steps = (self._step(order, number, step) for step in range(first_step, len(self)))
-        for chosen, how in steps if self.labels.device.type == "cpu" else _sent(list(steps), self.labels.device):
-            yield Batch(self._views(self._images(chosen), how), self.labels[chosen], chosen)
+        order, device = self._order(number), self.labels.device
+        wanted = range(first_step, len(self))
+        steps = (self._step(order, number, step) for step in wanted)
+        decoded = None if isinstance(self.images, Tensor) else self._decoded(self.images, order, number, wanted)
+        for chosen, how in steps if device.type == "cpu" else _sent(list(steps), device):
+            images = self._images(chosen) if decoded is None else next(decoded)
+            yield Batch(self._views(images, len(chosen), how), self.labels[chosen], chosen)
 
     def _order(self, epoch: int) -> np.ndarray:
         if self.balance is not None:
@@ -119,27 +125,40 @@ class Batches:
         return np.arange(len(self.images))
 
     def _step(self, order: np.ndarray, epoch: int, step: int) -> tuple[Tensor, Parameters]:
-        """Which images a step shows, and how, on the CPU."""
+        """Which images a step shows, and how, on the CPU; but for what is done as images are decoded."""
+        places, drawn = self._drawn(order, epoch, step)
+        if self._boxes_are_cut:
+            drawn = drawn._replace(place=None, boxes=None)
+        return torch.from_numpy(places), parameters(drawn, *self.images.shape[2:])
+
+    def _decoded(self, files: ImageFiles, order: np.ndarray, epoch: int, steps: Iterable[int]) -> Iterator[Tensor]:
+        return files.decoded((self._drawn(order, epoch, step) for step in steps), self.labels.device)
+
+    def _drawn(self, order: np.ndarray, epoch: int, step: int) -> tuple[np.ndarray, Drawn]:
+        """The places of the images that a step shows, and what is drawn for them."""
         batch = order[step * self.batch_size : (step + 1) * self.batch_size]
         rank, ranks = self.part
         part = slice(len(batch) * rank // ranks, len(batch) * (rank + 1) // ranks)
-        drawn = self._drawn(len(batch), epoch, step).part(part)
-        return torch.from_numpy(batch[part]), parameters(drawn, *self.images.shape[2:])
-
-    def _drawn(self, count: int, epoch: int, step: int) -> Drawn:
-        """What is drawn for the `count` images of a step."""
         if self.augmentation is None:
-            return Drawn(None, None, None)
+            return batch[part], NOTHING
         random = np.random.default_rng([_AUGMENTATION, self.seed, epoch, step])
-        return draw(random, self.augmentation, self.views, count)
+        return batch[part], draw(random, self.augmentation, self.views, len(batch)).part(part)
 
-    def _views(self, images: Tensor, how: Parameters) -> tuple[Tensor, ...]:
+    def _views(self, images: Tensor, count: int, how: Parameters) -> tuple[Tensor, ...]:
+        """The views of `count` images, or of what are their views already, but for what follows the boxes."""
         if self.augmentation is None:
             return (self._normalize(images),) * self.views
-        views = self._normalize(augment(images, self.augmentation, self.views, how))
-        return views.unflatten(0, (self.views, len(images))).unbind()
+        views = 1 if self._boxes_are_cut else self.views
+        varied = self._normalize(augment(images, self.augmentation, views, how))
+        return varied.unflatten(0, (self.views, count)).unbind()
+
+    @property
+    def _boxes_are_cut(self) -> bool:
+        boxes = self.augmentation is not None and self.augmentation.resized_crop is not None
+        return boxes and not isinstance(self.images, Tensor)
 
     def _images(self, chosen: Tensor) -> Tensor:
+        assert isinstance(self.images, Tensor)
         # NumPy copies an image whole, PyTorch by elements: four times slower.
         if self.images.device.type == "cpu":
             return torch.from_numpy(self.images.numpy()[chosen.numpy()])
@@ -163,7 +182,7 @@ def _send(tensors: tuple[Tensor, ...], device: torch.device) -> Tensor:
     return whole.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else whole.to(device)
 
 
-def _check_images(images: Tensor, labels: Tensor) -> None:
+def _check_images(images: Tensor | ImageFiles, labels: Tensor) -> None:
     if images.dtype != torch.uint8:
         raise TypeError(f"images has dtype {images.dtype}; it should be torch.uint8")
     if labels.dtype != torch.int64:

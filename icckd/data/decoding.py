@@ -77,7 +77,7 @@ def _new_part(title: str, paths: Sequence[Path], size: int) -> _Part:
     if len(paths) * 3 * size**2 > _MOST_BYTES:
         raise UserError(
             f"{title}: {len(paths)} images of {size}×{size} pixels take more than {_MOST_BYTES >> 30} GiB; "
-            "set data.image_size to a smaller size"
+            "set data.image_size to a smaller size, or stream an image-folder: data.streaming"
         )
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
     return _Part(title, paths, images, np.zeros(len(paths), dtype=bool))
@@ -100,7 +100,7 @@ def _decode(part: _Part, size: int, index: int) -> None:
         part.deep[index] = _extent(part.paths[index], picture.values)
         part.grey[index] = picture.values.ndim == 2
     else:
-        part.images[index] = torch.from_numpy(np.atleast_3d(_fit(picture, size))).permute(2, 0, 1)
+        part.images[index] = torch.from_numpy(np.atleast_3d(fit_square(picture, size))).permute(2, 0, 1)
         part.grey[index] = picture.mode == "L"
 
 
@@ -110,13 +110,13 @@ def _decode_deep(part: _Part, size: int, scale: Mapping[bool, int], index: int) 
     assert isinstance(picture, DeepPicture)
     most = scale[part.deep[index].floats]
     for channel, values in enumerate(np.moveaxis(np.atleast_3d(picture.values), -1, 0)):
-        fitted = _fit(Image.fromarray(values.astype(np.float32)), size)
+        fitted = fit_square(Image.fromarray(values.astype(np.float32)), size)
         pixels = np.rint(fitted.clip(0, most) * (255 / most)).astype(np.uint8)
         channels = slice(None) if part.grey[index] else channel
         part.images[index, channels] = torch.from_numpy(255 - pixels if picture.negative else pixels)
 
 
-def _fit(picture: Image.Image, size: int) -> np.ndarray:
+def fit_square(picture: Image.Image, size: int) -> np.ndarray:
     return np.array(picture if picture.size == (size, size) else ImageOps.fit(picture, (size, size)))
 
 

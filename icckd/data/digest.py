@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from torch import Tensor
 
 from icckd.data.image_data import ImageData
+from icckd.data.streaming import ImageFiles
 
 _CHUNK = 1 << 24
 
@@ -15,7 +16,8 @@ _CHUNK = 1 << 24
 def digests(data: ImageData) -> dict[str, str]:
     """For images and labels of both splits and for the class names: shape or count, and SHA-256.
 
-    Reads memory at the speed of one hash per processor: 3 GB of images take a second or two.
+    Of images in files names and sizes are what counts. Reads memory at the speed of one hash per processor: 3 GB of
+    images take a second or two.
     """
     parts = ("train_images", "train_labels", "test_images", "test_labels")
     names = hashlib.sha256(json.dumps(data.classes).encode()).hexdigest()
@@ -25,11 +27,15 @@ def digests(data: ImageData) -> dict[str, str]:
     }
 
 
-def _digest(tensor: Tensor) -> str:
-    """The shape, and the SHA-256 of the SHA-256s of consecutive chunks, which threads compute side by side."""
+def _digest(part: Tensor | ImageFiles) -> str:
+    whole = _digest_of(part) if isinstance(part, Tensor) else f"of names and sizes {part.digest()}"
+    return f"{'×'.join(map(str, part.shape))}, sha256 {whole}"
+
+
+def _digest_of(tensor: Tensor) -> str:
+    """The SHA-256 of the SHA-256s of consecutive chunks, which threads compute side by side."""
     content = tensor.contiguous().numpy().data.cast("B")
     chunks = (content[start : start + _CHUNK] for start in range(0, len(content), _CHUNK))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = pool.map(lambda chunk: hashlib.sha256(chunk).digest(), chunks)
-        whole = hashlib.sha256(b"".join(parts)).hexdigest()
-    return f"{'×'.join(map(str, tensor.shape))}, sha256 {whole}"
+        return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from icckd.data.augmentation import Augmentation
 from icckd.data.decoding import decode_images, image_size
 from icckd.data.image_data import ImageData, Split, image_data
 from icckd.data.image_file import SUFFIXES
+from icckd.data.streaming import Decoders, ImageFiles
 from icckd.data.walk import files_beneath, report_left_out
 from icckd.errors import UserError
 from icckd.files import is_utf8
@@ -30,8 +32,9 @@ class _Files(NamedTuple):
 def load_image_folder(root: Path, settings: DataSettings) -> ImageData:
     """`root`/train/CLASS/… and `root`/val/CLASS/…, at any depth, classes in alphabetical order.
 
-    Images are resized to data.image_size pixels a side, or to the first one's shorter side where that is null. Names
-    of classes are given, and compared, in Unicode's form NFC. Says how many files are left out.
+    Images are resized to data.image_size pixels a side, or to the first one's shorter side where that is null. With
+    data.streaming they stay in their files. Names of classes are given, and compared, in Unicode's form NFC. Says how
+    many files are left out.
     """
     train_folders, test_folders = (_class_folders(root / part) for part in ("train", "val"))
     classes = sorted(train_folders)
@@ -73,13 +76,22 @@ def _load(name: str, train: _Files, test: _Files, classes: Sequence[str], settin
         # Pillow's, of metadata that are damaged, or that nothing here reads.
         warnings.simplefilter("ignore")
         size = settings.image_size or image_size(train.paths[0])
-        images, grey = decode_images({files.folder.name: files.paths for files in (train, test)}, size, name)
+        images = (_streamed if settings.streaming else _decoded)(name, (train, test), size, settings)
     train_split, test_split = (
-        Split(pixels[:, : 1 if grey else 3].contiguous(), torch.tensor(files.labels), str(files.folder))
-        for pixels, files in zip(images, (train, test), strict=True)
+        Split(images[part], torch.tensor(files.labels), str(files.folder)) for part, files in enumerate((train, test))
     )
     augmentation = Augmentation(crop_padding=size // 8, flip=True)
     return image_data(name, train_split, test_split, classes, augmentation, settings)
+
+
+def _decoded(name: str, parts: Sequence[_Files], size: int, settings: DataSettings) -> Sequence[Tensor | ImageFiles]:
+    images, grey = decode_images({files.folder.name: files.paths for files in parts}, size, name)
+    return [pixels[:, : 1 if grey else 3].contiguous() for pixels in images]
+
+
+def _streamed(name: str, parts: Sequence[_Files], size: int, settings: DataSettings) -> Sequence[Tensor | ImageFiles]:
+    decoders = Decoders(settings.workers)
+    return [ImageFiles(files.paths, files.folder, size, decoders) for files in parts]
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""A data set in memory, checked, and the class-stratified splits made of it."""
+"""A data set, checked, and the class-stratified splits made of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from icckd.data.augmentation import Augmentation
+from icckd.data.streaming import ImageFiles
 from icckd.errors import UserError
 from icckd.settings import AugmentationSettings, DataSettings
+
+# Of which mean and deviation are found where images are not in memory.
+_SAMPLE = 4096
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,9 @@ class ImageData:
 
     Args:
         name: The data set's name.
-        train_images: uint8 (N, C, H, H).
+        train_images: uint8 (N, C, H, H), in memory or in files.
         train_labels: int64 (N,), in [0, len(classes)).
-        test_images: uint8 (M, C, H, H).
+        test_images: uint8 (M, C, H, H), likewise.
         test_labels: int64 (M,), in [0, len(classes)).
         classes: The classes' names, in label order.
         mean: What is subtracted from each channel of images scaled to [0, 1].
@@ -30,9 +34,9 @@ class ImageData:
     """
 
     name: str
-    train_images: Tensor
+    train_images: Tensor | ImageFiles
     train_labels: Tensor
-    test_images: Tensor
+    test_images: Tensor | ImageFiles
     test_labels: Tensor
     classes: tuple[str, ...]
     mean: tuple[float, ...]
@@ -43,7 +47,7 @@ class ImageData:
 class Split(NamedTuple):
     """Labelled images, uint8 (N, C, H, W) and int64 (N,), and the file or folder that errors name."""
 
-    images: Tensor
+    images: Tensor | ImageFiles
     labels: Tensor
     source: str
 
@@ -59,10 +63,10 @@ def image_data(
     """The data set of two splits, as `settings` want it.
 
     With data.validation above 0 that fraction of `train` takes the place of `test`; data.train_fraction is a part of
-    what is left. Mean and standard deviation are those of the images that are then trained on, and `augmentation` is
-    the data set's own, where `settings` say nothing else. Raises UserError where images and labels do not fit together,
-    a fraction leaves a side empty, a setting does not fit the images, or all training images are of one and the same
-    colour.
+    what is left. Mean and standard deviation are those of the images that are then trained on, or of 4096 of them at
+    most where they are in files, and `augmentation` is the data set's own, where `settings` say nothing else. Raises
+    UserError where images and labels do not fit together, a fraction leaves a side empty, a setting does not fit the
+    images, or all training images, as far as they are looked at, are of one and the same colour.
     """
     for split in (train, test):
         _check_split(split, len(classes))
@@ -77,25 +81,35 @@ def image_data(
         train, test = hold_out(train, settings.validation)
     if settings.train_fraction < 1:
         train = part_of(train, settings.train_fraction)
-    _check_variety(train)
-    mean, std = channel_statistics(train.images)
+    mean, std = _statistics(name, train, settings)
     return ImageData(
         name,
         *train[:2],
         *test[:2],
         tuple(classes),
-        _statistic("data.mean", settings.mean, mean),
-        _statistic("data.std", settings.std, std),
+        mean,
+        std,
         _augmentation(augmentation, settings.augmentation, train.images.shape[-1]),
     )
 
 
-def _statistic(name: str, given: list[float] | None, found: tuple[float, ...]) -> tuple[float, ...]:
-    if given is None:
-        return found
-    if len(given) != len(found):
-        raise UserError(f"{name} has {len(given)} values; it should have {len(found)}, one per channel of the images")
-    return tuple(given)
+def _statistics(name: str, train: Split, settings: DataSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The given mean and deviation, or else those of the images, which are only decoded for that if they are needed."""
+    channels = train.images.shape[1]
+    for setting, values in (("mean", settings.mean), ("std", settings.std)):
+        if values is not None and len(values) != channels:
+            raise UserError(
+                f"data.{setting} has {len(values)} values; it should have {channels}, one per channel of the images"
+            )
+    if isinstance(train.images, Tensor):
+        counts = channel_counts(train.images)
+    elif settings.mean is None or settings.std is None:
+        counts = sum((channel_counts(part) for part in train.images.sample(_SAMPLE, name)), torch.tensor(0))
+    else:
+        return tuple(settings.mean), tuple(settings.std)
+    _check_variety(train, counts)
+    mean, std = channel_statistics(counts)
+    return tuple(settings.mean or mean), tuple(settings.std or std)
 
 
 def _augmentation(own: Augmentation, settings: AugmentationSettings, size: int) -> Augmentation:
@@ -144,20 +158,26 @@ def part_of(split: Split, fraction: float) -> Split:
 
 
 def _select(split: Split, mask: np.ndarray) -> Split:
-    chosen = torch.from_numpy(np.flatnonzero(mask))
-    return Split(split.images[chosen], split.labels[chosen], split.source)
+    places = np.flatnonzero(mask)
+    chosen = torch.from_numpy(places)
+    images = split.images[chosen] if isinstance(split.images, Tensor) else split.images.part(places)
+    return Split(images, split.labels[chosen], split.source)
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 (N, C, H, W) images scaled to [0, 1].
+def channel_counts(images: Tensor) -> Tensor:
+    """How often each value occurs in each channel of uint8 (N, C, H, W) images: int64 (C, 256)."""
+    return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
 
-    Computed exactly, from counts of the 256 values. A deviation below 1/255, a channel that is as good as constant,
-    counts as 1/255, so that one can divide by it.
+
+def channel_statistics(counts: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of images scaled to [0, 1], exactly, from their `channel_counts`.
+
+    A deviation below 1/255, a channel that is as good as constant, counts as 1/255, so that one can divide by it.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     means, deviations = [], []
-    for channel in range(images.shape[1]):
-        frequency = torch.bincount(images[:, channel].flatten(), minlength=256).double() / images[:, channel].numel()
+    for channel in counts.double():
+        frequency = channel / channel.sum()
         mean = (frequency * values).sum()
         means.append(mean.item())
         deviations.append(max((frequency * (values - mean) ** 2).sum().sqrt().item(), 1 / 255))
@@ -177,15 +197,14 @@ def _check_split(split: Split, classes: int) -> None:
         raise UserError(f"{source} has the label {wrong}; labels should be from 0 to {classes - 1}")
 
 
-def _check_variety(split: Split) -> None:
-    least, largest = split.images.amin((0, 2, 3)), split.images.amax((0, 2, 3))
-    if torch.equal(least, largest):
-        values = ", ".join(map(str, least.tolist()))
+def _check_variety(split: Split, counts: Tensor) -> None:
+    if (counts > 0).sum() == len(counts):
+        values = ", ".join(map(str, counts.argmax(dim=1).tolist()))
         raise UserError(
             f"{split.source} holds {len(split.images)} training images with the value {values} in every pixel; they "
             "should differ"
         )
 
 
-def _size(images: Tensor) -> str:
+def _size(images: Tensor | ImageFiles) -> str:
     return "×".join(str(n) for n in images.shape[1:])

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from icckd.data.streaming import ImageFiles
 from icckd.experiment.evaluation import Predictions
 
 
-def choose_examples(predictions: Predictions, images: Tensor, count: int = 12) -> dict[str, Tensor]:
+def choose_examples(predictions: Predictions, images: Tensor | ImageFiles, count: int = 12) -> dict[str, Tensor]:
     """Up to `count` of the N test images, with what the network says about them, ready for safetensors.
 
     The first half are typical: of every class in turn, the correctly classified image whose soft label has the

@@ -73,6 +73,7 @@ def _data_rules(data: DataSettings) -> list[_Rule]:
         ("data.std", std, all(0.001 <= x <= 1 for x in std), "in [0.001, 1], one per channel, of pixels in [0, 1]"),
         *_augmentation_rules(data.augmentation),
         *_sampler_rules(data),
+        *_streaming_rules(data),
     ]
 
 
@@ -100,6 +101,16 @@ def _sampler_rules(data: DataSettings) -> list[_Rule]:
         ("data.classes_per_batch", classes, classes is None or classes >= 2, "null, or 2 or more"),
         ("data.samples_per_class", samples, samples is None or balanced, "null beside data.sampler random"),
         ("data.samples_per_class", samples, samples is None or samples >= 1, "null, or 1 or more"),
+    ]
+
+
+def _streaming_rules(data: DataSettings) -> list[_Rule]:
+    streaming, workers = data.streaming, data.workers
+    possible = data.name == "image-folder" or not streaming
+    return [
+        ("data.streaming", streaming, possible, f"false for {data.name}: only an image-folder is streamed"),
+        ("data.workers", workers, workers is None or streaming, "null without data.streaming"),
+        ("data.workers", workers, workers is None or 0 <= workers <= 1024, "null, or in [0, 1024]"),
     ]
 
 

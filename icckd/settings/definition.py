@@ -41,8 +41,9 @@ class DataSettings:
         train_fraction: Train on this fraction of the training images (of those left by validation), class by class, at
             least one of each; the same images whatever the seed.
         mean: Subtracted from each channel of the images, which are scaled to [0, 1] (null, and std too: the training
-            images' mean).
-        std: What each channel is then divided by (null, and mean too: the training images' standard deviation).
+            images' mean; streamed: that of 4096 of them at most).
+        std: What each channel is then divided by (null, and mean too: the training images' standard deviation;
+            streamed: likewise).
         augmentation: How training images are varied.
         sampler: The order of the training images, anew for every epoch, in which each comes once: random, or
             class-balanced, in batches of samples_per_class images of each of classes_per_batch classes. The last few
@@ -52,6 +53,10 @@ class DataSettings:
             product is the batch.
         samples_per_class: Class-balanced only: images of each class in a batch (null: batch_size / classes_per_batch).
             Given both, batch_size counts for nothing.
+        streaming: Leave the images in their files and decode them as they are needed (image-folder only), where memory
+            does not hold them. They are of 8 bits and always in colour; resized_crop then cuts its boxes from them as
+            they are in their files. To resume, names and sizes of the files are compared.
+        workers: Streaming only: processes that decode (null: one per processor; 0: none but the training's own).
     """
 
     name: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "image-folder"] = "digits"
@@ -65,6 +70,8 @@ class DataSettings:
     sampler: Literal["random", "class-balanced"] = "random"
     classes_per_batch: int | None = None
     samples_per_class: int | None = None
+    streaming: bool = False
+    workers: int | None = None
 
 
 @dataclass

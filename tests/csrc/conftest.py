@@ -7,7 +7,7 @@ from tests.csrc import emulator
 
 @pytest.fixture(scope="session", params=emulator.ARCHITECTURES)
 def architecture(request: pytest.FixtureRequest) -> str:
-    """Every architecture that kernels are compiled for; skips where nothing can be compiled."""
+    """Every architecture that the emulator tells from others; skips where nothing can be compiled."""
     if (reason := emulator.why_unavailable()) is not None:
         pytest.skip(f"no emulator: {reason}")
     return request.param

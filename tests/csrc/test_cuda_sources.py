@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 CSRC = Path(__file__).parents[2] / "csrc"
+EMULATOR = Path(__file__).parent / "emulator"
 SOURCES = sorted([*(CSRC / "cuda").glob("*.h"), *(CSRC / "cuda").glob("*.cu")])
 # The files that say what the names of device.h are on a GPU.
 MACHINE = {"device.h", "element.h", "swizzle.h", "warpgroup.h"}
@@ -29,6 +30,13 @@ def test_kernels_know_the_machine_through_device_h_alone(path):
     instruction = r'\basm\b[^"]*"[^"]'  # an empty one only keeps the compiler from reordering
     names = r"__sync|__shfl|__ballot|__shared__|__ld|__st|\batomic[A-Z]\w*|\b(?:thread|block)(?:Idx|Dim)\b"
     assert re.findall(f"{instruction}|{names}", code_of(path)) == []
+
+
+def test_the_emulator_has_no_more_than_two_architectures_to_tell_apart():
+    """The tests run on one with wgmma and on one without."""
+    files = [path for path in SOURCES if path.suffix == ".h"] + sorted([*EMULATOR.glob("*.h"), *EMULATOR.glob("*.cpp")])
+    used = [text for path in files for text in re.findall(r"ICCKD_EMULATED\s*[^\s)\w]+\s*\w+", code_of(path))]
+    assert used == ["ICCKD_EMULATED == 90"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)

@@ -1,6 +1,6 @@
 """The whole-class kernel in the emulator: against the definition, in every mode, and what it must leave alone.
 
-Compiled for sm_90 it multiplies by wgmma, but by mma in tiles of 32 and 96 rows and for float32; for sm_80 and sm_100
+Compiled for sm_90 it multiplies by wgmma, but by mma in tiles of 32 and 96 rows and for float32; for sm_80 (and sm_100)
 by mma.
 """
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from icckd.data.augmentation import Augmentation
-from icckd.data.image_data import Split, channel_statistics, hold_out, image_data, part_of
+from icckd.data.image_data import Split, channel_counts, channel_statistics, hold_out, image_data, part_of
 from icckd.errors import UserError
 from icckd.settings import AugmentationSettings, DataSettings
 
@@ -68,12 +68,12 @@ def test_what_is_trained_on_is_a_part_of_what_validation_leaves():
     assert torch.equal(whole.test_images, part.test_images)
     assert len(part.train_images) == 16
     assert {x.numpy().tobytes() for x in part.train_images} < {x.numpy().tobytes() for x in whole.train_images}
-    assert part.mean == channel_statistics(part.train_images)[0] != whole.mean
+    assert part.mean == channel_statistics(channel_counts(part.train_images))[0] != whole.mean
 
 
 def test_given_statistics_are_those_in_force():
     train, test = split([0, 1] * 5, channels=3), split([0, 1], channels=3)
-    found = channel_statistics(train.images)
+    found = channel_statistics(channel_counts(train.images))
     assert build(train, test, mean=[0.1, 0.2, 0.3]).mean == (0.1, 0.2, 0.3)
     assert build(train, test, mean=[0.1, 0.2, 0.3]).std == found[1]
     assert build(train, test, std=[0.4, 0.5, 0.6]).std == (0.4, 0.5, 0.6)
@@ -117,7 +117,8 @@ def test_statistics_are_of_the_training_images_per_channel():
 
 
 def test_a_constant_channel_has_a_deviation_to_divide_by():
-    assert channel_statistics(torch.full((4, 1, 8, 8), 255, dtype=torch.uint8)) == ((1.0,), (1 / 255,))
+    white = torch.full((4, 1, 8, 8), 255, dtype=torch.uint8)
+    assert channel_statistics(channel_counts(white)) == ((1.0,), (1 / 255,))
 
 
 @pytest.mark.parametrize("colour", [(0,), (255,), (0, 0, 0), (255, 3, 0)])

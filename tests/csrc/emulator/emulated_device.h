@@ -1,7 +1,7 @@
 // csrc/cuda/device.h for the emulator: the same names, on the CPU, with checks. Each function is that of the PTX ISA, written from its
 // documentation and not from the kernels' idea of it.
 //
-// ICCKD_EMULATED is the architecture: 80, 90 (with wgmma) or 100.
+// ICCKD_EMULATED is the architecture: 80, or 90, with wgmma.
 #pragma once
 
 #include <bit>

@@ -1,0 +1,78 @@
+"""What a worker does: a few image files → one tensor. It keeps nothing from one request to the next."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from icckd.data.augmentation import Drawn, boxes_in
+from icckd.data.decoding import fit_square
+from icckd.data.deep_pixels import DeepPicture
+from icckd.data.pixels import read_picture
+from icckd.errors import UserError
+
+
+class Request(NamedTuple):
+    """B images to decode.
+
+    paths: Their files.
+    size: Pixels a side.
+    drawn: What is drawn for them. With boxes there are V views of each, mirrored or not, the boxes cut from the image
+        as it is in its file; without, one, centre-cropped to a square, as images in memory are.
+    """
+
+    paths: Sequence[str]
+    size: int
+    drawn: Drawn
+
+
+def decode(request: Request) -> Tensor:
+    """uint8 (V, B, 3, size, size). Boxes are resized bilinearly, with antialiasing where that shrinks them.
+
+    Raises UserError naming the first file that cannot be read, or is of more than 8 bits.
+    """
+    paths, size, (place, boxes, _) = request
+    views = 1 if boxes is None else boxes.shape[1]
+    images = np.empty((views, len(paths), 3, size, size), dtype=np.uint8)
+    with warnings.catch_warnings():
+        # Pillow's, of metadata that are damaged, or that nothing here reads.
+        warnings.simplefilter("ignore")
+        for number, path in enumerate(paths):
+            picture = _colours(path)
+            if boxes is None:
+                images[0, number] = _channels_first(fit_square(picture, size))
+            else:
+                mirrored = np.zeros(views, dtype=bool) if place is None else place[0, :, number]
+                boxes_here = boxes_in(boxes[:, :, number], picture.height, picture.width)
+                for view, box in enumerate(boxes_here.T.tolist()):
+                    images[view, number] = _channels_first(_resized(picture, box, size, mirrored=mirrored[view]))
+    return torch.from_numpy(images)
+
+
+def _colours(path: str) -> Image.Image:
+    picture = read_picture(Path(path))
+    if isinstance(picture, DeepPicture):
+        raise UserError(
+            f"{path} has more than 8 bits a channel, which are not streamed, as only all images together tell their "
+            "range; leave data.streaming out, or save it with 8 bits"
+        )
+    return picture.convert("RGB")
+
+
+def _resized(picture: Image.Image, box: Sequence[int], size: int, *, mirrored: bool) -> np.ndarray:
+    top, left, tall, wide = box
+    if mirrored:  # It is the mirror image that boxes lie in.
+        left = picture.width - wide - left
+    # Cropped first: what is outside the box then plays no part.
+    cropped = picture.crop((left, top, left + wide, top + tall))
+    pixels = np.asarray(cropped.resize((size, size), Image.Resampling.BILINEAR))
+    return pixels[:, ::-1] if mirrored else pixels
+
+
+def _channels_first(pixels: np.ndarray) -> np.ndarray:
+    return np.moveaxis(pixels, -1, 0)
