@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 CASE = cases.IntraClass("float32", n=40, d=8, c=5)
 
 
-@pytest.mark.parametrize("only", [("kd_kl", "class_memory", "layout"), pytest.param((), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("only", [("class_memory", "layout"), pytest.param((), marks=pytest.mark.slow)])
 def test_the_dry_runs_of_both_parts_write_everything(tmp_path, only):
     pytest.importorskip("triton")
 
