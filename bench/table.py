@@ -118,6 +118,22 @@ def train(rows: list[Row]) -> str:
             ),
         ),
     ]
+    if streamed := [r for r in chosen if r["part"] == "streamed input"]:
+        title = "streamed input: images per second (× DataLoader)"
+        parts.append(
+            _by_case(
+                title,
+                (
+                    (
+                        r["contender"],
+                        f"{r['image_size']} pixels, views {r['views']}",
+                        r["images_per_second"],
+                        r["speed_over_loader"],
+                    )
+                    for r in streamed
+                ),
+            )
+        )
     return "\n\n".join([*parts, _conditions(chosen)])
 
 
