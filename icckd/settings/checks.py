@@ -157,8 +157,7 @@ def _training_rules(name: str, stage: TrainingSettings) -> list[_Rule]:
     rules: list[_Rule] = [
         (f"{name}.epochs", stage.epochs, stage.epochs >= 1, "1 or more"),
         (f"{name}.batch_size", stage.batch_size, stage.batch_size >= 2, "2 or more"),
-        (f"{name}.accumulate", stage.accumulate, 1 <= stage.accumulate <= stage.batch_size // 2,
-         "1 or more, and leave 2 images or more of a batch to each part"),
+        (f"{name}.accumulate", stage.accumulate, stage.accumulate >= 1, "1 or more"),
         (f"{name}.cuda_graph", stage.cuda_graph, not stage.cuda_graph or stage.optimizer == "sgd",
          f"false beside {name}.optimizer {stage.optimizer}, whose learning rate a graph would not change"),
         (f"{name}.accumulate", stage.accumulate, stage.accumulate == 1 or not stage.cuda_graph,
