@@ -195,6 +195,8 @@ def test_help_explains_every_setting(capsys):
         (["run", "--data.name", "cifar10", "--data.root", "/no/such/folder"], "/no/such/folder"),
         (["run", "--config", "/no/such.yaml"], "/no/such.yaml"),
         (["run", "--teacher.batch_size", "5000"], "teacher.batch_size"),
+        (["run", "--teacher.accumulate", "33"], "teacher.accumulate"),
+        (["run", "--device", "cpu", "--student.cuda_graph", "true"], "student.cuda_graph"),
         (["run", "--teacher.loss.backend", "cuda"], "teacher.loss.backend"),
         (["distill"], "--teacher.weights"),
         (["evaluate"], "--teacher.weights"),
