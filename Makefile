@@ -40,7 +40,7 @@ runs/demo/report.html: $(VENV)/extension.stamp $(SOURCES)
 
 # Threads that wait for work should not keep the other worker's from theirs.
 test: setup
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m 'not slow' -n 2
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .

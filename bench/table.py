@@ -1,8 +1,8 @@
 """Fills the tables of a Markdown file from recorded rows, so that no number is typed by hand.
 
 `python -m bench.table FILE.md ROWS.json …` replaces what stands between `<!-- table: NAME -->` and `<!-- end -->`.
-NAME is one of: targets, memory, cross_entropy, crd, train, and those of `bench.gpu.report`, which say that they are
-owed where no rows of a GPU are given.
+NAME is one of: targets, skew, memory, cross_entropy, crd, train, and those of `bench.gpu.report`, which say that they
+are owed where no rows of a GPU are given.
 """
 
 import json
@@ -36,6 +36,21 @@ def targets(rows: list[Row]) -> str:
             if r["contender"] == name
         }
         lines.append(_line([name, *(cells.get(case, "–") for case in cases)]))
+    return "\n".join([*lines, "", _conditions(chosen)])
+
+
+def skew(rows: list[Row]) -> str:
+    chosen = [r for r in rows if r.get("sweep") == "skew"]
+    shapes = list(dict.fromkeys(r["sizes"] for r in chosen))
+    lines = [_line(["milliseconds, median (× own floor)", *shapes]), _line(["---", *("--:" for _ in shapes)])]
+    for name in dict.fromkeys(r["contender"] for r in chosen):
+        # Rows recorded before there was an own floor have none.
+        cells = {
+            r["sizes"]: f"{r['median_ms']:.1f} ({r['times_own_floor']:.2f})" if "times_own_floor" in r else "–"
+            for r in chosen
+            if r["contender"] == name
+        }
+        lines.append(_line([name, *(cells.get(shape, "–") for shape in shapes)]))
     return "\n".join([*lines, "", _conditions(chosen)])
 
 
@@ -103,6 +118,22 @@ def train(rows: list[Row]) -> str:
             ),
         ),
     ]
+    if streamed := [r for r in chosen if r["part"] == "streamed input"]:
+        title = "streamed input: images per second (× DataLoader)"
+        parts.append(
+            _by_case(
+                title,
+                (
+                    (
+                        r["contender"],
+                        f"{r['image_size']} pixels, views {r['views']}",
+                        r["images_per_second"],
+                        r["speed_over_loader"],
+                    )
+                    for r in streamed
+                ),
+            )
+        )
     return "\n\n".join([*parts, _conditions(chosen)])
 
 
@@ -117,6 +148,7 @@ def _by_case(title: str, entries: Iterable[tuple[str, str, float, float]]) -> st
 
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "targets": targets,
+    "skew": skew,
     "memory": memory,
     "cross_entropy": cross_entropy,
     "crd": crd,

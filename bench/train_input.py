@@ -10,12 +10,16 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from icckd.bench.measure import Contender
 from icckd.data import Augmentation, Batch, Batches
+from icckd.data.order import Balance
 
 RESIDENT, LOADER, FLOOR = "icckd.data.Batches", "DataLoader, 2 workers", "floor: uint8 to float32"
+BALANCED = "the same, class-balanced"
 # Made by one call.
 BATCHES = 16
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 PADDING = 4
+# Of a class in a balanced batch, which has as many classes as there is room for.
+SAMPLES = 4
 
 
 class ImageByImage(Dataset[tuple[Tensor | int, ...]]):
@@ -40,7 +44,7 @@ class ImageByImage(Dataset[tuple[Tensor | int, ...]]):
         return image.float().div_(255).sub_(self.mean).div_(self.std)
 
 
-def resident(images: Tensor, labels: Tensor, batch: int, views: int) -> Batches:
+def resident(images: Tensor, labels: Tensor, batch: int, views: int, balance: Balance | None = None) -> Batches:
     """Batches of a run's training, made where the images are."""
     return Batches(
         images,
@@ -54,6 +58,7 @@ def resident(images: Tensor, labels: Tensor, batch: int, views: int) -> Batches:
         seed=0,
         device=images.device,
         drop_last=True,
+        balance=balance,
     )
 
 
@@ -61,6 +66,7 @@ def input_contenders(images: Tensor, labels: Tensor, batch: int, views: int) -> 
     """Who makes `BATCHES` batches a call, by name."""
     device = images.device
     batches = _forever(resident(images, labels, batch, views))
+    balanced = _forever(resident(images, labels, batch, views, Balance(batch // SAMPLES, SAMPLES)))
     dataset = ImageByImage(images.cpu(), labels.cpu(), views)
     loader = DataLoader(
         dataset,
@@ -85,6 +91,7 @@ def input_contenders(images: Tensor, labels: Tensor, batch: int, views: int) -> 
 
     return {
         RESIDENT: lambda k: [next(batches) for _ in range(BATCHES)],
+        BALANCED: lambda k: [next(balanced) for _ in range(BATCHES)],
         LOADER: lambda k: load(),
         FLOOR: lambda k: convert(),
     }

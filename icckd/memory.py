@@ -28,8 +28,8 @@ class ClassMemory(nn.Module):
     torch.float8_e4m3fn (4 significant bits, exponents from −6 to 8) keeps each row x as codes times a scale s of the
     row's own, a power of two, by which the row's largest magnitude lands in (224, 448], just below the largest code; s
     is 2⁻¹²⁴ at least. The number x̂ that is read differs from x by at most 2⁻⁴ |x| where |x| ≥ 2⁻⁶ s, and by 2⁻¹⁰ s,
-    half a step of the smallest codes, below: 2⁻¹⁷ of the row's largest magnitude. Rows are rounded to float32 first,
-    and read as bfloat16, which holds every such product.
+    half a step of the smallest codes, below; that is less than 2⁻¹⁷ of the row's largest magnitude, unless s is the
+    least. Rows are rounded to float32 first, and read as bfloat16, which holds every such product.
 
     Args:
         num_classes: C; rows are labelled 0 … C − 1.

@@ -86,10 +86,6 @@ void weigh_block(const Blocks& b, const IntraClassProblem& problem, const Anchor
   }
 }
 
-AnchorStates of_class(AnchorStates states, int64_t first) {
-  return {states.shift + first, states.weight + first, states.push + first};
-}
-
 }  // namespace
 
 int64_t block_scratch(int64_t dim) {
@@ -100,7 +96,7 @@ Sums log_sum_exp_block(const IntraClassProblem& problem, const IntraClassResults
                        float* scratch) {
   const Candidates all(problem, block.class_index);
   const Blocks b(problem.dim, scratch);
-  states = of_class(states, problem.layout->row_begin[block.class_index]);
+  states = states.of_class(problem.layout->row_begin[block.class_index]);
   const int64_t count = block.end - block.begin, padded = round_up(count, width);
   load_own(all, b, block, padded);
   fill(b.similarity, padded, 0);
@@ -128,7 +124,7 @@ void gradient_block(const IntraClassProblem& problem, const IntraClassResults& r
                     float* scratch) {
   const Candidates all(problem, block.class_index);
   const Blocks b(problem.dim, scratch);
-  states = of_class(states, problem.layout->row_begin[block.class_index]);
+  states = states.of_class(problem.layout->row_begin[block.class_index]);
   const int64_t count = block.end - block.begin, padded = round_up(count, width);
   load_own(all, b, block, padded);
   fill(b.weight, padded, 0);

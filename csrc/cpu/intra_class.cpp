@@ -6,6 +6,7 @@
 #include <cmath>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cpu/class_layout.h"
@@ -27,24 +28,24 @@ constexpr double least_cost = 1 << 18;
 constexpr int64_t lot = 1024;
 
 struct Unit {
-  enum Kind { whole_classes, log_sum_exp, gradients, no_gradients } kind;
-  Block block;  // begin and end are classes for whole_classes, and indices into ClassLayout::ignored for no_gradients
+  enum Kind { whole_classes, log_sum_exp, gradients, add_sums, finish, add_pull, write, no_gradients } kind;
   double cost;
+  Block block;  // begin and end are classes for whole_classes, and indices into ClassLayout::ignored for no_gradients
+  BlockPair pair = {};
+  int64_t pull = 0;  // where in Plan::pull the class's begins
 };
 
-// The work units of the two passes, longest first. They depend on the problem and the number of threads only, and so do the bits of
-// the results.
+// The work units, round after round, of each round the longest first. They depend on the problem and the number of threads only, and so
+// do the bits of the results.
 struct Plan {
-  std::vector<Unit> first, second;
-  int64_t scratch = 0;  // floats
-};
+  std::vector<std::vector<Unit>> rounds;
+  int64_t scratch = 0, pull = 0;  // floats
 
-void add_blocks(std::vector<Unit>& units, Unit::Kind kind, int64_t class_index, int64_t begin, int64_t end, double cost_per_row) {
-  for (; begin < end; begin += block_rows) {
-    const int64_t stop = std::min(begin + block_rows, end);
-    units.push_back({kind, {class_index, begin, stop}, cost_per_row * static_cast<double>(stop - begin)});
+  std::vector<Unit>& round(int64_t index) {
+    if (index >= static_cast<int64_t>(rounds.size())) rounds.resize(index + 1);
+    return rounds[index];
   }
-}
+};
 
 // Proportional to the time that a row of class c takes.
 double row_cost(const IntraClassProblem& problem, int64_t c) {
@@ -66,19 +67,83 @@ std::optional<int64_t> scratch_if_whole(const IntraClassProblem& problem, int64_
   return problem.constant_shift() && fits ? std::optional(scratch) : std::nullopt;
 }
 
+// A class in blocks at any shift: their log-sum-exp, then their gradients.
+void plan_blocks(Plan& plan, const IntraClassProblem& problem, const IntraClassResults& results, int64_t c) {
+  plan.scratch = std::max(plan.scratch, ICCKD_DISPATCH(block_scratch(problem.dim)));
+  const int64_t rows = problem.layout->row_count(c), anchors = problem.layout->active[c];
+  const auto add = [&](std::vector<Unit>& units, Unit::Kind kind, int64_t begin, int64_t end, double cost_per_row) {
+    for (; begin < end; begin += block_rows) {
+      const int64_t stop = std::min(begin + block_rows, end);
+      units.push_back({kind, cost_per_row * static_cast<double>(stop - begin), {c, begin, stop}});
+    }
+  };
+  add(plan.round(0), Unit::log_sum_exp, 0, anchors, row_cost(problem, c));
+  if (!results.any_gradient_of_rows()) return;
+  add(plan.round(1), Unit::gradients, 0, anchors, 2 * row_cost(problem, c));
+  add(plan.round(1), Unit::gradients, anchors, rows, 2 * row_cost(problem, c));
+}
+
+// Rows of the blocks of a class that meet in pairs: enough blocks to give every thread several meetings at a time, but large ones, which
+// read little beside their FLOP, as long as their rows fit into the second-level cache beside what they meet.
+int64_t rows_of_meeting_blocks(const IntraClassProblem& problem, int64_t candidates) {
+  constexpr int64_t floats = 1 << 16, blocks_per_thread = 8, most = 4;
+  const int64_t fit = floats / (block_rows * std::max<int64_t>(problem.dim, 1));
+  const int64_t wanted = candidates / (block_rows * blocks_per_thread * torch::stable::get_num_threads());
+  return block_rows * std::clamp<int64_t>(std::min(fit, wanted), 1, most);
+}
+
+// A class by pairs of blocks, under a constant shift. As in a tournament, every two blocks meet once, and none twice in one round:
+// meetings of a round can run in any order.
+void plan_pairs(Plan& plan, const IntraClassProblem& problem, const IntraClassResults& results, int64_t c) {
+  const ClassLayout& layout = *problem.layout;
+  const int64_t anchors = layout.active[c], rows = layout.row_count(c), candidates = rows + layout.memory_count(c);
+  const int64_t size = rows_of_meeting_blocks(problem, candidates);
+  std::vector<Block> blocks;  // first of anchors, then of other rows, then of the memory
+  for (const auto& [begin, end] : {std::pair(int64_t{0}, anchors), {anchors, rows}, {rows, candidates}})
+    for (int64_t i = begin; i < end; i += size) blocks.push_back({c, i, std::min(i + size, end)});
+  const int64_t count = static_cast<int64_t>(blocks.size()), players = count + count % 2;  // an odd one sits out
+  plan.scratch = std::max(plan.scratch, ICCKD_DISPATCH(meeting_scratch(size, problem.dim)));
+
+  const auto add_meeting = [&](int64_t round, Unit::Kind kind, int64_t a, int64_t b) {
+    const Block &own = blocks[std::min(a, b)], &other = blocks[std::max(a, b)];
+    const double cost = static_cast<double>((own.end - own.begin) * (other.end - other.begin) * (problem.dim + 1));
+    plan.round(round).push_back({kind, cost, own, {c, own.begin, own.end, other.begin, other.end}, plan.pull});
+  };
+  const auto add_tournament = [&](int64_t first_round, Unit::Kind kind) {
+    for (int64_t round = 0; round < players - 1; ++round)
+      for (int64_t k = 0; k < players / 2; ++k) {  // the last player meets `round`, the others in pairs around it
+        const int64_t a = k == 0 ? players - 1 : (round + k) % (players - 1);
+        const int64_t b = k == 0 ? round : (round + players - 1 - k) % (players - 1);
+        if (std::max(a, b) < count && blocks[std::min(a, b)].begin < anchors) add_meeting(first_round + round, kind, a, b);
+      }
+  };
+  const int64_t finish = players, write = 2 * players + 1;
+  for (int64_t b = 0; b < count && blocks[b].begin < anchors; ++b) {
+    add_meeting(0, Unit::add_sums, b, b);
+    plan.round(finish).push_back({Unit::finish, 0, blocks[b]});
+  }
+  add_tournament(1, Unit::add_sums);
+  if (!results.any_gradient_of_rows()) return;
+  for (int64_t b = 0; b < count && blocks[b].begin < rows; ++b) {
+    if (results.d_anchor != nullptr) add_meeting(finish + 1, Unit::add_pull, b, b);
+    plan.round(write).push_back({Unit::write, 0, blocks[b], {}, plan.pull});
+  }
+  if (results.d_anchor != nullptr) add_tournament(finish + 2, Unit::add_pull);
+  plan.pull += rows * ICCKD_DISPATCH(pull_stride(problem.dim));
+}
+
 Plan make_plan(const IntraClassProblem& problem, const IntraClassResults& results) {
   const ClassLayout& layout = *problem.layout;
   double total_cost = 0;
   for (int64_t c = 0; c < layout.classes(); ++c) total_cost += class_cost(problem, c);
   Plan plan;
-  Unit batch{Unit::whole_classes, {0, 0, 0}, 0};
+  Unit batch{Unit::whole_classes, 0, {0, 0, 0}};
   const auto finish_batch = [&](int64_t next_class) {
-    if (batch.cost > 0) plan.first.push_back(batch);
-    batch = {Unit::whole_classes, {0, next_class, next_class}, 0};
+    if (batch.cost > 0) plan.round(0).push_back(batch);
+    batch = {Unit::whole_classes, 0, {0, next_class, next_class}};
   };
   for (int64_t c = 0; c < layout.classes(); ++c) {
-    const int64_t rows = layout.row_count(c), anchors = layout.active[c];
-    const std::optional<int64_t> scratch = anchors == 0 ? 0 : scratch_if_whole(problem, c, total_cost);
+    const std::optional<int64_t> scratch = layout.active[c] == 0 ? 0 : scratch_if_whole(problem, c, total_cost);
     if (scratch) {
       plan.scratch = std::max(plan.scratch, *scratch);
       batch.block.end = c + 1;
@@ -87,20 +152,18 @@ Plan make_plan(const IntraClassProblem& problem, const IntraClassResults& result
       continue;
     }
     finish_batch(c + 1);
-    plan.scratch = std::max(plan.scratch, ICCKD_DISPATCH(block_scratch(problem.dim)));
-    add_blocks(plan.first, Unit::log_sum_exp, c, 0, anchors, row_cost(problem, c));
-    if (!results.any_gradient_of_rows()) continue;
-    add_blocks(plan.second, Unit::gradients, c, 0, anchors, 2 * row_cost(problem, c));
-    add_blocks(plan.second, Unit::gradients, c, anchors, rows, 2 * row_cost(problem, c));
+    if (problem.constant_shift())
+      plan_pairs(plan, problem, results, c);
+    else
+      plan_blocks(plan, problem, results, c);
   }
   finish_batch(layout.classes());
   const int64_t ignored = static_cast<int64_t>(layout.ignored.size());
   if (results.any_gradient_of_rows())
     for (int64_t begin = 0; begin < ignored; begin += lot)
-      plan.first.push_back({Unit::no_gradients, {0, begin, std::min(begin + lot, ignored)}, 0});
-  const auto longer = [](const Unit& a, const Unit& b) { return a.cost > b.cost; };
-  std::stable_sort(plan.first.begin(), plan.first.end(), longer);
-  std::stable_sort(plan.second.begin(), plan.second.end(), longer);
+      plan.round(0).push_back({Unit::no_gradients, 0, {0, begin, std::min(begin + lot, ignored)}});
+  for (std::vector<Unit>& units : plan.rounds)
+    std::stable_sort(units.begin(), units.end(), [](const Unit& a, const Unit& b) { return a.cost > b.cost; });
   return plan;
 }
 
@@ -121,13 +184,23 @@ Sums run_classes(const IntraClassProblem& problem, const IntraClassResults& resu
   return total;
 }
 
-Sums run_unit(const IntraClassProblem& problem, const IntraClassResults& results, const AnchorStates& states, const Unit& unit,
-              float* scratch) {
+struct Memory {
+  AnchorStates states;
+  float *pull, *scratch;
+};
+
+Sums run_unit(const IntraClassProblem& problem, const IntraClassResults& results, const Unit& unit, const Memory& memory) {
   const Block& block = unit.block;
+  const AnchorStates& states = memory.states;
+  float *scratch = memory.scratch, *pull = memory.pull + unit.pull;
   switch (unit.kind) {
     case Unit::whole_classes: return run_classes(problem, results, block.begin, block.end, scratch);
     case Unit::log_sum_exp: return ICCKD_DISPATCH(log_sum_exp_block(problem, results, states, block, scratch));
     case Unit::gradients: ICCKD_DISPATCH(gradient_block(problem, results, states, block, scratch)); break;
+    case Unit::add_sums: ICCKD_DISPATCH(add_sums(problem, results, states, unit.pair, scratch)); break;
+    case Unit::finish: return ICCKD_DISPATCH(finish_block(problem, results, states, block));
+    case Unit::add_pull: ICCKD_DISPATCH(add_pull(problem, states, unit.pair, pull, scratch)); break;
+    case Unit::write: ICCKD_DISPATCH(write_block(problem, results, states, block, pull, scratch)); break;
     case Unit::no_gradients: {
       const int64_t* ignored = problem.layout->ignored.data();
       ICCKD_DISPATCH(zero_gradients(problem, results, ignored + block.begin, block.end - block.begin));
@@ -138,28 +211,26 @@ Sums run_unit(const IntraClassProblem& problem, const IntraClassResults& results
 
 Sums run(const IntraClassProblem& problem, const IntraClassResults& results) {
   const Plan plan = make_plan(problem, results);
-  const int64_t longest = static_cast<int64_t>(std::max(plan.first.size(), plan.second.size()));
+  int64_t longest = 0;
+  for (const std::vector<Unit>& units : plan.rounds) longest = std::max(longest, static_cast<int64_t>(units.size()));
   const int64_t scratch_stride = (plan.scratch + 15) / 16 * 16;  // whole cache lines
-  const Tensor scratch = empty({worker_count(longest), scratch_stride}, ScalarType::Float);
+  const Tensor scratch = empty({worker_count(longest), scratch_stride}, ScalarType::Float), pull = empty({plan.pull}, ScalarType::Float);
   const int64_t rows = static_cast<int64_t>(problem.layout->rows.size());
-  const Tensor state = empty({3, rows}, ScalarType::Float);
-  float* state_data = state.mutable_data_ptr<float>();
-  const AnchorStates states{state_data, state_data + rows, state_data + 2 * rows};
+  const Tensor state = empty({6, rows}, ScalarType::Float);
+  float* of = state.mutable_data_ptr<float>();
+  const AnchorStates states{of, of + rows, of + 2 * rows, of + 3 * rows, of + 4 * rows, of + 5 * rows};
 
-  std::vector<Sums> sums(plan.first.size());
-  const auto run_all = [&](const std::vector<Unit>& units, Sums* unit_sums) {
-    parallel_units(static_cast<int64_t>(units.size()), [&](int64_t unit, int64_t worker) {
-      const Sums result =
-          run_unit(problem, results, states, units[unit], scratch.mutable_data_ptr<float>() + worker * scratch_stride);
-      if (unit_sums != nullptr) unit_sums[unit] = result;
-    });
-  };
-  run_all(plan.first, sums.data());
-  run_all(plan.second, nullptr);
   Sums total;
-  for (const Sums& part : sums) {
-    total.loss += part.loss;
-    total.d_scale += part.d_scale;
+  for (const std::vector<Unit>& units : plan.rounds) {
+    std::vector<Sums> sums(units.size());
+    parallel_units(static_cast<int64_t>(units.size()), [&](int64_t unit, int64_t worker) {
+      float* own = scratch.mutable_data_ptr<float>() + worker * scratch_stride;
+      sums[unit] = run_unit(problem, results, units[unit], {states, pull.mutable_data_ptr<float>(), own});
+    });
+    for (const Sums& part : sums) {
+      total.loss += part.loss;
+      total.d_scale += part.d_scale;
+    }
   }
   return total;
 }

@@ -1,4 +1,5 @@
-// The intra-class loss of one class (whole_class_kernel.cpp) or of one block of a class (class_blocks_kernel.cpp).
+// The intra-class loss of one class (whole_class_kernel.cpp), of two blocks of a class (block_pairs_kernel.cpp), or of one block at any
+// shift (class_blocks_kernel.cpp).
 #pragma once
 
 #include <cmath>
@@ -48,18 +49,30 @@ struct Sums {
   double loss = 0, d_scale = 0;
 };
 
-// What the log-sum-exp of a class's blocks leaves for their gradients, by position in ClassLayout::rows: in an anchor's gradient, the
-// negative z' has the factor κ · weight · exp(κ (z·z' − shift)), and the positive κ · push.
+// What a class's blocks leave for each other, by position in ClassLayout::rows: in an anchor's gradient, the negative z' has the factor
+// κ · weight · exp(κ (z·z' − shift)), and the positive κ · push. The others are those of struct Anchor, for pairs of blocks only.
 struct AnchorStates {
-  float* shift;
-  float* weight;
-  float* push;
+  float *shift, *weight, *push;
+  float *similarity, *negatives, *excess;
+
+  // The same from a class's first row on.
+  AnchorStates of_class(int64_t first) const {
+    return {shift + first, weight + first, push + first, similarity + first, negatives + first, excess + first};
+  }
 };
 
 constexpr int64_t block_rows = 128;  // rows of the blocks into which large classes are cut
 
 struct Block {
   int64_t class_index, begin, end;  // positions in the class
+};
+
+// Blocks [begin, end) and [other_begin, other_end) of a class's candidates: one block twice, or the first before the second. The first
+// has anchors only, but for a block twice, which may be of other rows.
+struct BlockPair {
+  int64_t class_index, begin, end, other_begin, other_end;
+
+  bool is_diagonal() const { return begin == other_begin; }
 };
 
 // clang-format off
@@ -71,7 +84,18 @@ ICCKD_DECLARE_KERNELS(
   // Everything about one class, if constant_shift() holds. Every similarity is computed once and kept.
   Sums whole_class(const IntraClassProblem&, const IntraClassResults&, int64_t class_index, float* scratch);
 
-  // The losses of a block of a class's anchors, then, when all of these are done, the gradients of a block of its rows.
+  // The same, if constant_shift() holds, by pairs of blocks. In this order: `add_sums` of every block of anchors with itself, which also
+  // begins its sums; of every block of anchors with every other block; `finish_block` of every block of anchors; `add_pull` of every
+  // block of rows with itself, which also begins its pull; of the same pairs as before; `write_block` of every block of rows. `pull`:
+  // Σ_j P_ij z_j of the class's rows i, pull_stride(dim) apart.
+  int64_t meeting_scratch(int64_t rows, int64_t dim);
+  int64_t pull_stride(int64_t dim);
+  void add_sums(const IntraClassProblem&, const IntraClassResults&, AnchorStates, BlockPair, float* scratch);
+  Sums finish_block(const IntraClassProblem&, const IntraClassResults&, AnchorStates, Block);
+  void add_pull(const IntraClassProblem&, AnchorStates, BlockPair, float* pull, float* scratch);
+  void write_block(const IntraClassProblem&, const IntraClassResults&, AnchorStates, Block, const float* pull, float* scratch);
+
+  // The losses of a block of a class's anchors at any shift, then, when all of these are done, the gradients of a block of its rows.
   Sums log_sum_exp_block(const IntraClassProblem&, const IntraClassResults&, AnchorStates, Block, float* scratch);
   void gradient_block(const IntraClassProblem&, const IntraClassResults&, AnchorStates, Block, float* scratch);
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from icckd.backends.proven import PROVEN
+from icckd.compiling import assume_constant_result
 from icckd.errors import BackendUnavailable
 
 BACKENDS = ("reference", "cpu", "cuda", "triton")
@@ -55,7 +56,7 @@ def why_unavailable(backend: str) -> str | None:
         return f"it needs Triton, which cannot be imported ({error}); `pip install triton` on Linux"
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def select(backend: str, device: torch.device, dtype: torch.dtype, family: str) -> str:
     """The name of the backend that serves `family` on tensors of `device` and `dtype` when `backend` was asked for.
 

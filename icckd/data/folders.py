@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from icckd.data.augmentation import Augmentation
-from icckd.data.decoding import decode_images, image_size
 from icckd.data.image_data import ImageData, Split, image_data
-from icckd.data.image_file import SUFFIXES
+from icckd.data.images.decoding import decode_images, image_size
+from icckd.data.images.image_file import SUFFIXES
 from icckd.data.streaming import Decoders, ImageFiles
 from icckd.data.walk import files_beneath, report_left_out
 from icckd.errors import UserError

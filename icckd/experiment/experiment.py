@@ -317,13 +317,10 @@ class Experiment:
         size, name = settings.batch_size, f"{stage}.batch_size"
         if balance is not None and balance.classes * balance.samples != size:
             size, name = balance.classes * balance.samples, "data.classes_per_batch · data.samples_per_class"
+        if settings.accumulate > size // 2:
+            raise UserError(f"{stage}.accumulate is {settings.accumulate}; {name} is {size}: give {size // 2} at most")
         if size > images:
             raise UserError(f"{name} is {size}, more than the {images} training images")
-        if size < 2 * settings.accumulate:
-            raise UserError(
-                f"{stage}.accumulate is {settings.accumulate}; it should be {size // 2} at most, as {name} is {size}: "
-                "each part of a batch holds 2 images or more"
-            )
         if images % size == 1 and not settings.drop_last:
             raise UserError(
                 f"{name} is {size}, which leaves a last batch of one of the {images} training images; give another "

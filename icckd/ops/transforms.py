@@ -16,6 +16,8 @@ from torch._library.autograd import make_autograd_impl
 from torch.autograd import forward_ad
 from torch.library import CustomOpDef
 
+from icckd.compiling import assume_constant_result, disable
+
 _FUNCTIONS: dict[CustomOpDef, type[torch.autograd.Function]] = {}
 
 
@@ -101,7 +103,7 @@ def transformed(*inputs: Any) -> bool:
     return False
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _differentiating() -> bool:
     """Whether torch.func is taking a derivative."""
     return TransformType.Grad in _transforms() or TransformType.Jvp in _transforms()
@@ -113,7 +115,7 @@ def _carries_tangent(inputs: tuple) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def mapped() -> bool:
     """Whether torch.vmap is under way."""
     return TransformType.Vmap in _transforms()
@@ -125,7 +127,7 @@ def _transforms() -> list[TransformType]:
     return [] if torch._C._functorch.peek_interpreter_stack() is None else _stack()
 
 
-@torch.compiler.disable
+@disable
 def _stack() -> list[TransformType]:
     keys = [x.key() for x in torch._C._functorch.get_interpreter_stack() or ()]
     others: list[TransformType] = [key for key in keys if key != TransformType.Functionalize]

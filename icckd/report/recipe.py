@@ -99,12 +99,15 @@ def _steps(results: Results, stage: str) -> str:
 
 
 def _batch(results: Results, stage: str) -> str:
-    size = _setting(results, f"{stage}.batch_size")
+    balanced = _setting(results, "data.sampler") == "class-balanced"
+    return f"{_batch_size(results, stage)} images each{', as many of each class in it' if balanced else ''}"
+
+
+def _batch_size(results: Results, stage: str) -> str:
     classes, samples = (number(_setting(results, f"data.{n}")) for n in ("classes_per_batch", "samples_per_class"))
     if classes is not None and samples is not None:
-        size = round(classes * samples)
-    balanced = _setting(results, "data.sampler") == "class-balanced"
-    return f"{_plain(size)} images each{', as many of each class in it' if balanced else ''}"
+        return f"{classes * samples:.0f}"
+    return _plain(_setting(results, f"{stage}.batch_size"))
 
 
 def _optimizer(results: Results, stage: str) -> str:
@@ -131,8 +134,8 @@ def _learning_rate(results: Results, stage: str) -> str:
 
 
 def _scaling(results: Results, stage: str) -> str:
-    scaling, size = (_setting(results, f"{stage}.{name}") for name in ("rate_scaling", "batch_size"))
-    return {"linear": f" · {_plain(size)}/256", "square-root": f" · √({_plain(size)}/256)"}.get(_plain(scaling), "")
+    scaling, size = _plain(_setting(results, f"{stage}.rate_scaling")), _batch_size(results, stage)
+    return {"linear": f" · {size}/256", "square-root": f" · √({size}/256)"}.get(scaling, "")
 
 
 def _setting(results: Results, name: str) -> Any:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from bench import crd, cross_entropy, intra_class, plot, table, train, train_input
+from bench import crd, cross_entropy, intra_class, plot, table, train, train_input, train_streamed
 from icckd import reference
 from icckd.bench import measure, peers
 from icckd.bench.accuracy import errors, exact_results
@@ -141,17 +141,22 @@ def test_the_quick_run_of_training_writes_rows_and_says_what_was_aimed_at(tmp_pa
     steps = {row["contender"]: row for row in rows if row["part"] == "steps"}
     assert steps.keys() >= {*train.TEACHERS, *(f"student: {method}" for method in train.METHODS)}
     two_views = [row for row in steps.values() if row["views"] == 2]
-    assert len(two_views) == 6
+    assert len(two_views) == 7
     for row in two_views:
         assert row["times_two_views"] == pytest.approx(row["median_ms"] / steps[train.TWO_VIEWS]["median_ms"])
     previous = steps[train.PREVIOUS_EPOCH]
     assert previous["times_one_view"] == pytest.approx(previous["median_ms"] / steps[train.ONE_VIEW]["median_ms"])
     assert {(row["contender"], row["views"]) for row in rows if row["part"] == "input"} == {
-        (name, views) for name in (train_input.RESIDENT, train_input.LOADER, train_input.FLOOR) for views in (1, 2)
+        (name, views)
+        for name in (train_input.RESIDENT, train_input.BALANCED, train_input.LOADER, train_input.FLOOR)
+        for views in (1, 2)
     }
+    streamed = [row["contender"] for row in rows if row["part"] == "streamed input"]
+    assert streamed == [train_streamed.STREAMED, train_streamed.BY_IMAGE, train_streamed.DECODING]
     printed = capsys.readouterr().out.split("targets")[1].strip().splitlines()
-    aimed_at = [train.INTRA_CLASS, train.PREVIOUS_EPOCH, "device-resident over DataLoader"]
-    assert [line.strip().split(":")[0].split(", images")[0] for line in printed] == [*aimed_at, aimed_at[-1]]
+    over_loaders = [*["device-resident over DataLoader"] * 2, "streamed over DataLoader"]
+    aimed_at = [train.INTRA_CLASS, train.PREVIOUS_EPOCH, *over_loaders]
+    assert [line.strip().split(":")[0].split(", images")[0] for line in printed] == aimed_at
     table.train(rows)
 
 

@@ -209,15 +209,19 @@ def test_the_present_entry_stays_unless_another_is_clearly_faster(monkeypatch):
 
 
 @pytest.mark.skipif(not tables.interpreted(), reason="kernels run on the GPU")
-def test_the_dry_run_searches_and_writes_no_table(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("kernel", "case"),
+    [("layout", "layout float32"), pytest.param("one_tile", "intra_class bfloat16", marks=pytest.mark.slow)],
+)
+def test_the_dry_run_searches_and_writes_no_table(tmp_path, monkeypatch, capsys, kernel, case):
     before = FILES["interpreter"].read_text()
-    monkeypatch.setattr(sys, "argv", ["tune", "one_tile", "--dry-run", "--json", str(tmp_path / "rows.json")])
+    monkeypatch.setattr(sys, "argv", ["tune", kernel, "--dry-run", "--json", str(tmp_path / "rows.json")])
     assert tune.main() == 0
     rows = tune.results.read(tmp_path / "rows.json")
-    assert {row["kernel"] for row in rows} == {"one_tile"}
+    assert {row["kernel"] for row in rows} == {kernel}
     assert all(row["median_ms"] > 0 and row["usable"] >= 1 and row["commit"] for row in rows)
     assert FILES["interpreter"].read_text() == before
-    assert "candidates on intra_class bfloat16" in capsys.readouterr().out
+    assert f"candidates on {case}" in capsys.readouterr().out
 
 
 def test_an_unknown_kernel_is_named(monkeypatch, capsys):

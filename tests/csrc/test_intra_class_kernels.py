@@ -113,6 +113,31 @@ def test_one_class_too_large_for_the_cache(generator):
     Problem(generator, labels_of_sizes(generator, [700]), 300, slots=40).check()
 
 
+@pytest.mark.parametrize("size", [1000, 2300])
+def test_one_class_in_blocks_that_meet_in_pairs(generator, size):
+    """On one thread, so that blocks of the larger one have two tiles of rows: below and above whole blocks."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        Problem(generator, labels_of_sizes(generator, [5, size]), 9, slots=300).check()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_that_no_cache_holds(generator, dtype):
+    """Written past the caches: the same as a part of them that is not."""
+    sizes = [40, 61] * 24
+    problem = Problem(generator, labels_of_sizes(generator, sizes), 128, dtype=dtype)
+    everything = operators.intra_class_sum(*problem.arguments(), True, True, False)
+    chosen = problem.labels == 3
+    for name in ("anchor", "positive", "labels", "weight"):
+        setattr(problem, name, getattr(problem, name)[chosen])
+    part = operators.intra_class_sum(*problem.arguments(), True, True, False)
+    for x, y in zip(everything[1:3], part[1:3], strict=True):
+        assert torch.equal(x[chosen], y)
+
+
 @pytest.mark.parametrize("gated", [0.0, 1.0])
 def test_all_or_no_anchors(generator, gated):
     Problem(generator, labels_of_sizes(generator, [5, 40, 300]), 33, slots=20, gated=gated).check()

@@ -157,7 +157,7 @@ class IntraClass(Case):
         """Similarities are divided by the temperature."""
         return 1 / self.temperature
 
-    def _class_sizes(self) -> Tensor:
+    def class_sizes(self) -> Tensor:
         """The number of rows of every class (C,)."""
         return self._class_labels().bincount(minlength=self.c)
 
@@ -178,10 +178,10 @@ class IntraClass(Case):
 
     def _pairs(self) -> int:
         """Pairs of rows of one class, in both orders, and of each row with itself."""
-        return int(self._class_sizes().square().sum())
+        return int(self.class_sizes().square().sum())
 
     def _padded_numbers(self) -> float:
-        largest = int(self._class_sizes().max())
+        largest = int(self.class_sizes().max())
         return 4 * self.c * largest**2 + 6 * self.c * largest * self.d
 
     def _too_large(self, numbers: float, device: torch.device) -> str | None:

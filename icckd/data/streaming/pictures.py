@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from icckd.data.augmentation import Drawn, boxes_in
-from icckd.data.decoding import fit_square
-from icckd.data.deep_pixels import DeepPicture
-from icckd.data.pixels import read_picture
+from icckd.data.images.decoding import fit_square
+from icckd.data.images.deep_pixels import DeepPicture
+from icckd.data.images.pixels import read_picture
 from icckd.errors import UserError
 
 

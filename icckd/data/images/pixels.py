@@ -4,8 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from icckd.data.deep_pixels import DeepPicture, read_deep
-from icckd.data.image_file import load_upright, open_image
+from icckd.data.images.deep_pixels import DeepPicture, read_deep
+from icckd.data.images.image_file import load_upright, open_image
 from icckd.errors import UserError
 
 

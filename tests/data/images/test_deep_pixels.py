@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from icckd.data.deep_pixels import DeepPicture
-from icckd.data.pixels import read_picture
+from icckd.data.images.deep_pixels import DeepPicture
+from icckd.data.images.pixels import read_picture
 from icckd.errors import UserError
-from tests.data.image_bytes import png, tiff
+from tests.data.images.image_bytes import png, tiff
 
 # What 12 and what 16 bits hold.
 BITS = pytest.mark.parametrize("top", [1 << 12, 1 << 16])

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from icckd.data.deep_pixels import DeepPicture
-from icckd.data.pixels import read_picture
+from icckd.data.images.deep_pixels import DeepPicture
+from icckd.data.images.pixels import read_picture
 from icckd.errors import UserError
-from tests.data.image_bytes import png, tiff
+from tests.data.images.image_bytes import png, tiff
 
 ORIENTATION = 0x0112
 ORIENTATIONS = range(1, 9)

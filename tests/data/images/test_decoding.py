@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from icckd.data.decoding import decode_images
+from icckd.data.images.decoding import decode_images
 from icckd.errors import UserError
-from tests.data.image_bytes import png, tiff
+from tests.data.images.image_bytes import png, tiff
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, PLANAR_CONFIGURATION, SAMPLEFORMAT
 
-from icckd.data.image_file import load_upright, open_image
+from icckd.data.images.image_file import load_upright, open_image
 from icckd.errors import UserError
 
 _OPAQUE = 0xFFFF

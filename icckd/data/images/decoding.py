@@ -15,9 +15,9 @@ from rich.progress import track
 from torch import Tensor
 
 from icckd.console import console, say
-from icckd.data.deep_pixels import DeepPicture
-from icckd.data.image_file import open_image
-from icckd.data.pixels import read_picture
+from icckd.data.images.deep_pixels import DeepPicture
+from icckd.data.images.image_file import open_image
+from icckd.data.images.pixels import read_picture
 from icckd.errors import UserError
 
 _MOST_BYTES = 1 << 35
