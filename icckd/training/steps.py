@@ -14,7 +14,8 @@ class StepCounts:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._taken, self._skipped, self._in_a_row, self._longest = torch.zeros(4, dtype=torch.int64, device=device)
+        self._counts = torch.zeros(4, dtype=torch.int64, device=device)
+        self._taken, self._skipped, self._in_a_row, self._longest = self._counts.unbind()
         self._sums: dict[str, Tensor] = {}
 
     @torch.no_grad()
@@ -57,12 +58,10 @@ class StepCounts:
             value.zero_()
 
     def state(self) -> dict[str, Any]:
-        counts = torch.stack([self._taken, self._skipped, self._in_a_row, self._longest])
-        return {"counts": counts.tolist(), "sums": {name: value.item() for name, value in self._sums.items()}}
+        return {"counts": self._counts.tolist(), "sums": {name: value.item() for name, value in self._sums.items()}}
 
     def restore(self, state: dict[str, Any]) -> None:
-        counts = (self._taken, self._skipped, self._in_a_row, self._longest)
-        for count, value in zip(counts, state["counts"], strict=True):
+        for count, value in zip(self._counts, state["counts"], strict=True):
             count.fill_(int(value))
         self._sums = {
             name: torch.tensor(float(value), dtype=torch.float64, device=self._device)
