@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from icckd.errors import UserError
 from icckd.experiment.experiment import Experiment
@@ -145,35 +144,6 @@ def test_saved_and_loaded_it_goes_on_to_the_same_bits(name):
     train(module, made, range(3, 6))
     train(again, resumed, range(3, 6))
     assert same(tensors(again, resumed), tensors(module, made))
-
-
-class Reads(TorchDispatchMode):
-    """Counts the operations that read a tensor's value back, for which a GPU would be waited."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        names = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")
-        self.count += operation.overloadpacket.__name__ in names
-        return operation(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_step_reads_nothing_back(name):
-    module = network().float()
-    made = optimizer(module, name)
-    for seed in range(2):
-        gradients(module, seed)
-        good = torch.tensor(True)
-        with Reads() as reads:
-            made.set_rate(0.1)
-            made.step(good)
-        assert reads.count == 0
-    with Reads() as reads:
-        bool(good)
-    assert reads.count == 1
 
 
 def test_without_the_library_it_says_what_to_install_before_anything_is_trained(monkeypatch):
