@@ -35,8 +35,8 @@ class Optimizer(ABC):
         """The learning rate of the steps that follow."""
 
     @abstractmethod
-    def step(self, good: Tensor) -> None:
-        """Update by the gradients, if `good`, 0-dim bool; else parameters and state keep their bits."""
+    def step(self, taken: Tensor) -> None:
+        """Update by the gradients, if `taken`, 0-dim bool; else parameters and state keep their bits."""
 
     def state_dict(self) -> dict[str, Any]:
         return self._optimizer.state_dict()
@@ -62,9 +62,9 @@ class GradientDescent(Optimizer):
     def set_rate(self, rate: float) -> None:
         self._rate.fill_(rate)
 
-    def step(self, good: Tensor) -> None:
+    def step(self, taken: Tensor) -> None:
         # As `torch.amp.GradScaler` tells a fused optimiser.
-        self._optimizer.found_inf = good.logical_not().float()  # type: ignore[attr-defined]
+        self._optimizer.found_inf = taken.logical_not().float()  # type: ignore[attr-defined]
         self._optimizer.grad_scale = None  # type: ignore[attr-defined]
         self._optimizer.step()
 
@@ -110,12 +110,12 @@ class LayerWise(Optimizer):
         for group in self._optimizer.param_groups:
             group["lr"] = rate
 
-    def step(self, good: Tensor) -> None:
+    def step(self, taken: Tensor) -> None:
         before = [tensor.detach().clone() for tensor in self._changing()]
         self._optimizer.step()
         self._forget_notes()
         for tensor, old in zip(self._changing(), before, strict=True):
-            torch.where(good, tensor.detach(), old, out=tensor.detach())
+            torch.where(taken, tensor.detach(), old, out=tensor.detach())
 
     def _changing(self) -> list[Tensor]:
         state = self._optimizer.state

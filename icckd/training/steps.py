@@ -19,17 +19,17 @@ class StepCounts:
         self._sums: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def add(self, losses: dict[str, Tensor], good: Tensor) -> None:
-        """Count a step with these 0-dim losses, which was taken if `good`, 0-dim bool, and else skipped."""
-        bad = good.logical_not()
-        self._taken += good
-        self._skipped += bad
-        self._in_a_row.add_(1).mul_(bad)
+    def add(self, losses: dict[str, Tensor], taken: Tensor) -> None:
+        """Count a step with these 0-dim losses as taken, if `taken`, 0-dim bool, and else as skipped."""
+        skipped = taken.logical_not()
+        self._taken += taken
+        self._skipped += skipped
+        self._in_a_row.add_(1).mul_(skipped)
         torch.maximum(self._longest, self._in_a_row, out=self._longest)
         for name, value in losses.items():
             if name not in self._sums:
                 self._sums[name] = torch.zeros((), dtype=torch.float64, device=self._device)
-            self._sums[name] += torch.where(good, value.detach(), 0)
+            self._sums[name] += torch.where(taken, value.detach(), 0)
 
     @property
     def skipped(self) -> int:

@@ -1,4 +1,4 @@
-"""The optimisers on a small network: the updates of the papers, none where a step is not good, resumed to the bits."""
+"""The optimisers on a small network: the updates of the papers, none where a step is not taken, resumed to the bits."""
 
 import io
 import sys
@@ -44,11 +44,11 @@ def gradients(module, seed):
     (module(images).square().mean() * (30.0 if seed % 2 == 0 else 0.1)).backward()
 
 
-def train(module, made, seeds, good=True):
+def train(module, made, seeds, taken=True):
     for seed in seeds:
         gradients(module, seed)
         made.set_rate(RATES[seed % 3])
-        made.step(torch.tensor(good))
+        made.step(torch.tensor(taken))
 
 
 def tensors(module, made):
@@ -109,7 +109,7 @@ def test_the_updates_are_those_of_the_paper(name, nesterov, decay_all):
 
 @pytest.mark.parametrize("before", [0, 3])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_step_that_is_not_good_is_as_if_it_had_not_been(name, before):
+def test_a_step_that_is_not_taken_is_as_if_it_had_not_been(name, before):
     module, other = network(), network()
     made, plain = optimizer(module, name), optimizer(other, name)
     train(module, made, range(before))
@@ -118,7 +118,7 @@ def test_a_step_that_is_not_good_is_as_if_it_had_not_been(name, before):
     gradients(module, before)
     module.layers[0].weight.grad.fill_(float("nan"))
     made.step(torch.tensor(False))
-    train(module, made, [before + 1], good=False)
+    train(module, made, [before + 1], taken=False)
     assert same(tensors(module, made), kept)
     module.layers[1].load_state_dict(other.layers[1].state_dict())  # its running statistics are none of ours
     train(module, made, range(3, 6))
