@@ -98,43 +98,21 @@ def crd(rows: list[Row]) -> str:
 
 def train(rows: list[Row]) -> str:
     chosen = [r for r in rows if r["benchmark"] == "train"]
-    steps = [r for r in chosen if r["part"] == "steps"]
-    inputs = [r for r in chosen if r["part"] == "input"]
     parts = [
-        _by_case(
-            "milliseconds a step, median (× floor)",
-            ((r["contender"], f"{r['teacher']}, {r['batch']}", r["median_ms"], r["times_floor"]) for r in steps),
-        ),
-        _by_case(
-            "input: images per second (× DataLoader)",
-            (
-                (
-                    r["contender"],
-                    f"batch {r['batch']}, views {r['views']}",
-                    r["images_per_second"],
-                    r["speed_over_loader"],
-                )
-                for r in inputs
-            ),
-        ),
+        _of_part(chosen, "steps", "milliseconds a step, median (× floor)", "{teacher}, {batch}"),
+        _of_part(chosen, "input", "input: images per second (× DataLoader)", "batch {batch}, views {views}"),
     ]
-    if streamed := [r for r in chosen if r["part"] == "streamed input"]:
-        title = "streamed input: images per second (× DataLoader)"
-        parts.append(
-            _by_case(
-                title,
-                (
-                    (
-                        r["contender"],
-                        f"{r['image_size']} pixels, views {r['views']}",
-                        r["images_per_second"],
-                        r["speed_over_loader"],
-                    )
-                    for r in streamed
-                ),
-            )
-        )
+    if any(r["part"] == "streamed input" for r in chosen):
+        title, case = "streamed input: images per second (× DataLoader)", "{image_size} pixels, views {views}"
+        parts.append(_of_part(chosen, "streamed input", title, case))
     return "\n\n".join([*parts, _conditions(chosen)])
+
+
+def _of_part(rows: list[Row], part: str, title: str, case: str) -> str:
+    """The table of one part of `bench.train`, a column for each `case`."""
+    value, ratio = ("median_ms", "times_floor") if part == "steps" else ("images_per_second", "speed_over_loader")
+    chosen = (r for r in rows if r["part"] == part)
+    return _by_case(title, ((r["contender"], case.format(**r), r[value], r[ratio]) for r in chosen))
 
 
 def _by_case(title: str, entries: Iterable[tuple[str, str, float, float]]) -> str:

@@ -210,56 +210,48 @@ def run_steps(case: Case, network: str, steppers: dict[str, Stepper], seconds: f
 def run_input(case: Case, views: int, seconds: float) -> Iterator[Row]:
     """A row for each way to make a batch of so many views, and for the floor."""
     print(f"\ninput alone, batch {case.batch}, views {views}")
-    device = case.images.device
     calls = input_contenders(case.images, case.labels, case.batch, views)
-    times = measure.interleaved(calls, measure.clock(device), seconds, too_slow=float("inf"), least=5)
-    found = {name: measure.quantiles([s / BATCHES for s in values]) for name, values in times.items()}
-    for name, quantiles in found.items():
-        row = {
-            "benchmark": "train",
-            "part": "input",
-            "contender": name,
-            "batch": case.batch,
-            "views": views,
-            "dtype": "float32",
-            **quantiles,
-            "images_per_second": 1e3 * case.batch / quantiles["median_ms"],
-            "times_floor": _ratio(name, FLOOR, found),
-            "speed_over_loader": _ratio(LOADER, name, found),
-            **measure.conditions(device),
-        }
-        measure.print_row(
-            row, f"{row['images_per_second']:.0f} images/s", f"{row['speed_over_loader']:.1f} × DataLoader"
-        )
-        yield row
+    facts = {"part": "input", "batch": case.batch, "views": views}
+    yield from _input_rows(facts, calls, BATCHES, (FLOOR, LOADER), case.images.device, seconds, least=5)
 
 
 def run_streamed(root: Path, size: int, views: int, device: torch.device, seconds: float) -> Iterator[Row]:
     """A row for each way to make batches of so many views of the files in `root`, and for the floor."""
-    batch = min(STREAMED_BATCH, len(list((root / "train").rglob("*.jpg"))) // 2)
+    files = len(list((root / "train").rglob("*.jpg")))
+    batch = min(STREAMED_BATCH, files // 2)
     print(f"\nstreamed input, {size}×{size} pixels, batch {batch}, views {views}")
     calls = streamed_contenders(root, size, batch, views, device)
-    times = measure.interleaved(calls, measure.clock(device), seconds, too_slow=float("inf"), least=3)
-    steps = len(list((root / "train").rglob("*.jpg"))) // batch
-    found = {name: measure.quantiles([s / steps for s in values]) for name, values in times.items()}
+    facts = {"part": "streamed input", "batch": batch, "views": views, "image_size": size}
+    yield from _input_rows(facts, calls, files // batch, (DECODING, BY_IMAGE), device, seconds, least=3)
+
+
+def _input_rows(
+    facts: Row,
+    calls: dict[str, measure.Contender],
+    batches: int,
+    against: tuple[str, str],
+    device: torch.device,
+    seconds: float,
+    least: int,
+) -> Iterator[Row]:
+    """A row, with `facts`, for each of `calls`, which makes so many batches, against the floor and a DataLoader."""
+    times = measure.interleaved(calls, measure.clock(device), seconds, too_slow=float("inf"), least=least)
+    found = {name: measure.quantiles([s / batches for s in values]) for name, values in times.items()}
+    floor, loader = against
     for name, quantiles in found.items():
         row = {
             "benchmark": "train",
-            "part": "streamed input",
             "contender": name,
-            "batch": batch,
-            "views": views,
-            "image_size": size,
+            **facts,
             "dtype": "float32",
             **quantiles,
-            "images_per_second": 1e3 * batch / quantiles["median_ms"],
-            "times_floor": _ratio(name, DECODING, found),
-            "speed_over_loader": _ratio(BY_IMAGE, name, found),
+            "images_per_second": 1e3 * facts["batch"] / quantiles["median_ms"],
+            "times_floor": _ratio(name, floor, found),
+            "speed_over_loader": _ratio(loader, name, found),
             **measure.conditions(device),
         }
-        measure.print_row(
-            row, f"{row['images_per_second']:.0f} images/s", f"{row['speed_over_loader']:.2f} × DataLoader"
-        )
+        over_loader = f"{row['speed_over_loader']:.2f} × DataLoader"
+        measure.print_row(row, f"{row['images_per_second']:.0f} images/s", over_loader)
         yield row
 
 
@@ -284,7 +276,7 @@ def targets(rows: list[Row]) -> Iterator[str]:
                 f"device-resident over DataLoader, images per second, batch {row['batch']}, views {row['views']}: "
                 f"{ratio:.1f} (at least {LEAST_OVER_LOADER:g}): {'met' if ratio >= LEAST_OVER_LOADER else 'missed'}"
             )
-        elif row["contender"] == STREAMED:
+        elif name == STREAMED:
             ratio = row["speed_over_loader"]
             yield (
                 f"streamed over DataLoader, images per second, {row['image_size']} pixels, views {row['views']}: "

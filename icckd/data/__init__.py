@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors, and the batches of normalised, augmented views made of them."""
+"""Data sets as uint8 tensors or as files that are streamed, and batches of normalised, augmented views of them."""
 
 from pathlib import Path
 

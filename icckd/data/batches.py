@@ -194,10 +194,10 @@ def _check_images(images: Tensor | ImageFiles, labels: Tensor) -> None:
 
 
 def _check_balance(balance: Balance | None, batch_size: int, shuffle: bool) -> None:
-    if balance is not None and (batch_size != balance.classes * balance.samples or not shuffle):
+    if balance is not None and (batch_size != balance.batch_size or not shuffle):
         raise ValueError(
             f"balance is {balance}, batch_size {batch_size} and shuffle {shuffle}; shuffled batches should hold "
-            f"{balance.classes * balance.samples} images"
+            f"{balance.batch_size} images"
         )
 
 

@@ -1,7 +1,6 @@
 """Data sets that are folders of image files: `tiny-imagenet` and `image-folder`."""
 
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 from icckd.data.augmentation import Augmentation
 from icckd.data.image_data import ImageData, Split, image_data
 from icckd.data.images.decoding import decode_images, image_size
-from icckd.data.images.image_file import SUFFIXES
+from icckd.data.images.image_file import SUFFIXES, no_warnings
 from icckd.data.streaming import Decoders, ImageFiles
 from icckd.data.walk import files_beneath, report_left_out
 from icckd.errors import UserError
@@ -72,9 +71,7 @@ def load_tiny_imagenet(root: Path, settings: DataSettings) -> ImageData:
 
 
 def _load(name: str, train: _Files, test: _Files, classes: Sequence[str], settings: DataSettings) -> ImageData:
-    with warnings.catch_warnings():
-        # Pillow's, of metadata that are damaged, or that nothing here reads.
-        warnings.simplefilter("ignore")
+    with no_warnings():
         size = settings.image_size or image_size(train.paths[0])
         images = (_streamed if settings.streaming else _decoded)(name, (train, test), size, settings)
     train_split, test_split = (

@@ -18,6 +18,10 @@ class Balance(NamedTuple):
     classes: int
     samples: int
 
+    @property
+    def batch_size(self) -> int:
+        return self.classes * self.samples
+
 
 def random_order(count: int, seed: int, epoch: int) -> np.ndarray:
     """The numbers below `count` in a random order, int64 (count,)."""

@@ -315,8 +315,8 @@ class Experiment:
     def _check_batch_size(self, stage: str) -> None:
         settings, images, balance = getattr(self.settings, stage), len(self.data.train_images), self._balance(stage)
         size, name = settings.batch_size, f"{stage}.batch_size"
-        if balance is not None and balance.classes * balance.samples != size:
-            size, name = balance.classes * balance.samples, "data.classes_per_batch · data.samples_per_class"
+        if balance is not None and balance.batch_size != size:
+            size, name = balance.batch_size, "data.classes_per_batch · data.samples_per_class"
         if settings.accumulate > size // 2:
             raise UserError(f"{stage}.accumulate is {settings.accumulate}; {name} is {size}: give {size // 2} at most")
         if size > images:
@@ -351,7 +351,7 @@ class Experiment:
         return Batches(
             self.data.train_images,
             self.data.train_labels,
-            batch_size=settings.batch_size if balance is None else balance.classes * balance.samples,
+            batch_size=settings.batch_size if balance is None else balance.batch_size,
             mean=self.data.mean,
             std=self.data.std,
             augmentation=self.data.augmentation,

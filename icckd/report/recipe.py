@@ -58,20 +58,23 @@ def _teacher_loss(results: Results) -> str:
     named = {
         name.removeprefix(prefix): value for name, value in results.settings.items() if name.startswith(prefix)
     }  # Those of the method in force alone.
-    capacity, positive = _setting(results, "teacher.memory.capacity"), _setting(results, "teacher.positive")
+    text, positive = f"{method} ({_listed(named, but=('method', 'backend'))})", _setting(results, "teacher.positive")
+    if positive != _DEFAULTS["teacher.positive"]:
+        text += f", positive: {_plain(positive)}"
+    return text + _memory(results)
+
+
+def _memory(results: Results) -> str:
+    prefix, capacity = "teacher.memory.", _setting(results, "teacher.memory.capacity")
+    if not capacity:
+        return ""
     unusual = {
-        name.rpartition(".")[2]: value
+        name.removeprefix(prefix): value
         for name, value in results.settings.items()
-        if name.startswith("teacher.memory.") and value != _DEFAULTS.get(name)
+        if name.startswith(prefix) and value != _DEFAULTS.get(name)
     }
-    kept = _listed(unusual, but=("capacity",))
-    remembered = f", with {_plain(capacity)} remembered embeddings per class{f' ({kept})' if kept else ''}"
-    parts = [
-        f"{method} ({_listed(named, but=('method', 'backend'))})",
-        "" if positive == _DEFAULTS["teacher.positive"] else f", positive: {_plain(positive)}",
-        remembered if capacity else "",
-    ]
-    return "".join(parts)
+    listed = _listed(unusual, but=("capacity",))
+    return f", with {_plain(capacity)} remembered embeddings per class{f' ({listed})' if listed else ''}"
 
 
 def _student_loss(settings: dict[str, Any]) -> str:

@@ -31,10 +31,10 @@ def accumulate(
     and within `precision()`, as losses are computed. Random numbers are those of asking once.
     """
     pieces = _split(batch, parts)
-    first, said, others = [], [], []
+    states, said, others = [], [], []
     with torch.no_grad(), unmoved_statistics(task), precision():
         for piece in pieces:
-            first.append(random_state())
+            states.append(random_state())
             said.append(task.ask(piece))
     with precision():
         for piece in pieces:
@@ -47,7 +47,7 @@ def accumulate(
     losses["loss"].backward()
     after = random_state()
     gradients = _of_parts([leaf.grad for leaf in leaves], pieces)
-    for piece, state, gradient in zip(pieces, first, gradients, strict=True):
+    for piece, state, gradient in zip(pieces, states, gradients, strict=True):
         set_random_state(state)
         with precision():
             again = _tensors(task.ask(piece))

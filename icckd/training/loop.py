@@ -137,11 +137,11 @@ class Training:
         self._statistics.keep()
         self.optimizer.zero_grad()
         losses = self._losses_and_gradients(batch)
-        good = losses["loss"].detach().isfinite() & self._gradient_norm().isfinite()
-        self.optimizer.step(good)
-        self._statistics.restore_unless(good)
-        self.task.after_step(good)
-        self.counts.add(losses, good)
+        taken = losses["loss"].detach().isfinite() & self._gradient_norm().isfinite()
+        self.optimizer.step(taken)
+        self._statistics.restore_unless(taken)
+        self.task.after_step(taken)
+        self.counts.add(losses, taken)
         return losses["loss"].detach()
 
     def _losses_and_gradients(self, batch: Batch) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ class Optimizer(ABC):
 
     def __init__(self, optimizer: torch.optim.Optimizer, buffers: tuple[str, ...]):
         self._optimizer = optimizer
+        self._buffers = buffers
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         # Those of a first step that is left out have to be there, and zero.
         for parameter in self._parameters:
@@ -34,8 +35,8 @@ class Optimizer(ABC):
         """The learning rate of the steps that follow."""
 
     @abstractmethod
-    def step(self, good: Tensor) -> None:
-        """Update by the gradients, if `good`, 0-dim bool; else parameters and state keep their bits."""
+    def step(self, taken: Tensor) -> None:
+        """Update by the gradients, if `taken`, 0-dim bool; else parameters and state keep their bits."""
 
     def state_dict(self) -> dict[str, Any]:
         return self._optimizer.state_dict()
@@ -51,7 +52,7 @@ class GradientDescent(Optimizer):
     """
 
     def __init__(self, module: nn.Module, settings: TrainingSettings):
-        groups = parameter_groups(module, settings.weight_decay, settings.decay_all)
+        groups = _parameter_groups(module, settings.weight_decay, settings.decay_all)
         momentum, nesterov = settings.momentum, settings.nesterov
         sgd = torch.optim.SGD(groups, lr=settings.learning_rate, momentum=momentum, nesterov=nesterov, fused=True)
         super().__init__(sgd, ("momentum_buffer",))
@@ -61,9 +62,9 @@ class GradientDescent(Optimizer):
     def set_rate(self, rate: float) -> None:
         self._rate.fill_(rate)
 
-    def step(self, good: Tensor) -> None:
+    def step(self, taken: Tensor) -> None:
         # As `torch.amp.GradScaler` tells a fused optimiser.
-        self._optimizer.found_inf = good.logical_not().float()  # type: ignore[attr-defined]
+        self._optimizer.found_inf = taken.logical_not().float()  # type: ignore[attr-defined]
         self._optimizer.grad_scale = None  # type: ignore[attr-defined]
         self._optimizer.step()
 
@@ -91,17 +92,17 @@ class LayerWise(Optimizer):
 
     def __init__(self, module: nn.Module, settings: TrainingSettings):
         library = layer_wise_library("optimizer", settings.optimizer)
-        weights, others = parameter_groups(module, settings.weight_decay, settings.decay_all)
+        weights, others = _parameter_groups(module, settings.weight_decay, settings.decay_all)
         if settings.optimizer == "lars":
             optimizer = library.LARS([weights, others], momentum=settings.momentum, nesterov=settings.nesterov)
-            self._buffers: tuple[str, ...] = ("momentum_buffer",)
+            buffers: tuple[str, ...] = ("momentum_buffer",)
         else:
             optimizer = library.Lamb(
                 [weights, others | {"adam": True}], weight_decouple=False, adam_debias=True, pre_norm=True
             )
             optimizer.clamp = math.inf
-            self._buffers = ("exp_avg", "exp_avg_sq")
-        super().__init__(optimizer, self._buffers)
+            buffers = ("exp_avg", "exp_avg_sq")
+        super().__init__(optimizer, buffers)
         self.set_rate(settings.learning_rate)
 
     def set_rate(self, rate: float) -> None:
@@ -109,12 +110,12 @@ class LayerWise(Optimizer):
         for group in self._optimizer.param_groups:
             group["lr"] = rate
 
-    def step(self, good: Tensor) -> None:
+    def step(self, taken: Tensor) -> None:
         before = [tensor.detach().clone() for tensor in self._changing()]
         self._optimizer.step()
         self._forget_notes()
         for tensor, old in zip(self._changing(), before, strict=True):
-            torch.where(good, tensor.detach(), old, out=tensor.detach())
+            torch.where(taken, tensor.detach(), old, out=tensor.detach())
 
     def _changing(self) -> list[Tensor]:
         state = self._optimizer.state
@@ -147,7 +148,7 @@ def layer_wise_library(setting: str, optimizer: str) -> ModuleType:
     return pytorch_optimizer
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
+def _parameter_groups(module: nn.Module, weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
     """Parameters for an optimiser: weights decay; biases and normalisation parameters, of one axis or none, may too."""
     weights = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]

@@ -28,11 +28,11 @@ class RunningStatistics:
             self._before = self._as_one()
 
     @torch.no_grad()
-    def restore_unless(self, good: Tensor) -> None:
-        """Unless `good`, 0-dim bool, make them what they were."""
+    def restore_unless(self, taken: Tensor) -> None:
+        """Unless `taken`, 0-dim bool, make them what they were."""
         if self._before is None:
             return
-        chosen = torch.where(good, self._as_one(), self._before).split([buffer.numel() for buffer in self._buffers])
+        chosen = torch.where(taken, self._as_one(), self._before).split([buffer.numel() for buffer in self._buffers])
         torch._foreach_copy_(self._buffers, [x.view_as(b) for x, b in zip(chosen, self._buffers, strict=True)])
 
     def _as_one(self) -> Tensor:

@@ -14,21 +14,22 @@ class StepCounts:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._taken, self._skipped, self._in_a_row, self._longest = torch.zeros(4, dtype=torch.int64, device=device)
+        self._counts = torch.zeros(4, dtype=torch.int64, device=device)
+        self._taken, self._skipped, self._in_a_row, self._longest = self._counts.unbind()
         self._sums: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def add(self, losses: dict[str, Tensor], good: Tensor) -> None:
-        """Count a step with these 0-dim losses, which was taken if `good`, 0-dim bool, and else skipped."""
-        bad = good.logical_not()
-        self._taken += good
-        self._skipped += bad
-        self._in_a_row.add_(1).mul_(bad)
+    def add(self, losses: dict[str, Tensor], taken: Tensor) -> None:
+        """Count a step with these 0-dim losses as taken, if `taken`, 0-dim bool, and else as skipped."""
+        skipped = taken.logical_not()
+        self._taken += taken
+        self._skipped += skipped
+        self._in_a_row.add_(1).mul_(skipped)
         torch.maximum(self._longest, self._in_a_row, out=self._longest)
         for name, value in losses.items():
             if name not in self._sums:
                 self._sums[name] = torch.zeros((), dtype=torch.float64, device=self._device)
-            self._sums[name] += torch.where(good, value.detach(), 0)
+            self._sums[name] += torch.where(taken, value.detach(), 0)
 
     @property
     def skipped(self) -> int:
@@ -57,12 +58,10 @@ class StepCounts:
             value.zero_()
 
     def state(self) -> dict[str, Any]:
-        counts = torch.stack([self._taken, self._skipped, self._in_a_row, self._longest])
-        return {"counts": counts.tolist(), "sums": {name: value.item() for name, value in self._sums.items()}}
+        return {"counts": self._counts.tolist(), "sums": {name: value.item() for name, value in self._sums.items()}}
 
     def restore(self, state: dict[str, Any]) -> None:
-        counts = (self._taken, self._skipped, self._in_a_row, self._longest)
-        for count, value in zip(counts, state["counts"], strict=True):
+        for count, value in zip(self._counts, state["counts"], strict=True):
             count.fill_(int(value))
         self._sums = {
             name: torch.tensor(float(value), dtype=torch.float64, device=self._device)

@@ -25,11 +25,11 @@ KINDS = {
 
 
 @pytest.fixture(autouse=True)
-def device():
+def deterministic_gpu():
     if not torch.cuda.is_available():
         pytest.skip("there is no GPU")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    yield torch.device("cuda")
+    yield
     torch.use_deterministic_algorithms(False)
 
 

@@ -10,7 +10,6 @@ from icckd.errors import Interrupted, TrainingDiverged, UserError
 from icckd.settings import TrainingSettings
 from icckd.training import Checkpoint, StopSignal, Task, Training
 from icckd.training.loop import MAX_SKIPS_IN_A_ROW
-from icckd.training.optimizers import parameter_groups
 
 STEPS = 7
 
@@ -249,11 +248,3 @@ def test_a_checkpoint_that_lacks_something_is_refused(tmp_path, name):
     del state[name]
     with pytest.raises(UserError, match="does not fit this training"):
         training().restore(state)
-
-
-@pytest.mark.parametrize(("decay_all", "of_the_others"), [(False, 0.0), (True, 0.1)])
-def test_biases_and_normalisation_decay_only_if_all_do(decay_all, of_the_others):
-    weights, others = parameter_groups(SmallTask().model, 0.1, decay_all)
-    assert [p.shape for p in weights["params"]] == [(6, 5), (3, 6)]
-    assert len(others["params"]) == 4
-    assert (weights["weight_decay"], others["weight_decay"]) == (0.1, of_the_others)

@@ -11,7 +11,7 @@ from icckd.models import build_model
 from icckd.reference import intra_class_contrastive
 from icckd.settings import MemorySettings, TeacherLossSettings, TeacherSettings
 from icckd.training import Checkpoint, TeacherTask, Training
-from icckd.training.embeddings import LatestEmbeddings
+from icckd.training.tasks.embeddings import LatestEmbeddings
 from tests.training.test_loop import fit, without_time
 
 CLASSES, IMAGES, BATCH = 3, 26, 8

@@ -15,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from icckd.data import Batch
 from icckd.functional import checks
+from icckd.methods import StudentMethod
 from icckd.models import build_model
 from icckd.ops import values
-from icckd.settings import StudentLossSettings, TrainingSettings, settings_from
+from icckd.settings import StudentLossSettings, TrainingSettings, methods_of, settings_from
 from icckd.training import DistillationTask, FrozenTeacher, TeacherTask, Training, loop
 
 CLASSES, ROWS, IMAGES = 3, 8, 20
@@ -125,23 +126,7 @@ def test_no_step_of_a_teacher_waits(settings):
     assert waits_of_a_step(teacher(**settings)) == []
 
 
-METHODS = (
-    "none",
-    "kd",
-    "dkd",
-    "nkd",
-    "dist",
-    "ttm",
-    "wttm",
-    "rkd",
-    "similarity-preserving",
-    "pkt",
-    "attention",
-    "hint",
-)
-
-
-@pytest.mark.parametrize("method", [*METHODS, "crd", "multi-head"])
+@pytest.mark.parametrize("method", ["none", *methods_of(StudentMethod)])
 def test_no_step_of_a_student_waits(method):
     assert waits_of_a_step(student(method)) == []
 

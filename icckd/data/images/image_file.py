@@ -1,5 +1,8 @@
 """Opening an image file, whatever it holds, and turning what it holds upright."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import ExifTags, Image
@@ -24,6 +27,14 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """Within, Pillow does not warn of metadata that are damaged, or that nothing here reads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def open_image(path: Path) -> ImageFile:

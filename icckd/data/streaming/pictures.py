@@ -1,6 +1,5 @@
 """What a worker does: a few image files → one tensor. It keeps nothing from one request to the next."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from torch import Tensor
 from icckd.data.augmentation import Drawn, boxes_in
 from icckd.data.images.decoding import fit_square
 from icckd.data.images.deep_pixels import DeepPicture
+from icckd.data.images.image_file import no_warnings
 from icckd.data.images.pixels import read_picture
 from icckd.errors import UserError
 
@@ -39,9 +39,7 @@ def decode(request: Request) -> Tensor:
     paths, size, (place, boxes, _) = request
     views = 1 if boxes is None else boxes.shape[1]
     images = np.empty((views, len(paths), 3, size, size), dtype=np.uint8)
-    with warnings.catch_warnings():
-        # Pillow's, of metadata that are damaged, or that nothing here reads.
-        warnings.simplefilter("ignore")
+    with no_warnings():
         for number, path in enumerate(paths):
             picture = _colours(path)
             if boxes is None:

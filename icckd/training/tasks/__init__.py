@@ -1,7 +1,7 @@
 """What is trained and by which losses; the loop knows nothing of either.
 
-`task` says what a task is; `teacher` trains a network by a teacher's method, `distillation` by those of students, from
-a frozen teacher.
+`task` says what a task is; `teacher` trains a network by a teacher's method, for which `average` and `embeddings` keep
+what earlier steps left; `distillation` by those of students, from a frozen teacher.
 """
 
 from icckd.training.tasks.distillation import DistillationTask, FrozenTeacher

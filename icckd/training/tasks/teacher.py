@@ -12,9 +12,9 @@ from icckd.memory import ClassMemory, memory_bytes
 from icckd.methods import Outputs, Samples
 from icckd.models import Model
 from icckd.settings import MemorySettings, TeacherSettings
-from icckd.training.average import MovingAverage
-from icckd.training.embeddings import LatestEmbeddings
 from icckd.training.statistics import unmoved_statistics
+from icckd.training.tasks.average import MovingAverage
+from icckd.training.tasks.embeddings import LatestEmbeddings
 from icckd.training.tasks.task import Task, ask, describe, samples_of
 
 _AVERAGE, _SECOND_VIEW = "average", "second view"
