@@ -1,8 +1,8 @@
 """Fills the tables of a Markdown file from recorded rows, so that no number is typed by hand.
 
 `python -m bench.table FILE.md ROWS.json …` replaces what stands between `<!-- table: NAME -->` and `<!-- end -->`.
-NAME is one of: targets, skew, memory, cross_entropy, crd, train, and those of `bench.gpu.report`, which say that they are
-owed where no rows of a GPU are given.
+NAME is one of: targets, skew, memory, cross_entropy, crd, train, and those of `bench.gpu.report`, which say that
+they are owed where no rows of a GPU are given.
 """
 
 import json
