@@ -1,4 +1,5 @@
-// The loss and the gradients of classes of any size and at any shift, block by block (intra_class_rows.h has the mathematics).
+// The loss and the gradients of classes of any size where no constant shift will do, block by block (intra_class_rows.h has the
+// mathematics).
 //
 // A block has block_rows of the class's rows; it meets the class's candidates block_rows at a time, once for the log-sum-exp and once
 // for the gradients, and similarities are never kept: n·a + a(2n − a) of them, each 2D FLOP, and as much for P z as in
@@ -46,19 +47,15 @@ void similarities_of_block(const Candidates& all, const Blocks& b, Block block, 
     b.e[(i - begin) * b.e_stride + i - block.begin] = -INFINITY;
 }
 
-// Adds `count` candidates' exponentials to the sums of own rows [i, i + width), raising their shift where that is not constant.
+// Adds `count` candidates' exponentials to the sums of own rows [i, i + width), raising their shift where needed.
 void add_exponentials(const Blocks& b, int64_t i, int64_t count, const IntraClassProblem& problem) {
-  const Vec scale = splat(problem.scale), similarity = load(b.similarity + i);
-  Vec shift = load(b.shift + i);
-  if (!problem.constant_shift()) {
-    Vec highest = shift;
-    for (int64_t j = 0; j < count; ++j) highest = max(load(b.e + j * b.e_stride + i), highest);
-    const Vec fading = exp(scale * (shift - highest));
-    store(b.sums + i, load(b.sums + i) * fading);
-    store(b.excess + i, load(b.excess + i) * fading);
-    store(b.shift + i, highest);
-    shift = highest;
-  }
+  const Vec scale = splat(problem.scale), similarity = load(b.similarity + i), before = load(b.shift + i);
+  Vec shift = before;
+  for (int64_t j = 0; j < count; ++j) shift = max(load(b.e + j * b.e_stride + i), shift);
+  const Vec fading = exp(scale * (before - shift));
+  store(b.sums + i, load(b.sums + i) * fading);
+  store(b.excess + i, load(b.excess + i) * fading);
+  store(b.shift + i, shift);
   Vec sums{}, excess{};
   for (int64_t j = 0; j < count; ++j) {
     const Vec s = load(b.e + j * b.e_stride + i), e = exp(scale * (s - shift));
@@ -78,10 +75,7 @@ void weigh_block(const Blocks& b, const IntraClassProblem& problem, const Anchor
     float* row = b.e + (j - begin) * b.e_stride;
     for (int64_t i = 0; i < padded; i += width) {
       const Vec similarity = load(row + i), own = load(b.weight + i);
-      if (problem.constant_shift())
-        store(row + i, (weight + own) * exp(scale * (similarity - 1)));
-      else
-        store(row + i, weight * exp(scale * (similarity - shift)) + own * exp(scale * (similarity - load(b.shift + i))));
+      store(row + i, weight * exp(scale * (similarity - shift)) + own * exp(scale * (similarity - load(b.shift + i))));
     }
   }
 }
@@ -103,7 +97,7 @@ Sums log_sum_exp_block(const IntraClassProblem& problem, const IntraClassResults
   for (int64_t i = 0; i < count; ++i) b.similarity[i] = all.positive(block.begin + i, b.own + i * b.stride).similarity;
   fill(b.sums, padded, 0);
   fill(b.excess, padded, 0);
-  for (int64_t i = 0; i < padded; ++i) b.shift[i] = problem.constant_shift() ? 1 : b.similarity[i];
+  for (int64_t i = 0; i < padded; ++i) b.shift[i] = b.similarity[i];
   for (int64_t begin = 0; begin < all.count; begin += block_rows) {
     const int64_t end = begin + block_rows < all.count ? begin + block_rows : all.count;
     similarities_of_block(all, b, block, padded, begin, end);

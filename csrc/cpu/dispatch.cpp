@@ -8,14 +8,14 @@
 namespace icckd {
 namespace {
 
-constexpr const char* names[] = {"baseline", "avx2", "avx512"};
+constexpr const char* names[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
 
 Capability best() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return Capability::avx512;
+    return __builtin_cpu_supports("avx512bf16") ? Capability::avx512_bf16 : Capability::avx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Capability::avx2;
 #endif
   return Capability::baseline;
@@ -27,7 +27,7 @@ Capability chosen() {
   for (int level = 0; level <= static_cast<int>(best()); ++level)
     if (std::string(wanted) == names[level]) return static_cast<Capability>(level);
   STD_TORCH_CHECK(
-      false, "ICCKD_CPU_CAPABILITY is '", wanted, "'; it should be baseline, avx2 or avx512, and here at most ",
+      false, "ICCKD_CPU_CAPABILITY is '", wanted, "'; it should be baseline, avx2, avx512 or avx512_bf16, and here at most ",
       names[static_cast<int>(best())]);
 }
 

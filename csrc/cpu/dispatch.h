@@ -11,10 +11,10 @@
 
 namespace icckd {
 
-enum class Capability { baseline, avx2, avx512 };
+enum class Capability { baseline, avx2, avx512, avx512_bf16 };
 
 // The best instruction set of this processor, or the one that the environment variable ICCKD_CPU_CAPABILITY names (baseline,
-// avx2, avx512). Throws std::runtime_error where that is no instruction set of this processor.
+// avx2, avx512, avx512_bf16). Throws std::runtime_error where that is no instruction set of this processor.
 Capability cpu_capability();
 
 }  // namespace icckd
@@ -23,14 +23,16 @@ Capability cpu_capability();
 #define ICCKD_DECLARE_KERNELS(...)     \
   namespace baseline { __VA_ARGS__ }   \
   namespace avx2 { __VA_ARGS__ }       \
-  namespace avx512 { __VA_ARGS__ }
-#define ICCKD_DISPATCH(...)                                       \
-  [&] {                                                           \
-    switch (::icckd::cpu_capability()) {                          \
-      case ::icckd::Capability::avx512: return avx512::__VA_ARGS__; \
-      case ::icckd::Capability::avx2: return avx2::__VA_ARGS__;     \
-      default: return baseline::__VA_ARGS__;                      \
-    }                                                             \
+  namespace avx512 { __VA_ARGS__ }     \
+  namespace avx512_bf16 { __VA_ARGS__ }
+#define ICCKD_DISPATCH(...)                                                   \
+  [&] {                                                                       \
+    switch (::icckd::cpu_capability()) {                                      \
+      case ::icckd::Capability::avx512_bf16: return avx512_bf16::__VA_ARGS__; \
+      case ::icckd::Capability::avx512: return avx512::__VA_ARGS__;           \
+      case ::icckd::Capability::avx2: return avx2::__VA_ARGS__;               \
+      default: return baseline::__VA_ARGS__;                                  \
+    }                                                                         \
   }()
 #else
 #define ICCKD_DECLARE_KERNELS(...) namespace baseline { __VA_ARGS__ }

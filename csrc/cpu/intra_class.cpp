@@ -102,7 +102,7 @@ void plan_pairs(Plan& plan, const IntraClassProblem& problem, const IntraClassRe
   for (const auto& [begin, end] : {std::pair(int64_t{0}, anchors), {anchors, rows}, {rows, candidates}})
     for (int64_t i = begin; i < end; i += size) blocks.push_back({c, i, std::min(i + size, end)});
   const int64_t count = static_cast<int64_t>(blocks.size()), players = count + count % 2;  // an odd one sits out
-  plan.scratch = std::max(plan.scratch, ICCKD_DISPATCH(meeting_scratch(size, problem.dim)));
+  plan.scratch = std::max(plan.scratch, ICCKD_DISPATCH(meeting_scratch(problem, size)));
 
   const auto add_meeting = [&](int64_t round, Unit::Kind kind, int64_t a, int64_t b) {
     const Block &own = blocks[std::min(a, b)], &other = blocks[std::max(a, b)];

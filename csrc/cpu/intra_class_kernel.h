@@ -88,7 +88,7 @@ ICCKD_DECLARE_KERNELS(
   // begins its sums; of every block of anchors with every other block; `finish_block` of every block of anchors; `add_pull` of every
   // block of rows with itself, which also begins its pull; of the same pairs as before; `write_block` of every block of rows. `pull`:
   // Σ_j P_ij z_j of the class's rows i, pull_stride(dim) apart.
-  int64_t meeting_scratch(int64_t rows, int64_t dim);
+  int64_t meeting_scratch(const IntraClassProblem&, int64_t rows);
   int64_t pull_stride(int64_t dim);
   void add_sums(const IntraClassProblem&, const IntraClassResults&, AnchorStates, BlockPair, float* scratch);
   Sums finish_block(const IntraClassProblem&, const IntraClassResults&, AnchorStates, Block);

@@ -106,13 +106,18 @@ struct Candidates {
     count = row_count + layout.memory_count(c);
   }
 
+  // Which matrix holds candidate i, and in which row.
+  std::pair<const Rows*, int64_t> place(int64_t i) const {
+    return i < row_count ? std::pair(&problem.anchor, rows[i]) : std::pair(&problem.memory, memory[i - row_count]);
+  }
+
   // Loads candidates [begin, end) to z, `stride` apart, and their factors (load_row) if wanted.
   void load(int64_t begin, int64_t end, float* z, int64_t stride, float* factors = nullptr) const {
     for (int64_t i = begin; i < end; ++i) {
-      const bool is_row = i < row_count;
-      const Rows& source = is_row ? problem.anchor : problem.memory;
-      with_type(source.element, [&](auto type) {
-        const auto* x = row_of<decltype(type)>(source, is_row ? rows[i] : memory[i - row_count]);
+      const Rows* source = place(i).first;
+      const int64_t index = place(i).second;
+      with_type(source->element, [&](auto type) {
+        const auto* x = row_of<decltype(type)>(*source, index);
         const float factor = load_row(x, problem.dim, problem.normalize, z + (i - begin) * stride);
         if (factors != nullptr) factors[i - begin] = factor;
       });

@@ -46,7 +46,21 @@ struct Vectors {
   int64_t row, vector;
 };
 
-template <int rows, int vectors>
+// What a product adds up, element by element of a vector: acc + left · right …
+struct Floats {
+  static Vec add(Vec acc, Vec left, Vec right) { return acc + left * right; }
+};
+
+#if defined(__AVX512BF16__)
+// … or, where an element is two bfloat16 in one word, the sum of two products, rounded in float32.
+struct Bfloat16Pairs {
+  static Vec add(Vec acc, Vec left, Vec right) {
+    return (Vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)left, (__m512bh)right);
+  }
+};
+#endif
+
+template <class Elements, int rows, int vectors>
 static void multiply_tile(Scalars a, Vectors<const float> b, int64_t depth, Vectors<float> c, bool add) {
   Vec tile[rows][vectors];
 #pragma GCC unroll 8
@@ -61,7 +75,7 @@ static void multiply_tile(Scalars a, Vectors<const float> b, int64_t depth, Vect
     for (int r = 0; r < rows; ++r) {
       const Vec left = splat(a.data[r * a.row]);
 #pragma GCC unroll 3
-      for (int v = 0; v < vectors; ++v) tile[r][v] += left * right[v];
+      for (int v = 0; v < vectors; ++v) tile[r][v] = Elements::add(tile[r][v], left, right[v]);
     }
     a.data += a.step;
     b.data += b.row;
@@ -74,9 +88,10 @@ static void multiply_tile(Scalars a, Vectors<const float> b, int64_t depth, Vect
 
 // C = A B, or C += A B, for `rows` rows of A, `depth` columns of A and rows of B, and `vectors` vectors of B, in tiles: as even as can
 // be, and those of the same columns of B one after the other, while these are in the nearest cache.
+template <class Elements = Floats>
 static void multiply(int64_t rows, int64_t vectors, int64_t depth, Scalars a, Vectors<const float> b, Vectors<float> c, bool add) {
   using Tile = void (*)(Scalars, Vectors<const float>, int64_t, Vectors<float>, bool);
-#define ICCKD_TILES(r) {multiply_tile<r, 1>, multiply_tile<r, 2>, multiply_tile<r, 3>}
+#define ICCKD_TILES(r) {multiply_tile<Elements, r, 1>, multiply_tile<Elements, r, 2>, multiply_tile<Elements, r, 3>}
   static constexpr Tile tiles[tile_rows][tile_vectors] = {
       ICCKD_TILES(1), ICCKD_TILES(2), ICCKD_TILES(3), ICCKD_TILES(4),
 #if defined(__AVX512F__) || defined(__aarch64__)

@@ -11,6 +11,7 @@
 #endif
 
 #include <cstdint>
+#include <cstdlib>
 #include <initializer_list>
 
 #include "cpu/element.h"
@@ -43,9 +44,23 @@ inline Element element_of(const Tensor& x, const char* name) {
   }
 }
 
+// Lets glibc keep what tensors leave for the next ones. It gives freed memory back to the system beyond twice the largest block that
+// was ever freed, of those up to 32 MiB: two gradients of one size come and go with every step, and each time anew costs page faults, which
+// can take longer than the kernels. A block that is freed untouched sets its bound to 64 MiB, and costs nothing.
+inline void keep_freed_memory() {
+#if defined(__GLIBC__)
+  [[maybe_unused]] static const bool done = [] {
+    void* volatile block = std::malloc((32 << 20) - (64 << 10));
+    std::free(block);
+    return true;
+  }();
+#endif
+}
+
 // Uninitialised, on the CPU. Large memory is asked for in huge pages, as numpy does: fresh small ones cost as much time as the
 // kernels that fill them.
 inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType dtype) {
+  keep_freed_memory();
   Tensor x = torch::stable::empty({shape.begin(), shape.size()}, dtype);
 #if defined(__linux__)
   constexpr uintptr_t page = 4096, large = 4 << 20;

@@ -84,5 +84,5 @@ def why_unavailable() -> str | None:
 
 
 def instruction_set() -> str:
-    """The instruction set that the kernels use on this processor: avx512, avx2 or baseline."""
+    """The instruction set that the kernels use on this processor: avx512_bf16, avx512, avx2 or baseline."""
     return torch.ops.icckd_native.cpu_capability()

@@ -8,6 +8,14 @@ from icckd.report.results import Results
 from icckd.report.shell import shown
 from icckd.settings import Settings, flat
 
+# How steps are computed, where a setting says so.
+_WAYS = {
+    "channels_last": "channels last",
+    "compile": "compiled",
+    "cuda_graph": "captured in a CUDA graph",
+    "autocast": "bfloat16",
+}
+
 
 def recipe(results: Results) -> list[tuple[str, str]]:
     """What is in force, by name, of the images and of each network that was trained here; what is known of it."""
@@ -35,7 +43,8 @@ def _images(results: Results) -> str:
     count, mean, std = (results.data.get(name) for name in ("train_images", "mean", "std"))
     if number(count) is None or mean is None or std is None:
         return ""
-    return f"{count:,}; of each channel, less the mean {_plain(mean)}, divided by {_plain(std)}"
+    streamed = ", streamed from their files" if _setting(results, "data.streaming") else ""
+    return f"{count:,}{streamed}; of each channel, less the mean {_plain(mean)}, divided by {_plain(std)}"
 
 
 def _augmentation(results: Results) -> str:
@@ -90,13 +99,14 @@ def _student_loss(settings: dict[str, Any]) -> str:
 
 
 def _steps(results: Results, stage: str) -> str:
-    names = ("weight_decay", "decay_all", "drop_last", "autocast")
-    decay, decay_all, drop_last, autocast = (_setting(results, f"{stage}.{name}") for name in names)
+    names = ("weight_decay", "decay_all", "drop_last", "accumulate")
+    decay, decay_all, drop_last, accumulate = (_setting(results, f"{stage}.{name}") for name in names)
     parts = [
         _batch(results, stage) + (", none smaller" if drop_last else ", the last of an epoch may be smaller"),
+        f"in {_plain(accumulate)} parts, one after another" if (number(accumulate) or 1) > 1 else "",
         _optimizer(results, stage),
         f"weight decay {_plain(decay)} of {'every parameter' if decay_all else 'weights only'}",
-        "bfloat16" if autocast else "",
+        *(words for name, words in _WAYS.items() if _setting(results, f"{stage}.{name}")),
     ]
     return "; ".join(part for part in parts if part)
 

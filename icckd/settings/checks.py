@@ -50,7 +50,8 @@ def check(settings: Settings, stages: Sequence[str] = STAGES) -> None:
         rules += _student_rules(settings.student)
     for name, given, holds, wanted in rules:
         if not holds:
-            raise UserError(f"{name} is {given}; it should be {wanted}")
+            shown = str(given).lower() if isinstance(given, bool) else given
+            raise UserError(f"{name} is {shown}; it should be {wanted}")
 
 
 def check_text(name: str, value: str) -> None:

@@ -72,7 +72,8 @@ def test_backend_functions_are_the_operators():
 
 def supported_instruction_sets():
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return ["baseline", *[name for name, flag in (("avx2", " avx2 "), ("avx512", " avx512vl ")) if flag in flags]]
+    needed = {"avx2": " avx2 ", "avx512": " avx512vl ", "avx512_bf16": " avx512_bf16 "}
+    return ["baseline", *[name for name, flag in needed.items() if flag in flags]]
 
 
 @needs_extension
@@ -96,7 +97,7 @@ def test_kernels_are_right_on_every_instruction_set(instruction_set):
 def test_unknown_instruction_set_is_refused():
     result = python("-c", "from icckd.backends import native; native.instruction_set()", ICCKD_CPU_CAPABILITY="sse9")
     assert result.returncode != 0
-    assert "ICCKD_CPU_CAPABILITY is 'sse9'; it should be baseline, avx2 or avx512" in result.stderr
+    assert "ICCKD_CPU_CAPABILITY is 'sse9'; it should be baseline, avx2, avx512 or avx512_bf16" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -113,15 +113,36 @@ def test_one_class_too_large_for_the_cache(generator):
     Problem(generator, labels_of_sizes(generator, [700]), 300, slots=40).check()
 
 
-@pytest.mark.parametrize("size", [1000, 2300])
-def test_one_class_in_blocks_that_meet_in_pairs(generator, size):
-    """On one thread, so that blocks of the larger one have two tiles of rows: below and above whole blocks."""
+@pytest.mark.parametrize(
+    ("size", "dim", "dtype"), [(1000, 9, torch.float32), (1000, 33, torch.bfloat16), (1800, 20, torch.bfloat16)]
+)
+def test_one_class_in_blocks_that_meet_in_pairs(generator, size, dim, dtype):
+    """On one thread, so that blocks of the larger one have two tiles of rows."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        Problem(generator, labels_of_sizes(generator, [5, size]), 9, slots=300).check()
+        Problem(generator, labels_of_sizes(generator, [5, size]), dim, slots=300, dtype=dtype).check()
     finally:
         torch.set_num_threads(before)
+
+
+def test_bfloat16_pairs_cost_no_more_than_rounding_the_gradient(generator):
+    """Where products are of bfloat16, too: similarities are exact, and P's rounding averages out."""
+    problem = Problem(generator, labels_of_sizes(generator, [1100]), 50, dtype=torch.bfloat16)
+    _, (exact, *_) = problem.exact(torch.ones_like(problem.upstream))
+    computed = operators.intra_class_sum(*problem.arguments(), True, False, False)[1]
+    unavoidable = (exact.to(torch.bfloat16).double() - exact).norm()
+    assert (computed.double() - exact).norm() < 1.3 * unavoidable
+
+
+@pytest.mark.parametrize("power", [2.0**-100, 2.0**100])  # which rounds nothing
+def test_bfloat16_rows_of_any_norm(generator, power):
+    problem = Problem(generator, labels_of_sizes(generator, [900]), 20, dtype=torch.bfloat16)
+    problem.anchor[::7] = 0
+    problem.check()
+    expected = operators.intra_class_rows(*problem.arguments())[0]
+    problem.anchor, problem.positive = problem.anchor * power, problem.positive * power
+    torch.testing.assert_close(operators.intra_class_rows(*problem.arguments())[0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -89,9 +89,11 @@ def test_methods_and_what_they_remember(run):
     [
         ({"optimizer": "lars", "nesterov": False}, "LARS with momentum 0.9; weight decay"),
         ({"optimizer": "lamb"}, "; LAMB; weight decay"),
+        ({"accumulate": 4}, "; in 4 parts, one after another; SGD"),
+        ({"channels_last": True, "cuda_graph": True}, "; channels last; captured in a CUDA graph"),
     ],
 )
-def test_optimisers(run, settings, text):
+def test_steps(run, settings, text):
     run.settings["student"].update(settings)
     assert text in words(run)["Steps of the student"]
 
