@@ -70,4 +70,4 @@ def test_a_file_that_cannot_be_read_is_exit_2_and_named(folder, tmp_path, capsys
 
 def test_only_folders_of_images_are_streamed(capsys):
     assert run("run", "--data.streaming", "true") == 2
-    assert "data.streaming is True; it should be false for digits" in error_line(capsys)
+    assert "data.streaming is true; it should be false for digits" in error_line(capsys)

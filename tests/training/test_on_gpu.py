@@ -3,9 +3,6 @@
 import pytest
 import torch
 
-pytest.importorskip("jsonargparse")
-pytest.importorskip("safetensors")
-
 from icckd.data import Augmentation, Batches
 from icckd.models import build_model
 from icckd.settings import settings_from
