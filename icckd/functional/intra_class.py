@@ -15,6 +15,8 @@ from icckd.ops.values import has_values
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from icckd.exchange import Ranks
+
 _REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -30,7 +32,7 @@ def intra_class_contrastive(
     normalize: bool = True,
     reduction: str = "mean",
     num_classes: int | None = None,
-    group: "ProcessGroup | None" = None,
+    group: "ProcessGroup | Ranks | None" = None,
     backend: str = "auto",
 ) -> Tensor:
     """Contrast every anchor's positive with the other rows of the anchor's own class.
@@ -131,14 +133,14 @@ def _rows_or_sum(
 
 
 def _gathered(
-    batch: _Batch, temperature: Tensor, mean: bool, num_classes: int | None, group: "ProcessGroup"
+    batch: _Batch, temperature: Tensor, mean: bool, num_classes: int | None, group: "ProcessGroup | Ranks"
 ) -> tuple[_Batch, slice]:
     """All ranks' rows, of which others' are no anchors, and where this rank's own are.
 
     mean: Divide the weights by the ranks' mean total weight.
     """
     # Not every build of PyTorch has torch.distributed.
-    from icckd.functional.gather import line_up
+    from icckd.exchange import line_up
 
     ranks = line_up(group, {"anchor": batch.anchor}, batch.positive, temperature)
     weight = anchor_weights(batch.labels, batch.weight, num_classes, temperature.dtype)
