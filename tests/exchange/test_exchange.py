@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.exchange import gather_checks, network_checks, owner_checks, state_checks
+from tests.exchange import gather_checks, network_checks, owner_checks, route_checks, state_checks
 
 WORLD = 4
 
@@ -31,6 +31,7 @@ def every_check(rank, folder):
         for size, group in groups.items():
             if rank < size:
                 here = Here(group, rank, size)
+                route_checks.every_check(here)
                 owner_checks.every_check(here)
                 state_checks.every_check(here)
                 network_checks.every_check(here)
