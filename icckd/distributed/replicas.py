@@ -65,9 +65,9 @@ def shard(network: nn.Module) -> None:
         # It takes them in no other order.
         parameter.data = parameter.data.contiguous(memory_format=torch.contiguous_format)
     mesh = init_device_mesh(next(network.parameters()).device.type, (dist.get_world_size(),))
-    for part in _outermost_sequences(network):
-        fully_shard(part, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+    # Those of the whole are parts again after a forward, too: it may be one that no backward follows.
+    for part in (*_outermost_sequences(network), network):
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
 
 def _outermost_sequences(module: nn.Module) -> Iterator[nn.Module]:
