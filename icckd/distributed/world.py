@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import FrameType
@@ -140,6 +140,19 @@ class World:
     def most(self, value: int) -> int:
         """The largest `value` of all processes, by hosts."""
         return self.vote(value)()
+
+    def gather_on_first(self, values: Tensor, counts: Sequence[int]) -> Tensor:
+        """Rows (N, …) of all processes, rank by rank, of which this has `values` (n, …); on others than the first none.
+
+        `counts` are the numbers of rows of each process. Tensors on the host; `connect` comes before.
+        """
+        import torch.distributed as dist
+
+        padded = values.new_zeros((max(counts), *values.shape[1:]))
+        padded[: len(values)] = values
+        received = [torch.empty_like(padded) for _ in counts] if self.first else None
+        dist.gather(padded, received, 0, group=self._hosts)
+        return torch.cat([x[:n] for x, n in zip(received, counts, strict=True)]) if received else values[:0]
 
     def disconnect(self) -> None:
         """Give the groups up."""

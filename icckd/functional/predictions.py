@@ -8,13 +8,15 @@ from torch.nn.functional import logsigmoid
 
 from icckd.backends.arithmetic import accumulated, accumulation_dtype, divergence
 from icckd.functional import checks
-from icckd.functional.sides import full_precision, norm, select, unit
+from icckd.functional.sides import full_precision, gather_sides, norm, select, unit
 from icckd.ops import distillation as ops
 from icckd.ops.rest_divergence import rest_divergence_rows
 from icckd.ops.transforms import call, differentiable, wants_gradient
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from icckd.exchange import Ranks
 
 _REDUCTIONS = ("batchmean", "sum", "none")
 # The temperature from which on too little is left in float32 of what cancels in a divergence.
@@ -199,7 +201,7 @@ def dist(
     beta: float = 1.0,
     gamma: float = 1.0,
     temperature: float = 1.0,
-    group: "ProcessGroup | None" = None,
+    group: "ProcessGroup | Ranks | None" = None,
     backend: str = "auto",
 ) -> Tensor:
     """Distillation from a stronger teacher (Huang et al. 2022, arXiv 2205.10536): predictions need only correlate.
@@ -218,9 +220,10 @@ def dist(
         beta: β ≥ 0, the weight of the rows.
         gamma: γ ≥ 0, the weight of the columns.
         temperature: T > 0. From 32 on the loss is computed in float64, as in `kd_kl`.
-        group: Process group whose ranks all call this at the same time, each with its own rows, any number of them.
-            Every rank returns the loss of all ranks' rows together; after averaging over the ranks the gradients are
-            that loss's, too. Not within a transform of torch.func or in forward mode: RuntimeError.
+        group: Process group whose ranks all call this at the same time, each with its own rows, any number of them, or
+            an `icckd.exchange.Ranks`, which knows how many without asking. Every rank returns the loss of all
+            ranks' rows together; after averaging over the ranks the gradients are that loss's, too. Not within a
+            transform of torch.func or in forward mode: RuntimeError.
         backend: "auto" or "reference": there are no kernels for it.
 
     Returns:
@@ -236,9 +239,6 @@ def dist(
     student, teacher = student_logits, teacher_logits.detach()
     backend, dtype = select(backend, student, teacher, "dist"), accumulation_dtype(student, teacher)
     if group is not None:
-        # Not every build of PyTorch has torch.distributed.
-        from icckd.functional.gather import gather_sides
-
         student, teacher, _ = gather_sides({"student_logits": student}, {"teacher_logits": teacher}, group)
     student, teacher, _ = _uncancelled(student, teacher, temperature, backend)
     with full_precision(student):

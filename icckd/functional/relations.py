@@ -8,18 +8,20 @@ from torch.library import CustomOpDef
 
 from icckd.backends.arithmetic import accumulated
 from icckd.functional import checks
-from icckd.functional.sides import full_precision, norm, select, unit
+from icckd.functional.sides import full_precision, gather_sides, norm, select, unit
 from icckd.ops import distillation as ops
 from icckd.ops.transforms import call, wants_gradient
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from icckd.exchange import Ranks
+
 _EPSILON = 1e-7
 
 
 def rkd_distance(
-    student: Tensor, teacher: Tensor, *, group: "ProcessGroup | None" = None, backend: str = "auto"
+    student: Tensor, teacher: Tensor, *, group: "ProcessGroup | Ranks | None" = None, backend: str = "auto"
 ) -> Tensor:
     """Distance-wise relational distillation (Park et al. 2019, arXiv 1904.05068).
 
@@ -33,9 +35,10 @@ def rkd_distance(
     Args:
         student: (N, Ds) float features.
         teacher: (N, Dt) float features, of any float dtype and width; they get no gradient.
-        group: Process group whose ranks all call this at the same time, each with its own rows, any number of them.
-            Every rank returns the loss of all ranks' rows together; after averaging over the ranks the gradients are
-            that loss's, too. Not within a transform of torch.func or in forward mode: RuntimeError.
+        group: Process group whose ranks all call this at the same time, each with its own rows, any number of them, or
+            an `icckd.exchange.Ranks`, which knows how many without asking. Every rank returns the loss of all
+            ranks' rows together; after averaging over the ranks the gradients are that loss's, too. Not within a
+            transform of torch.func or in forward mode: RuntimeError.
         backend: Who computes: "auto", "reference", "cpu", "cuda" or "triton".
 
     Returns:
@@ -49,7 +52,7 @@ def rkd_distance(
 
 
 def rkd_angle(
-    student: Tensor, teacher: Tensor, *, group: "ProcessGroup | None" = None, backend: str = "auto"
+    student: Tensor, teacher: Tensor, *, group: "ProcessGroup | Ranks | None" = None, backend: str = "auto"
 ) -> Tensor:
     """Angle-wise relational distillation (Park et al. 2019, arXiv 1904.05068).
 
@@ -65,7 +68,7 @@ def rkd_angle(
 
 
 def similarity_preserving(
-    student: Tensor, teacher: Tensor, *, group: "ProcessGroup | None" = None, backend: str = "auto"
+    student: Tensor, teacher: Tensor, *, group: "ProcessGroup | Ranks | None" = None, backend: str = "auto"
 ) -> Tensor:
     """Similarity-preserving distillation (Tung and Mori 2019, arXiv 1907.09682).
 
@@ -79,10 +82,10 @@ def similarity_preserving(
     Args:
         student: (N, …) float features.
         teacher: (N, …) float features, of any float dtype and other shape; they get no gradient.
-        group: Process group whose ranks all call this at the same time, each with its own rows, any number of them. The
-            mean over the ranks of what they return is the loss of all ranks' rows together; after averaging over the
-            ranks the gradients are that loss's, too. Not within a transform of torch.func or in forward mode:
-            RuntimeError.
+        group: Process group whose ranks all call this at the same time, each with its own rows, any number of them, or
+            an `icckd.exchange.Ranks`, which knows how many without asking. The mean over the ranks of what they return
+            is the loss of all ranks' rows together; after averaging over the ranks the gradients are that loss's, too.
+            Not within a transform of torch.func or in forward mode: RuntimeError.
         backend: "auto" or "reference": there are no kernels for it.
 
     Returns:
@@ -100,7 +103,9 @@ def similarity_preserving(
         return (s - t).square().sum() * share
 
 
-def pkt(student: Tensor, teacher: Tensor, *, group: "ProcessGroup | None" = None, backend: str = "auto") -> Tensor:
+def pkt(
+    student: Tensor, teacher: Tensor, *, group: "ProcessGroup | Ranks | None" = None, backend: str = "auto"
+) -> Tensor:
     """Probabilistic knowledge transfer (Passalis and Tefas 2018, arXiv 1803.10837).
 
     With z the rows, flattened, divided by their Euclidean norm + ε, K_ij = (z_i·z_j + 1)/2, and K̂ its rows divided by
@@ -123,7 +128,7 @@ def pkt(student: Tensor, teacher: Tensor, *, group: "ProcessGroup | None" = None
 
 
 def _relational(
-    operator: CustomOpDef, student: Tensor, teacher: Tensor, group: "ProcessGroup | None", backend: str
+    operator: CustomOpDef, student: Tensor, teacher: Tensor, group: "ProcessGroup | Ranks | None", backend: str
 ) -> Tensor:
     checks.float_matrix("student", student)
     checks.float_matrix("teacher", teacher, rows=student.shape[0])
@@ -131,9 +136,6 @@ def _relational(
     backend = select(backend, student, teacher, "relational")
     teacher = teacher.detach()
     if group is not None:
-        # Not every build of PyTorch has torch.distributed.
-        from icckd.functional.gather import gather_sides
-
         student, teacher, _ = gather_sides({"student": student}, {"teacher": teacher}, group)
     need_grad = wants_gradient(student) or torch.jit.is_tracing()
     loss, _ = call(operator, student, teacher, need_grad, backend)
@@ -141,7 +143,7 @@ def _relational(
 
 
 def _flat_rows(
-    student: Tensor, teacher: Tensor, group: "ProcessGroup | None", backend: str, family: str
+    student: Tensor, teacher: Tensor, group: "ProcessGroup | Ranks | None", backend: str, family: str
 ) -> tuple[Tensor, Tensor, slice, float]:
     """All ranks' rows (N, D) of both sides, in the loss's dtype; which are this rank's own; the weight of a pair."""
     checks.float_rows("student", student)
@@ -151,8 +153,6 @@ def _flat_rows(
     student, teacher = student.flatten(1), teacher.detach().flatten(1)
     own, ranks = slice(None), 1
     if group is not None:
-        from icckd.functional.gather import gather_sides
-
         student, teacher, together = gather_sides({"student": student}, {"teacher": teacher}, group)
         own, ranks = together.own, len(together.counts)
     return *accumulated(student, teacher), own, ranks / max(student.shape[0] ** 2, 1)

@@ -1,16 +1,34 @@
-"""What the losses of two sides share, a student's and a teacher's: who computes, without autocast; unit vectors."""
+"""What the losses of two sides share, a student's and a teacher's: who computes, of which rows; unit vectors."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from icckd import backends
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from icckd.exchange import Ranks
+
 
 def select(backend: str, student: Tensor, teacher: Tensor, family: str) -> str:
     """The backend that serves `family` on these tensors when `backend` was asked for."""
     return backends.select(backend, student.device, torch.promote_types(student.dtype, teacher.dtype), family)
+
+
+def gather_sides(
+    student: dict[str, Tensor], teacher: dict[str, Tensor], group: "ProcessGroup | Ranks"
+) -> "tuple[Tensor, Tensor, Ranks]":
+    """All ranks' rows of a student, with gradient, and of its teacher, without, each given as {name: (n, D)}."""
+    # Not every build of PyTorch has torch.distributed.
+    from icckd.exchange import line_up
+
+    ranks = line_up(group, student | teacher)
+    (own,), (others,) = student.values(), teacher.values()
+    return ranks.gather_with_gradient(own), ranks.gather(others), ranks
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:
