@@ -46,5 +46,5 @@ def ending(error: BaseException) -> tuple[int, str]:
         return 128 + signal.SIGINT, "interrupted"
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        return code, "" if code == 0 else f"ended with exit code {code}"
+        return code, f"stopped by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
     return 1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)"

@@ -5,6 +5,6 @@ package sees of them.
 """
 
 from icckd.distributed.launch import Launch, launched
-from icckd.distributed.world import ALONE, World, join
+from icckd.distributed.world import ALONE, World, join, tell
 
-__all__ = ["ALONE", "Launch", "World", "join", "launched"]
+__all__ = ["ALONE", "Launch", "World", "join", "launched", "tell"]

@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
@@ -31,6 +31,7 @@ JOIN_SECONDS = 300.0
 _SETTLE_SECONDS = 1.0
 # How long the first process lets the others end before it does, and a process that failed waits for the hub's word.
 _LAST_SECONDS, _PATIENCE_SECONDS = 0.5, 20.0
+_RETRY_SECONDS = 0.5
 # A host that does not answer is lost after 5 + 4 · 2 seconds.
 _IDLE_SECONDS, _PROBE_SECONDS, _PROBES = 5, 2, 4
 _LONGEST_LINE = 2**16
@@ -53,7 +54,7 @@ class Lifeline:
     Made, it waits for all processes; raises UserError where some have not come in JOIN_SECONDS. Then `leave` or `fail`
     must be called, from the main thread. `tell(code, text)` is called in one process, to say why the job ends with an
     exit code other than 0: in the first, or where that one is lost, in the lowest rank that is left on its host, and
-    in that of every other host.
+    in that of every other host. `token` is a word that these processes share and no others.
     """
 
     def __init__(self, launch: Launch, store: Store, tell: Tell):
@@ -65,23 +66,40 @@ class Lifeline:
             hub = _Hub(launch, tell)
             store.set(_KEY, json.dumps(hub.invitation))
             hub.start()
-        self._line = _Line(_connection(json.loads(store.get(_KEY)), launch))
-        self._line.send(
-            {
-                "token": json.loads(store.get(_KEY))["token"],
-                "rank": launch.rank,
-                "host": socket.gethostname(),
-                "process": os.getpid(),
-            }
-        )
+        self._join(store)
         os.register_at_fork(after_in_child=self._line.close)  # A child must not keep it open.
-        messages = self._line.messages()
-        welcome = next(messages, None)
-        if welcome is None or "first" not in welcome:
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _join(self, store: Store) -> None:
+        until = time.monotonic() + JOIN_SECONDS
+        problem = "it has ended"
+        while time.monotonic() < until:
+            # A store that outlives a restart of the job may still have the invitation of those before.
+            invitation = json.loads(store.get(_KEY))
+            try:
+                self._line = _Line(_connection(invitation))
+            except OSError as error:
+                problem = str(error)
+            else:
+                self._line.send(
+                    {
+                        "token": invitation["token"],
+                        "rank": self._launch.rank,
+                        "host": socket.gethostname(),
+                        "process": os.getpid(),
+                    }
+                )
+                welcome = self._line.next()
+                if welcome is not None:
+                    break
+            time.sleep(_RETRY_SECONDS)
+        else:
+            raise UserError(f"rank {self._launch.rank} cannot reach rank 0: {problem}")
+        if "end" in welcome:
             self._end(welcome)
+        self.token: str = invitation["token"]
         self._first: str = welcome["first"]
         self._speaks: bool = welcome["speaks"]
-        threading.Thread(target=self._listen, args=(messages,), daemon=True).start()
 
     def leave(self, code: int = 0, text: str = "") -> None:
         """Say that this process has done its part, and wait until all have.
@@ -99,8 +117,8 @@ class Lifeline:
         self._tell(code, text)
         _exit(code)
 
-    def _listen(self, messages: Iterator[Message]) -> None:
-        message = next(messages, None)
+    def _listen(self) -> None:
+        message = self._line.next()
         if message == {"end": 0}:
             self._over.set()
         else:
@@ -236,13 +254,16 @@ class _Hub:
             return _Verdict(2, self._missing()) if late else None
         ends = [member.ended for member in self._members if member.ended is not None]
         if self._failed and (late or len(ends) == self._size):
-            first = self._failed[0]
-            code, text = first.ended or (1, "")
-            everywhere = len(ends) == self._size and len(set(ends)) == 1
-            return _Verdict(code, text if everywhere else f"{self._name(first)}: {text}", first.rank)
+            return self._failure(next((member for member in self._failed if member.rank == 0), self._failed[0]))
         if len(ends) == self._size:
             return _Verdict(*max(ends, key=lambda end: end[0]))
         return None
+
+    def _failure(self, member: _Member) -> _Verdict:
+        """That of `member`. What the first process finds wrong is wrong for all."""
+        assert member.ended is not None
+        code, text = member.ended
+        return _Verdict(code, text if code != 1 and member.rank == 0 else f"{self._name(member)}: {text}", member.rank)
 
     def _missing(self) -> str:
         ranks = sorted(set(range(self._size)) - {member.rank for member in self._members})
@@ -283,6 +304,7 @@ class _Line:
     def __init__(self, connection: socket.socket):
         self.connection = connection
         self._begun = b""
+        self._waiting: list[Message] = []
 
     def send(self, message: Message) -> None:
         with suppress(OSError):  # The other end is gone, as who reads finds.
@@ -300,10 +322,14 @@ class _Line:
             return None
         return messages
 
-    def messages(self) -> Iterator[Message]:
-        """Every message until the other end is gone."""
-        while (messages := self.received()) is not None:
-            yield from messages
+    def next(self) -> Message | None:
+        """The next message; None where the other end is gone."""
+        while not self._waiting:
+            messages = self.received()
+            if messages is None:
+                return None
+            self._waiting += messages
+        return self._waiting.pop(0)
 
     def drain(self, until: float) -> None:
         """Wait for the other end to close, to this time at most."""
@@ -317,22 +343,19 @@ class _Line:
         self.connection.close()
 
 
-def _connection(invitation: Message, launch: Launch) -> socket.socket:
-    """A connection to the hub. Raises UserError where none of its addresses answers."""
+def _connection(invitation: Message) -> socket.socket:
+    """A connection to the hub. Raises OSError where none of its addresses answers."""
     problems = []
     for address in invitation["addresses"]:
         try:
             connection = socket.create_connection((address, invitation["port"]), timeout=30)
         except OSError as error:
-            problems.append(f"{address}: {error}")
+            problems.append(f"{address}, port {invitation['port']}: {error}")
             continue
         connection.settimeout(None)
         _watch(connection)
         return connection
-    raise UserError(
-        f"rank {launch.rank} cannot reach port {invitation['port']} of rank 0 ({'; '.join(problems)}); "
-        "it has ended, or a firewall stands between them"
-    )
+    raise OSError("; ".join(problems))
 
 
 def _own_addresses(launch: Launch) -> list[str]:

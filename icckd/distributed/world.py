@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ class World:
             assert self._store is not None
             dist.init_process_group(
                 backend,
-                store=dist.PrefixStore("icckd/groups", self._store),
+                store=dist.PrefixStore("groups", self._store),
                 rank=self.rank,
                 world_size=self.size,
                 timeout=_PATIENCE,
@@ -98,7 +98,7 @@ class World:
             return make()
         assert self._store is not None
         self._agreed += 1
-        key = f"icckd/agreed/{self._agreed}"
+        key = f"agreed/{self._agreed}"
         if self.first:
             self._store.set(key, json.dumps(make()))
         self._store.wait([key], _PATIENCE)
@@ -192,9 +192,7 @@ def join(
     if launch.size == 1:
         yield World(launch)
         return
-    store = _store(launch) if store is None else store
-    lifeline = Lifeline(launch, store, tell)
-    world = World(launch, store)
+    lifeline, world = _met(launch, store, tell)
     _on_signals(_terminated, signal.SIGTERM)
     try:
         yield world
@@ -219,22 +217,27 @@ def _terminated(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _store(launch: Launch) -> "Store":
-    """Where the processes meet: torchrun's own store, or one that the first process serves."""
-    from torch.distributed import is_available, rendezvous
+def _met(launch: Launch, store: "Store | None", tell: Callable[[int, str], None]) -> tuple[Lifeline, World]:
+    from torch.distributed import PrefixStore, is_available
 
     if not is_available():
         raise UserError("this build of PyTorch has no torch.distributed, which several processes need; start one")
-    host = f"[{launch.address}]" if ":" in launch.address else launch.address
     try:
-        found = rendezvous(
-            f"tcp://{host}:{launch.port}", launch.rank, launch.size, timeout=timedelta(seconds=JOIN_SECONDS)
-        )
-        store: Store = next(iter(found))[0]
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        store = _store(launch) if store is None else store
+        lifeline = Lifeline(launch, store, tell)
+    except RuntimeError as error:
         raise UserError(
-            f"rank {launch.rank} of {launch.size} cannot meet the others at MASTER_ADDR {launch.address}, MASTER_PORT "
-            f"{launch.port}: {reason}"
+            f"rank {launch.rank} of {launch.size} processes cannot meet the others at the host {launch.address}, port "
+            f"{launch.port}: {' '.join(str(error).split())[:200]}"
         ) from error
+    return lifeline, World(launch, PrefixStore(lifeline.token, store))
+
+
+def _store(launch: Launch) -> "Store":
+    """Where the processes meet: torchrun's own store, or one that the first process serves."""
+    from torch.distributed import rendezvous
+
+    host = f"[{launch.address}]" if ":" in launch.address else launch.address
+    found = rendezvous(f"tcp://{host}:{launch.port}", launch.rank, launch.size, timeout=timedelta(seconds=JOIN_SECONDS))
+    store: Store = next(iter(found))[0]
     return store
