@@ -82,7 +82,7 @@ def part(of, counts, rank):
 def training(make, world, sharded=False, **settings):
     task = make(world.group)
     if "accumulate" in settings:
-        remove_normalisation(task.model)
+        remove_normalisation(task)
     if world.group is not None:
         synchronise_batch_norm(task, world.group)
     task.train_together(world, sharded=sharded)
@@ -98,7 +98,7 @@ def check_steps(world, name, sharded, settings):
         expected.append((alone.train_step(batch(step, alone.task.views)).item(), alone.counts.means()))
     torch.manual_seed(9)
     together = training(TASKS[name], world, sharded, **settings)
-    close = {"rtol": 1e-5, "atol": 1e-5} if name == "student in float32" else {"rtol": 1e-9, "atol": 1e-11}
+    close = {"rtol": 1e-5, "atol": 1e-5} if name == "student in float32" else {"rtol": 1e-7, "atol": 1e-8}
     for step, counts in enumerate(COUNTS[world.size]):
         together.epoch = together.task.epoch = step
         of = part(batch(step, together.task.views), counts, world.rank)
