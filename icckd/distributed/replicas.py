@@ -14,7 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 # That buffers stay each rank's own has a new name in newer versions of PyTorch.
 _KNOWN = inspect.signature(DistributedDataParallel).parameters
-_OWN_BUFFERS = {"forward_sync_buffers" if "forward_sync_buffers" in _KNOWN else "broadcast_buffers": False}
+_OWN_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _KNOWN else "broadcast_buffers": False
+}
 
 
 class Replicas:
