@@ -32,7 +32,8 @@ def accumulate(
     (of several processes, each splits its own images, into as many), and within `precision()`, as losses are computed.
     Random numbers are those of asking once.
     """
-    parts = _possible(batch, parts)
+    if parts > 1:
+        parts = _possible(batch, parts)
     if parts == 1:
         return _at_once(task, batch, precision)
     pieces = _split(batch, parts)

@@ -39,7 +39,7 @@ def noted():
 
 
 def test_of_a_launchers_signals_the_first_counts(noted):
-    with pytest.raises(RuntimeError, match="obeyed"), StopSignal(launched=True) as stop:
+    with pytest.raises(RuntimeError, match="obeyed"), StopSignal(launched=True) as stop:  # noqa: PT012
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
             os.kill(os.getpid(), number)
         assert stop.received == signal.SIGINT
