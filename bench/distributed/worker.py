@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,7 +37,7 @@ def work(rank: int, world: int, device: str, shapes: list[Shape], seconds: float
         dist.destroy_process_group()
 
 
-class Together:
+class Together(measure.HostClock):
     """A clock for calls that all ranks make: seconds of the slowest, so that all ranks decide alike on how often."""
 
     def __init__(self, place: Place) -> None:
@@ -49,7 +50,7 @@ class Together:
 
 
 def measure_shape(shape: Shape, place: Place, seconds: float) -> Iterator[Row]:
-    """A row for each contender, alike on every rank but for nothing."""
+    """A row for each contender, the same on every rank."""
     batches = [shape.batch(place.world, seed, place.device) for seed in range(INPUT_SETS)]
     inputs = [place.own(batch) for batch in batches]
     # Each knows the labels of its batch, by the same number as the inputs.
@@ -114,7 +115,7 @@ def total(place: Place, value: float) -> float:
     return _reduced(place, value, dist.ReduceOp.SUM)
 
 
-def _reduced(place: Place, value: float, operation: dist.ReduceOp) -> float:
+def _reduced(place: Place, value: float, operation: Any) -> float:
     number = torch.tensor(value, dtype=torch.float64, device=place.device)
     dist.all_reduce(number, operation, group=place.group)
     return number.item()
