@@ -1,6 +1,6 @@
 """All ranks' rows on every rank."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,36 +10,84 @@ from torch import Tensor
 from icckd.ops.saved_gradient import depending_once
 
 
-def gather(values: Tensor, counts: Sequence[int], group: dist.ProcessGroup) -> Tensor:
-    """All ranks' values (N, …), rank by rank, without gradient; `counts` are the rows of each rank."""
-    padded = values.new_zeros((max(counts), *values.shape[1:]))
-    padded[: len(values)] = values.detach()
-    received = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(received, padded, group=group)
-    return torch.cat([x[:count] for x, count in zip(received, counts, strict=True)])
+@dataclass
+class RankRows:
+    """Rows of the ranks of a group, lined up rank by rank: N in all.
 
-
-def gather_with_gradient(values: Tensor, counts: Sequence[int], own: slice, group: dist.ProcessGroup) -> Tensor:
-    """All ranks' values (N, …), of which `own` are this rank's; its gradient is the sum of all ranks' gradients.
-
-    It always takes part in backward: a rank whose own values need no gradient has to serve the others.
+    Args:
+        group: The process group.
+        counts: The number of rows of each rank.
+        rank: This process's place in the group.
     """
-    if torch.is_grad_enabled() and not values.requires_grad:
-        values = values.detach().requires_grad_()
-    return _Gather.apply(values, counts, own, group)
+
+    group: dist.ProcessGroup
+    counts: tuple[int, ...]
+    rank: int
+
+    @property
+    def size(self) -> int:
+        """The number of ranks."""
+        return len(self.counts)
+
+    @property
+    def own(self) -> slice:
+        """Where this rank's rows are among all."""
+        start = sum(self.counts[: self.rank])
+        return slice(start, start + self.counts[self.rank])
+
+    def place(self, values: Tensor) -> Tensor:
+        """This rank's values (n, …) at its rows, zero at the other ranks' (N, …)."""
+        before = values.new_zeros((self.own.start, *values.shape[1:]))
+        after = values.new_zeros((sum(self.counts) - self.own.stop, *values.shape[1:]))
+        return torch.cat([before, values, after])
+
+    def gather(self, values: Tensor) -> Tensor:
+        """All ranks' values (N, …), without gradient."""
+        padded = values.new_zeros((max(self.counts), *values.shape[1:]))
+        padded[: len(values)] = values.detach()
+        received = [torch.empty_like(padded) for _ in self.counts]
+        dist.all_gather(received, padded, group=self.group)
+        return torch.cat([x[:count] for x, count in zip(received, self.counts, strict=True)])
+
+    def gather_with_gradient(self, values: Tensor) -> Tensor:
+        """All ranks' values (N, …); in backward every rank receives the sum of all ranks' gradients of its values.
+
+        It always takes part in backward: a rank whose own values need no gradient has to serve the others.
+        """
+        if torch.is_grad_enabled() and not values.requires_grad:
+            values = values.detach().requires_grad_()
+        return _Gather.apply(values, self)
+
+    def send_back(self, gradient: Tensor) -> "Sum":
+        """The sum over the ranks of gradients (N, …) of all rows, which is under way when this returns."""
+        return Sum(gradient, self)
+
+
+class Sum:
+    """A sum over the ranks that is under way; `wait` returns this rank's rows of it.
+
+    It is made in float32, lest every rank's term be rounded to half precision again.
+    """
+
+    def __init__(self, terms: Tensor, rows: RankRows):
+        self._dtype, self._own = terms.dtype, rows.own
+        precise = torch.promote_types(terms.dtype, torch.float32)
+        self._total = terms.detach().to(precise, copy=True).contiguous()
+        self._work = dist.all_reduce(self._total, group=rows.group, async_op=True)
+
+    def wait(self) -> Tensor:
+        """A GPU's stream waits, not the host."""
+        self._work.wait()
+        return self._total[self._own].to(self._dtype)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, counts: Sequence[int], own: slice, group: dist.ProcessGroup) -> Tensor:
-        ctx.own, ctx.group = own, group
-        return gather(values, counts, group)
+    def forward(ctx: Any, values: Tensor, rows: RankRows) -> Tensor:
+        ctx.rows = rows
+        return rows.gather(values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # Summed in float32, lest every rank's term be rounded to half precision again.
-        precise = torch.promote_types(gradient.dtype, torch.float32)
-        total = gradient.detach().to(precise, copy=True).contiguous()
-        dist.all_reduce(total, group=ctx.group)
-        own = total[ctx.own].to(gradient.dtype)
-        return own + depending_once(gradient) if torch.is_grad_enabled() else own, None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        own = ctx.rows.send_back(gradient).wait()
+        return own + depending_once(gradient) if torch.is_grad_enabled() else own, None

@@ -1,7 +1,7 @@
 """How the rows of one step are spread over the ranks of a process group."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -9,33 +9,38 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from icckd.exchange import gather
+from icckd.exchange.gather import RankRows
+from icckd.exchange.owners import STRATEGIES, Held, Plan, rows_of_buckets
+from icckd.exchange.route import on_device
 from icckd.ops.transforms import transformed
-
-STRATEGIES = ("auto", "gather", "owner")
 
 
 @dataclass
-class Ranks:
-    """The ranks of a group and how many rows each of them has in one step: all rows are theirs, rank by rank.
+class Ranks(RankRows):
+    """The ranks of a group and the rows that each of them has in one step, lined up rank by rank.
 
-    Losses take one in place of a plain process group, which they have to ask for it by an exchange of small integers
-    and a look at the answer.
+    Losses take one in place of a plain process group, of which they have to ask by an exchange of small integers, and a
+    look at the answer, what `known` is told.
 
     Args:
-        group: The process group.
-        counts: The number of rows of each rank.
-        rank: This process's place in the group.
         labels: int64 (N,), the labels of all rows, where the host knows them.
+        indices: int64 (N,), likewise, the places of all rows' images in the training data.
         strategy: How rows travel in losses that compare rows of one class: "gather" (every rank gets all), "owner"
-            (each goes to the rank that owns its class), or "auto", what is less.
+            (each goes to the rank that owns its class), or "auto", what is less. A loss that is given a memory that is
+            divided among the ranks makes it "owner".
+        arrived: What the latest loss that compares rows of one class leaves for such a memory: the anchors that came to
+            this rank, the owner of their class, (M, D) without gradient, and their labels, int64 (M,).
     """
 
-    group: dist.ProcessGroup
-    counts: tuple[int, ...]
-    rank: int
     labels: NDArray[np.int64] | None = None
+    indices: NDArray[np.int64] | None = None
     strategy: str = "auto"
+    arrived: tuple[Tensor, Tensor] | None = None
+    # Of this rank's rows the labels, and of each rank the rows in each bucket of classes.
+    _classes: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+    # Whether any rank wants a gradient of each of the values that it was asked about.
+    _wanted: tuple[bool, ...] = ()
+    _plans: dict[str, Plan] = field(default_factory=dict)
 
     @classmethod
     def known(
@@ -44,35 +49,28 @@ class Ranks:
         counts: Sequence[int],
         labels: NDArray[np.int64] | None = None,
         strategy: str = "auto",
+        indices: NDArray[np.int64] | None = None,
     ) -> "Ranks":
         """What every rank knows of a step without asking; all of them say the same.
 
-        Nothing then waits for a GPU. It is not checked that ranks agree on widths, nor on whether gradients are wanted,
-        of which a rank without rows must say the same as the others.
+        Nothing then waits for a GPU. It is not checked that ranks agree on widths, nor on which of a loss's arguments a
+        gradient is wanted of, of which a rank without rows must say the same as the others.
 
         Raises ValueError where the arguments are not of this group, or not of each other.
         """
-        rank, counts = _rank_in(group), tuple(counts)
-        if len(counts) != dist.get_world_size(group):
-            raise ValueError(
-                f"counts has {len(counts)} numbers; it should have {dist.get_world_size(group)}, one a rank"
-            )
-        if labels is not None and labels.shape != (sum(counts),):
-            raise ValueError(f"labels has shape {labels.shape}; it should be {(sum(counts),)}, as the sum of counts")
+        rank, size, rows = _rank_in(group), dist.get_world_size(group), sum(counts)
+        if len(counts) != size:
+            raise ValueError(f"counts has {len(counts)} numbers; it should have {size}, one for each rank of group")
+        for name, values in (("labels", labels), ("indices", indices)):
+            if values is not None and values.shape != (rows,):
+                raise ValueError(f"{name} has shape {values.shape}; it should be ({rows},), as counts are {counts}")
         if strategy not in STRATEGIES:
             raise ValueError(f"strategy is {strategy!r}; it should be one of {', '.join(STRATEGIES)}")
-        return cls(group, counts, rank, labels, strategy)
-
-    @property
-    def size(self) -> int:
-        """The number of ranks."""
-        return len(self.counts)
-
-    @property
-    def own(self) -> slice:
-        """Where this rank's rows are among all."""
-        start = sum(self.counts[: self.rank])
-        return slice(start, start + self.counts[self.rank])
+        ranks = cls(group, tuple(counts), rank, labels, indices, strategy)
+        if labels is not None:
+            of_ranks = np.split(labels, np.cumsum(ranks.counts)[:-1])
+            ranks._classes = of_ranks[rank], np.stack([rows_of_buckets(x, size) for x in of_ranks])
+        return ranks
 
     @property
     def share(self) -> float:
@@ -82,40 +80,67 @@ class Ranks:
         """
         return self.size * self.counts[self.rank] / max(sum(self.counts), 1)
 
-    def place(self, values: Tensor) -> Tensor:
-        """This rank's values (n, …) at its rows, zero at the other ranks' (N, …)."""
-        before = values.new_zeros((self.own.start, *values.shape[1:]))
-        after = values.new_zeros((sum(self.counts) - self.own.stop, *values.shape[1:]))
-        return torch.cat([before, values, after])
-
-    def gather(self, values: Tensor) -> Tensor:
-        """All ranks' values (N, …), without gradient."""
-        return gather.gather(values, self.counts, self.group)
-
-    def gather_with_gradient(self, values: Tensor) -> Tensor:
-        """All ranks' values (N, …); in backward every rank receives the sum of all ranks' gradients of its values.
-
-        It always takes part in backward: a rank whose own values need no gradient has to serve the others.
-        """
-        return gather.gather_with_gradient(values, self.counts, self.own, self.group)
-
     def mean(self, value: Tensor) -> Tensor:
         """The mean over the ranks, number by number, without gradient."""
         total = value.detach().clone()
         dist.all_reduce(total, group=self.group)
         return total / self.size
 
+    def labelled(self, labels: Tensor) -> int:
+        """How many of all ranks' rows have a label that is not negative; `labels` (n,) are this rank's."""
+        _, of_buckets = self._known_classes(labels)
+        return int(of_buckets.sum())
 
-def line_up(group: dist.ProcessGroup | Ranks, values: Mapping[str, Tensor], *others: Tensor) -> Ranks:
+    def plan(self, labels: Tensor, strategy: str) -> Plan:
+        """How rows with these labels (n,) are compared with those of their class."""
+        if strategy not in self._plans:
+            self._plans[strategy] = Plan(self, *self._known_classes(labels), strategy, labels.device)
+        return self._plans[strategy]
+
+    def keep_arrived(self, plan: Plan, held: Held) -> None:
+        """Remember which rows came to this rank as the owner of their class."""
+        self.arrived = plan.arrived(held.anchor).detach(), plan.arrived(held.labels)
+
+    def to_owners(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows (M, D) that come to this rank, the owner of their class, and their labels (M,), without gradient."""
+        route = self.plan(labels, "owner").route
+        assert route is not None
+        with torch.no_grad():
+            arrived, its_labels = route.there(features, labels)
+        return arrived, its_labels
+
+    def wants_gradient(self, place: int, value: Tensor) -> bool:
+        """Whether any rank wants one of `value`, by its place among those that this was asked about."""
+        return torch.is_grad_enabled() and (self._wanted[place] if self._wanted else value.requires_grad)
+
+    def _known_classes(self, labels: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self._classes is None:
+            own = labels.detach().cpu().numpy()
+            self._classes = own, _all_gather(self.group, rows_of_buckets(own, self.size), labels.device)
+        return self._classes
+
+
+def line_up(
+    group: dist.ProcessGroup | Ranks,
+    values: Mapping[str, Tensor],
+    *others: Tensor,
+    labels: Tensor | None = None,
+    num_classes: int | None = None,
+) -> Ranks:
     """Tell every rank of `group` how many rows this one has in each of `values`: (n, D), by the arguments' names.
 
     Where that is known already nothing is asked: `group` itself is returned.
 
-    others: What is differentiated besides.
+    Args:
+        group: The process group, or what is known of its rows.
+        values: What may be differentiated.
+        others: What may be differentiated besides.
+        labels: int64 (n,), where they will matter: then no other question is needed for them.
+        num_classes: A promise that they are below it, checked on a CPU.
 
     Raises: RuntimeError within a transform; ValueError where this rank has other rows than `group` knows of. Where it
-    is asked, on every rank alike: ValueError where the ranks' rows differ in D; RuntimeError where some ranks compute
-    gradients and others do not, which would leave the former waiting in backward.
+    is asked, on every rank alike: ValueError where the ranks' rows differ in D, or a label is wrong; RuntimeError where
+    some ranks compute gradients and others do not, which would leave the former waiting in backward.
     """
     if transformed(*values.values(), *others):
         raise RuntimeError(
@@ -123,23 +148,57 @@ def line_up(group: dist.ProcessGroup | Ranks, values: Mapping[str, Tensor], *oth
             "use ordinary autograd"
         )
     if isinstance(group, Ranks):
-        for name, x in values.items():
-            if len(x) != group.counts[group.rank]:
-                raise ValueError(f"{name} has {len(x)} rows; it should have {group.counts[group.rank]}, as group says")
+        _check_rows(group, values, labels, num_classes)
         return group
-    rank = _rank_in(group)
-    first = next(iter(values.values()))
-    columns = [x.shape[1] for x in values.values()]
-    mine = torch.tensor([len(first), torch.is_grad_enabled(), *columns], device=first.device)
-    table = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(table, mine, group=group)
-    counts, gradients, *dims = torch.stack(table, dim=1).tolist()
-    for name, widths in zip(values, dims, strict=True):
+    return _ask(group, values, labels, num_classes)
+
+
+def _check_rows(ranks: Ranks, values: Mapping[str, Tensor], labels: Tensor | None, num_classes: int | None) -> None:
+    expected = ranks.counts[ranks.rank]
+    for name, x in values.items():
+        if len(x) != expected:
+            raise ValueError(f"{name} has {len(x)} rows; it should have {expected}, as group says")
+    if ranks.labels is None or labels is None or labels.device.type != "cpu":
+        return
+    if not np.array_equal(ranks.labels[ranks.own], labels.detach().numpy()):
+        raise ValueError("labels are others than group says; they should be its labels in this rank's rows")
+    _check_labels(ranks.labels.max(initial=-1), num_classes)
+
+
+def _ask(
+    group: dist.ProcessGroup, values: Mapping[str, Tensor], labels: Tensor | None, num_classes: int | None
+) -> Ranks:
+    rank, size, first = _rank_in(group), dist.get_world_size(group), next(iter(values.values()))
+    mine: list = [[len(first), torch.is_grad_enabled()], *([x.shape[1], x.requires_grad] for x in values.values())]
+    if labels is not None:
+        own = labels.detach().cpu().numpy()
+        mine += [[own.max(initial=-1)], rows_of_buckets(own, size)]
+    table = _all_gather(group, np.concatenate(mine).astype(np.int64), first.device)
+    counts, gradients, *of_values = table.T[: 2 + 2 * len(values)].tolist()
+    for name, widths in zip(values, of_values[::2], strict=True):
         if len(set(widths)) > 1:
             raise ValueError(f"{name} has {widths} columns on the ranks of group; they should be equal")
     if len(set(gradients)) > 1:
         raise RuntimeError("gradients are enabled on some ranks of group only; they should be on all ranks or none")
-    return Ranks(group, tuple(counts), rank)
+    ranks = Ranks(group, tuple(counts), rank, _wanted=tuple(map(any, of_values[1::2])))
+    if labels is not None:
+        highest, ranks._classes = table[:, 2 + 2 * len(values)], (own, table[:, 3 + 2 * len(values) :])
+        if labels.device.type == "cpu":
+            _check_labels(highest.max(), num_classes)
+    return ranks
+
+
+def _check_labels(highest: int, num_classes: int | None) -> None:
+    if num_classes is not None and highest >= num_classes:
+        raise ValueError(f"labels reach {highest}; they should be below num_classes = {num_classes}")
+
+
+def _all_gather(group: dist.ProcessGroup, numbers: NDArray[np.int64], device: torch.device) -> NDArray[np.int64]:
+    """The integers of every rank, as many each: (ranks, …). Waits for a GPU."""
+    mine = on_device(numbers, device)
+    table = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(table, mine, group=group)
+    return torch.stack(table).cpu().numpy()
 
 
 def _rank_in(group: dist.ProcessGroup) -> int:

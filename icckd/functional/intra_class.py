@@ -1,21 +1,24 @@
 """The intra-class contrastive loss."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from icckd import backends
 from icckd.backends.eager.intra_class import anchor_weights
+from icckd.compiling import disable
 from icckd.functional import checks
 from icckd.ops import intra_class as ops
+from icckd.ops.saved_gradient import scaled_once
 from icckd.ops.transforms import call, differentiable, wants_gradient
-from icckd.ops.values import has_values
+from icckd.ops.values import finite_weights, has_values
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from icckd.exchange import Ranks
+    from icckd.exchange.owners import Plan
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -65,8 +68,12 @@ def intra_class_contrastive(
         group: Process group whose ranks all call this at the same time, each with its own rows, any number of them:
             every rank's rows are negatives for every rank's anchors. "sum" and "none" cover the rank's own anchors;
             the mean over the ranks of "mean" is the loss of all ranks' rows together, and so are the gradients after
-            averaging. Each rank's memory serves its own anchors only. The ranks' row counts are read on the host.
-            Not within a transform of torch.func or in forward mode: RuntimeError.
+            averaging. Rows travel to the rank that owns their class, c mod ranks, and gradients back, which "mean" has
+            under way when it returns; rows of classes that hold much of all ranks' rows are gathered on every rank.
+            With a plain group row counts and labels are read on the host; with an `icckd.exchange.Ranks` that knows
+            them nothing is. Each rank's memory serves its own anchors only, and all rows are gathered, unless the
+            strategy of a `Ranks` is "owner": the memory is then of the classes that the rank owns, and serves all
+            ranks' anchors. Not within a transform of torch.func or in forward mode: RuntimeError.
         backend: Who computes: "auto", "reference", "cpu", "cuda" or "triton".
 
     Returns:
@@ -85,16 +92,13 @@ def intra_class_contrastive(
         temperature = _known(temperature, dtype, anchor)
     anchor, positive, temperature = differentiable(anchor, positive, temperature.to(dtype))
     weight = None if gate is None else gate.detach().to(dtype)
-    batch, own = _Batch(anchor, positive, labels.long(), weight), None
-    mean = reduction == "mean"
-    if group is not None:
-        batch, own = _gathered(batch, temperature, mean, num_classes, group)
-        mean = False
+    batch = _Batch(anchor, positive, labels.long(), weight)
     if memory is not None and memory_labels is not None:
         memory, memory_labels = _arithmetic(memory, dtype).detach(), memory_labels.long()
-    settings = (mean, normalize, num_classes)
-    loss = _rows_or_sum(batch, memory, memory_labels, temperature, settings, reduction != "none", backend)
-    return loss if own is None or reduction != "none" else loss[own]
+    if group is not None:
+        return _of_ranks(group, batch, memory, memory_labels, temperature, normalize, reduction, num_classes, backend)
+    settings = (reduction == "mean", normalize, num_classes)
+    return _rows_or_sum(batch, memory, memory_labels, temperature, settings, reduction != "none", backend)
 
 
 class _Batch(NamedTuple):
@@ -132,28 +136,88 @@ def _rows_or_sum(
     return rows.sum() if add_up else rows
 
 
-def _gathered(
-    batch: _Batch, temperature: Tensor, mean: bool, num_classes: int | None, group: "ProcessGroup | Ranks"
-) -> tuple[_Batch, slice]:
-    """All ranks' rows, of which others' are no anchors, and where this rank's own are.
-
-    mean: Divide the weights by the ranks' mean total weight.
-    """
+@disable
+def _of_ranks(
+    group: "ProcessGroup | Ranks",
+    batch: _Batch,
+    memory: Tensor | None,
+    memory_labels: Tensor | None,
+    temperature: Tensor,
+    normalize: bool,
+    reduction: str,
+    num_classes: int | None,
+    backend: str,
+) -> Tensor:
+    """The loss where the rows of a class are spread over ranks."""
     # Not every build of PyTorch has torch.distributed.
     from icckd.exchange import line_up
 
-    ranks = line_up(group, {"anchor": batch.anchor}, batch.positive, temperature)
+    values = {"anchor": batch.anchor, "positive": batch.positive}
+    finite_weights("gate", batch.weight)
+    ranks = line_up(group, values, temperature, labels=batch.labels, num_classes=num_classes)
     weight = anchor_weights(batch.labels, batch.weight, num_classes, temperature.dtype)
-    if mean:
+    plan = ranks.plan(batch.labels, "gather" if memory is not None and ranks.strategy != "owner" else ranks.strategy)
+    need_positive = ranks.wants_gradient(1, batch.positive)
+    settings = (False, normalize, num_classes)
+    # As in one process float16 goes by rows.
+    if reduction == "mean" and torch.is_grad_enabled() and batch.anchor.dtype != torch.float16:
+        # This rank has a part in backward even if its own rows need no gradient.
+        anchor = batch.anchor if batch.anchor.requires_grad else batch.anchor.detach().requires_grad_()
+        inputs = (anchor, batch.positive, batch.labels, weight, memory, memory_labels, temperature)
+        return _MeanOfRanks.apply(ranks, plan, need_positive, settings, backend, *inputs)
+    if reduction == "mean":
         total = ranks.mean(weight.sum())
         weight = weight / torch.where(total > 0, total, 1)
-    together = _Batch(
-        ranks.gather_with_gradient(batch.anchor),
-        ranks.place(batch.positive),
-        ranks.gather(batch.labels),
-        ranks.place(weight),
-    )
-    return together, ranks.own
+    held = plan.there(batch.anchor, batch.positive, batch.labels, weight, need_positive)
+    ranks.keep_arrived(plan, held)
+    rows = _rows_or_sum(_Batch(*held), memory, memory_labels, temperature, settings, False, backend)
+    if reduction == "mean":
+        return rows.sum()
+    rows = plan.home(rows)
+    return rows.sum() if reduction == "sum" else rows
+
+
+class _MeanOfRanks(torch.autograd.Function):
+    """The mean's part that this rank computes, with gradients that are on their way home when it returns."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        ranks: "Ranks",
+        plan: "Plan",
+        need_positive: bool,
+        settings: tuple[bool, bool, int | None],
+        backend: str,
+        anchor: Tensor,
+        positive: Tensor,
+        labels: Tensor,
+        weight: Tensor,
+        memory: Tensor | None,
+        memory_labels: Tensor | None,
+        temperature: Tensor,
+    ) -> Tensor:
+        total = ranks.mean(weight.sum())
+        held = plan.there(anchor, positive, labels, weight, need_positive)
+        ranks.keep_arrived(plan, held)
+        needs = (True, need_positive, temperature.requires_grad)
+        loss, d_anchor, d_positive, d_temperature = ops.intra_class_sum(
+            *held, memory, memory_labels, temperature, *settings, *needs, backend
+        )
+        ctx.gradients = plan.send_back(d_anchor, d_positive if need_positive else None)
+        ctx.need_positive, ctx.backend = need_positive, backend
+        factor = 1 / torch.where(total > 0, total, 1)
+        loss = loss * factor
+        ctx.save_for_backward(loss, factor, *([d_temperature] if temperature.requires_grad else []))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        loss, factor, *d_temperature = ctx.saved_tensors
+        wanted = [*ctx.gradients.wait(), *d_temperature]
+        scaled = iter(scaled_once(wanted, grad_loss * factor, loss, ctx.backend))
+        d_anchor = next(scaled)
+        d_positive = next(scaled) if ctx.need_positive else None
+        return *[None] * 5, d_anchor, d_positive, *[None] * 4, next(scaled, None)
 
 
 def _known(temperature: float, dtype: torch.dtype, anchor: Tensor) -> Tensor:
