@@ -9,8 +9,10 @@ cases        which batches, and who computes their loss: this project's strategi
 all_gather   a peer: gather all rows with gradients, compare own ones with all
 ring         a peer: blocks of rows travel around, the log-sum-exp is merged
 traffic      counts the bytes that a rank sends; the kernel's count beside it
-worker       what every process does
+exchange     error, bytes and time of the loss with its exchange
 training     steps of a network, with and without the exchange: what of it is hidden
+together     what the processes share: their places, a clock, sums
+worker       what each of them does
 model        bytes and times for up to 1024 GPUs, from published speeds of links; nothing of it is measured
 picture      where each embedding travels: `python -m bench.distributed.picture FILE.svg`
 """

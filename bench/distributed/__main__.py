@@ -28,12 +28,14 @@ def run(processes: int, device: str, shapes: list[Shape], seconds: float) -> lis
 
 def show(rows: Iterable[Row]) -> None:
     """The rows of one number of processes, case by case."""
-    case = None
+    heading = ""
     for row in rows:
-        if row["case"] != case:
-            case = row["case"]
-            print(f"\n{row['processes']} processes, {case}")
-        measure.print_row(row, f"{row['sent_bytes'] / 1e6:8.3f} MB sent")
+        of_steps = row["part"] == "hidden"
+        title = f"{row['processes']} processes, {row['case']}" + (", training steps" if of_steps else "")
+        if title != heading:
+            heading = title
+            print(f"\n{title}")
+        measure.print_row(row, f"{row['hidden']:.0%} hidden" if of_steps else f"{row['sent_bytes'] / 1e6:.3f} MB sent")
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bench.distributed.all_gather import all_gather
 from bench.distributed.ring import ring
+from bench.distributed.together import Place
 from icckd import reference
-from icckd.bench.functions.intra_class import IntraClass
 from icckd.bench.measure import Row
 from icckd.bench.peers import TEMPERATURE, Inputs
 from icckd.exchange import Ranks
@@ -25,47 +25,40 @@ LOCAL = "no exchange: own rows alone"
 
 @dataclass(frozen=True)
 class Shape:
-    """Rows of every rank, classes, numbers of an embedding; "equal" classes, or "half" of all rows in one."""
+    """Rows of every rank, classes of equal size but for the first, numbers of an embedding.
+
+    dominating: The share of all rows that the first class has besides.
+    """
 
     name: str
     rows: int
     classes: int
     dim: int
-    sizes: str = "equal"
+    dominating: float = 0.0
 
     def batch(self, world: int, seed: int, device: torch.device) -> Inputs:
-        """The rows of all ranks, rank by rank; each is an anchor."""
-        return IntraClass("float32", self.rows * world, self.dim, self.classes, self.sizes).inputs(seed, device)
+        """The rows of all ranks, rank by rank and shuffled; each is an anchor."""
+        count = self.rows * world
+        random = torch.Generator().manual_seed(seed)
+        anchor, positive = torch.randn(2, count, self.dim, generator=random)
+        labels = torch.arange(count) % self.classes
+        labels[: int(self.dominating * count)] = 0
+        labels = labels[torch.randperm(count, generator=random)]
+        gate = torch.ones(count, dtype=torch.bool)
+        return Inputs(*(x.to(device) for x in (anchor, positive, labels, gate)), self.classes)
 
     @property
     def described(self) -> Row:
-        sizes = {"rows_a_rank": self.rows, "c": self.classes, "d": self.dim, "sizes": self.sizes}
+        sizes = {"rows_a_rank": self.rows, "c": self.classes, "d": self.dim, "dominating": self.dominating}
         return {"case": self.name, **sizes, "dtype": "float32"}
 
 
 SHAPES = [
-    Shape("many classes", 1024, 512, 512),
-    Shape("few classes", 1024, 8, 512),
-    Shape("one class of half the rows", 1024, 512, 512, "half"),
+    Shape("many classes", 512, 256, 512),
+    Shape("few classes", 512, 8, 512),
+    Shape("one class dominates", 512, 256, 512, dominating=0.75),
 ]
 QUICK = [Shape("many classes", 24, 12, 16)]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a process is among those of a group."""
-
-    rank: int
-    world: int
-    device: torch.device
-    group: dist.ProcessGroup
-
-    def own(self, batch: Inputs) -> Inputs:
-        """This rank's rows, as leaves."""
-        rows = len(batch.labels) // self.world
-        part = slice(self.rank * rows, (self.rank + 1) * rows)
-        anchor, positive = (x[part].clone().requires_grad_() for x in (batch.anchor, batch.positive))
-        return Inputs(anchor, positive, batch.labels[part], batch.gate[part], batch.classes)
 
 
 def contenders(place: Place, batch: Inputs) -> dict[str, Loss]:

@@ -9,20 +9,22 @@ and a test). A strategy is a list of transfers, one after another, each at the t
 - *all-to-all*: to each other rank its own part. Those to other nodes share the one adapter of their GPU ("Alltoall
   cannot aggregate the bandwidth of multiple NICs", github.com/NVIDIA/nccl-tests, issue 267).
 
-A time is latency + bytes / speed, by the quicker of two of NCCL's protocols, as NCCL itself reckons (ncclTopoTuneModel in
-src/graph/tuning.cc of github.com/NVIDIA/nccl at 01afd20): "Simple", and "LL" with short steps at a part of the speed.
+A time is latency + bytes / speed, by the quicker of two of NCCL's protocols, as NCCL itself reckons (ncclTopoTuneModel
+in src/graph/tuning.cc of github.com/NVIDIA/nccl at 01afd20): "Simple", and "LL", whose steps are short, at a part of
+the speed.
 
 Assumed: `ACHIEVED`, the share of a link's speed that transfers get. The messages of an all-to-all leave one after
-another, each in the time that a step around a ring takes: NCCL has several under way at once, so this is unfavourable to
-owners. Ranks arrive at the same time, nothing else uses the links, and nothing is hidden behind arithmetic.
+another, each in the time that a step around a ring takes: NCCL has several under way at once, so this is unfavourable
+to owners. Ranks arrive at the same time, nothing else uses the links, and nothing is hidden behind arithmetic.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # The published share of a network adapter is 46 to 49 of 50 GB/s (nccl-tests, issues 267 and 290); NVLink's is lower.
 ACHIEVED = 0.8
-LABEL = 8
+# Bytes of a label, and of a weight or a sum of weights.
+_LABEL, _SCALAR = 8, 4
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,9 @@ LL_BETWEEN_NODES = Protocol(3.6e-6, 1.8 * 0.47e-6, 2.7e-6, 1 / 4)
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of `dim` numbers of `width` bytes, equally many on every rank; classes of equal size.
+    """Rows of `dim` numbers of `width` bytes, equally many on every rank, and shuffled.
 
-    away: How many of a rank's rows have another owner; None for what is expected, rows · (W − 1) / W.
-    arriving: How many come to the owner that most come to; None for the one with most classes.
+    Classes are of equal size, but that the first has the share `dominating` of all rows besides.
     """
 
     ranks: int
@@ -71,33 +72,37 @@ class Batch:
     classes: int
     dim: int
     width: int = 4
-    away: float | None = None
-    arriving: float | None = None
+    dominating: float = 0.0
 
     @property
-    def bytes_of_rows(self) -> int:
-        """Of the embeddings of a rank."""
-        return self.rows * self.dim * self.width
+    def row(self) -> int:
+        """Bytes of an embedding."""
+        return self.dim * self.width
 
     @property
     def leaving(self) -> float:
-        return self.rows * (self.ranks - 1) / self.ranks if self.away is None else self.away
+        """Those of a rank's rows that another rank owns, on average."""
+        return self.rows * (self.ranks - 1) / self.ranks
 
     @property
     def coming(self) -> float:
-        if self.arriving is not None:
-            return self.arriving
-        most_classes = -(-self.classes // self.ranks)
-        return most_classes * (self.ranks - 1) * self.rows / self.classes
+        """The rows that come to the owner of the first class, to which most come."""
+        classes = -(-self.classes // self.ranks)
+        owned = self.dominating + (1 - self.dominating) * classes / self.classes
+        return owned * self.rows * (self.ranks - 1)
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What every rank sends at once: bytes, in so many steps of a pattern, each to one other rank."""
+    """What every rank sends at once: bytes, in so many steps of a pattern, each to one other rank.
+
+    most: Bytes of the rank that sends most; None where all send as much.
+    """
 
     pattern: str
     bytes: float
     steps: int
+    most: float | None = None
 
     def seconds(self, machine: Machine, ranks: int) -> float:
         nodes = -(-ranks // machine.gpus)
@@ -120,12 +125,13 @@ class Transfer:
         return self.steps if self.pattern == "neighbour" else ranks - gpus
 
     def _at_full_speed(self, machine: Machine, nodes: int, between: int) -> float:
+        most = self.bytes if self.most is None else self.most
         if nodes == 1:
-            return self.bytes / machine.nvlink
+            return most / machine.nvlink
         if self.pattern == "around":
-            return self.bytes / min(machine.nvlink, machine.gpus * machine.network)
+            return most / min(machine.nvlink, machine.gpus * machine.network)
         share = between / self.steps
-        return max((1 - share) * self.bytes / machine.nvlink, share * self.bytes / machine.network)
+        return max((1 - share) * most / machine.nvlink, share * most / machine.network)
 
 
 def _around(batch: Batch, bytes_of_a_rank: float, passes: int = 1) -> Transfer:
@@ -134,56 +140,70 @@ def _around(batch: Batch, bytes_of_a_rank: float, passes: int = 1) -> Transfer:
 
 
 def gather(batch: Batch) -> list[Transfer]:
-    """This project's: rows and labels to all; sums of gradients, in float32, of all rows."""
-    gradients = batch.rows * batch.dim * max(batch.width, 4)
+    """This project's: rows and labels to all; sums of the gradients of all rows, in float32."""
     return [
-        _around(batch, batch.bytes_of_rows),
-        _around(batch, LABEL * batch.rows),
-        _around(batch, gradients, passes=2),
-    ]
-
-
-def all_gather(batch: Batch) -> list[Transfer]:
-    """The peer's: rows and labels to all; gradients reduced and scattered."""
-    return [
-        _around(batch, batch.bytes_of_rows),
-        _around(batch, LABEL * batch.rows),
-        _around(batch, batch.bytes_of_rows),
-    ]
-
-
-def ring(batch: Batch) -> list[Transfer]:
-    """Rows and labels around, forward and backward; gradients around and home."""
-    others = batch.ranks - 1
-    block = batch.bytes_of_rows + LABEL * batch.rows
-    return [
-        Transfer("neighbour", others * block, others),
-        Transfer("neighbour", others * block + batch.ranks * batch.bytes_of_rows, others + batch.ranks),
+        _around(batch, _SCALAR / batch.ranks, passes=2),
+        _around(batch, batch.rows * batch.row),
+        _around(batch, batch.rows * _LABEL),
+        _around(batch, batch.rows * batch.dim * max(batch.width, 4), passes=2),
     ]
 
 
 def owner(batch: Batch) -> list[Transfer]:
-    """This project's: each row to its owner, and its gradient home."""
-    row, others = batch.dim * batch.width, batch.ranks - 1
+    """This project's: anchor, positive, label and weight of each row to its owner; both gradients home."""
+    others, both = batch.ranks - 1, 2 * batch.row
     return [
-        Transfer("all-to-all", batch.leaving * row, others),
-        Transfer("all-to-all", batch.coming * row, others),
+        _around(batch, _SCALAR / batch.ranks, passes=2),
+        Transfer("all-to-all", batch.leaving * (both + _LABEL + _SCALAR), others),
+        Transfer("all-to-all", batch.leaving * both, others, most=batch.coming * both),
+    ]
+
+
+def auto(batch: Batch) -> list[Transfer]:
+    """This project's: a class with over twice a rank's share of the rows is gathered, the others go to their owners."""
+    share = batch.dominating + (1 - batch.dominating) / batch.classes
+    if share * batch.ranks <= 2:
+        return owner(batch)
+    others = replace(batch, rows=round((1 - share) * batch.rows), dominating=0.0)
+    return [*owner(others), *gather(replace(batch, rows=batch.rows - others.rows))[1:]]
+
+
+def all_gather(batch: Batch) -> list[Transfer]:
+    """The peer's: rows and labels to all; gradients reduced and scattered."""
+    rows = _around(batch, batch.rows * batch.row)
+    return [rows, _around(batch, batch.rows * _LABEL), rows]
+
+
+def ring(batch: Batch) -> list[Transfer]:
+    """The peer's: rows and labels around, forward and backward; gradients around and home."""
+    others = batch.ranks - 1
+    block, gradients = batch.rows * (batch.row + _LABEL), batch.rows * batch.row
+    return [
+        Transfer("neighbour", others * block, others),
+        Transfer("neighbour", others * block + batch.ranks * gradients, others + batch.ranks),
     ]
 
 
 STRATEGIES: dict[str, Callable[[Batch], list[Transfer]]] = {
     "icckd, gather": gather,
     "icckd, owner": owner,
+    "icckd, auto": auto,
     "all-gather with gradients": all_gather,
     "ring": ring,
 }
 
 
 def sent_bytes(strategy: str, batch: Batch) -> float:
-    """What a rank sends in forward and backward, 0 where it is alone."""
-    return sum(transfer.bytes for transfer in STRATEGIES[strategy](batch)) if batch.ranks > 1 else 0
+    """What a rank sends in forward and backward, on average over the ranks; 0 where it is alone."""
+    return sum(transfer.bytes for transfer in STRATEGIES[strategy](batch)) if batch.ranks > 1 else 0.0
 
 
 def seconds(strategy: str, batch: Batch, machine: Machine) -> float:
     """Of forward and backward."""
     return sum(transfer.seconds(machine, batch.ranks) for transfer in STRATEGIES[strategy](batch))
+
+
+def spare(batch: Batch, machine: Machine) -> float:
+    """Seconds that each message to or from an owner may take beyond what is reckoned, till gathering is as quick."""
+    gained = seconds("icckd, gather", batch, machine) - seconds("icckd, owner", batch, machine)
+    return gained / (2 * (batch.ranks - 1))

@@ -6,8 +6,8 @@ and the moment when the trunk needs the embeddings' gradient. The head is as dee
 exchange. Nothing averages the networks' gradients: that would use the same links.
 
 hidden = 1 − (step with the exchange − step without) / (exchange alone), where "without" computes the loss of own rows,
-and "exchange alone" is the loss with it less the loss of own rows. What is compared besides, after the exchange, counts
-as not hidden.
+and "exchange alone" is the loss with it less the loss of own rows: medians of differences within a round. What is
+compared besides, after the exchange, counts as not hidden.
 """
 
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bench.distributed.cases import LOCAL, Loss, Place, Shape, contenders, step
-from bench.distributed.worker import Together, conditions
+from bench.distributed.cases import LOCAL, Loss, Shape, contenders, step
+from bench.distributed.together import Place, Together, conditions
 from icckd.bench import measure
 from icckd.bench.measure import Row
 from icckd.bench.peers import Inputs
 
-_TRUNK_LAYERS, _MOST_HEAD_LAYERS = 2, 64
+_MOST_HEAD_LAYERS = 64
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Network:
         dim, device = batch.anchor.shape[1], batch.anchor.device
         images = torch.cat([batch.anchor, batch.positive]).detach()
         classifier = nn.Linear(dim, batch.classes).to(device)
-        return cls(_layers(_TRUNK_LAYERS, dim, device), _layers(head_layers, dim, device).append(classifier), images, batch)
+        return cls(_layers(1, dim, device), _layers(head_layers, dim, device).append(classifier), images, batch)
 
     def step(self, loss: Loss) -> Tensor:
         """Forward and backward; the total loss."""
@@ -70,13 +70,11 @@ def measure_hidden(shape: Shape, place: Place, seconds: float) -> Iterator[Row]:
     for name, loss in losses.items():
         calls["alone", name] = _alone(loss, own)
         calls["step", name] = _step(network, loss)
-    times = measure.interleaved(calls, clock, seconds, too_slow=float("inf"), least=7)
-    medians = {key: measure.quantiles(found)["median_ms"] for key, found in times.items()}
+    times = measure.interleaved(calls, clock, seconds, too_slow=float("inf"), least=15)
     for name in losses:
         if name == LOCAL:
             continue
-        alone = medians["alone", name] - medians["alone", LOCAL]
-        more = medians["step", name] - medians["step", LOCAL]
+        alone, more = (_median_difference(times[part, name], times[part, LOCAL]) for part in ("alone", "step"))
         yield {
             "benchmark": "distributed",
             "part": "hidden",
@@ -84,11 +82,16 @@ def measure_hidden(shape: Shape, place: Place, seconds: float) -> Iterator[Row]:
             "processes": place.world,
             **shape.described,
             **measure.quantiles(times["step", name]),
-            "without_ms": medians["step", LOCAL],
             "alone_ms": alone,
+            "more_ms": more,
             "hidden": 1 - more / alone,
             **conditions(place),
         }
+
+
+def _median_difference(these: list[float], others: list[float]) -> float:
+    """In milliseconds, over the rounds that both took part in."""
+    return measure.quantiles([x - y for x, y in zip(these, others, strict=False)])["median_ms"]
 
 
 def _head_layers(own: Inputs, losses: dict[str, Loss], clock: Together) -> int:
