@@ -5,6 +5,7 @@ and a test). A strategy is a list of transfers, one after another, each at the t
 
 - *around*: collectives that go around a ring of all ranks. A ring leaves and enters each node once; NCCL lays one over
   every network adapter, so that the ring of all is as fast as NVLink or as all adapters of a node together.
+- *tree*: the sum of a number, up and down a tree of nodes.
 - *neighbour*: a block to the next rank, by itself. Between nodes it has the one adapter of its GPU.
 - *all-to-all*: to each other rank its own part. Those to other nodes share the one adapter of their GPU ("Alltoall
   cannot aggregate the bandwidth of multiple NICs", github.com/NVIDIA/nccl-tests, issue 267).
@@ -18,6 +19,7 @@ another, each in the time that a step around a ring takes: NCCL has several unde
 to owners. Ranks arrive at the same time, nothing else uses the links, and nothing is hidden behind arithmetic.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -58,6 +60,8 @@ SIMPLE = Protocol(8.4e-6, 3.4e-6, 9.6e-6, 1)
 LL = Protocol(3.6e-6, 0.47e-6, 2.7e-6, 1 / 4)
 # Steps of LL by NVLink take longer where there are several nodes.
 LL_BETWEEN_NODES = Protocol(3.6e-6, 1.8 * 0.47e-6, 2.7e-6, 1 / 4)
+# LL up and down a tree.
+TREE = Protocol(4.4e-6, 1.8 * 0.52e-6, 5.0e-6, 1 / 4)
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,9 @@ class Transfer:
 
     def seconds(self, machine: Machine, ranks: int) -> float:
         nodes = -(-ranks // machine.gpus)
+        if self.pattern == "tree":
+            within, across = min(ranks, machine.gpus) - 1, math.log2(nodes)
+            return TREE.start + 2 * (within * TREE.nvlink_step + across * TREE.network_step)
         protocols = (SIMPLE, LL if nodes == 1 else LL_BETWEEN_NODES)
         between = self._between_nodes(nodes, ranks, machine.gpus)
         return min(
@@ -139,10 +146,16 @@ def _around(batch: Batch, bytes_of_a_rank: float, passes: int = 1) -> Transfer:
     return Transfer("around", passes * others * bytes_of_a_rank, passes * others)
 
 
+def _number(batch: Batch) -> Transfer:
+    """The sum of one number over the ranks."""
+    others = batch.ranks - 1
+    return Transfer("tree", 2 * others * _SCALAR / batch.ranks, 2 * others)
+
+
 def gather(batch: Batch) -> list[Transfer]:
     """This project's: rows and labels to all; sums of the gradients of all rows, in float32."""
     return [
-        _around(batch, _SCALAR / batch.ranks, passes=2),
+        _number(batch),
         _around(batch, batch.rows * batch.row),
         _around(batch, batch.rows * _LABEL),
         _around(batch, batch.rows * batch.dim * max(batch.width, 4), passes=2),
@@ -153,7 +166,7 @@ def owner(batch: Batch) -> list[Transfer]:
     """This project's: anchor, positive, label and weight of each row to its owner; both gradients home."""
     others, both = batch.ranks - 1, 2 * batch.row
     return [
-        _around(batch, _SCALAR / batch.ranks, passes=2),
+        _number(batch),
         Transfer("all-to-all", batch.leaving * (both + _LABEL + _SCALAR), others),
         Transfer("all-to-all", batch.leaving * both, others, most=batch.coming * both),
     ]
