@@ -1,12 +1,18 @@
 """Loss modules: the functions of `icckd.functional` with their settings."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from icckd.compiling import disable
 from icckd.functional import checks, cross_entropy_with_margin, intra_class_contrastive
 from icckd.memory import ClassMemory
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from icckd.exchange import Ranks
 
 _IGNORED_LABEL = -100
 
@@ -20,11 +26,13 @@ class IntraClassContrastiveLoss(nn.Module):
         normalize: bool = True,
         reduction: str = "mean",
         backend: str = "auto",
+        group: "ProcessGroup | Ranks | None" = None,
     ):
         super().__init__()
         checks.temperature("temperature", temperature)
         checks.one_of("reduction", reduction, ("mean", "sum", "none"))
         self.temperature, self.normalize, self.reduction, self.backend = temperature, normalize, reduction, backend
+        self.group = group
 
     def forward(
         self,
@@ -33,9 +41,16 @@ class IntraClassContrastiveLoss(nn.Module):
         labels: Tensor,
         gate: Tensor | None = None,
         memory: ClassMemory | None = None,
+        group: "ProcessGroup | Ranks | None" = None,
     ) -> Tensor:
-        """The loss of anchor and positive (N, D) with labels (N,), a gate (N,) and further negatives."""
+        """The loss of anchor and positive (N, D) with labels (N,), a gate (N,) and further negatives.
+
+        `group`, if given, takes the place of the module's own. A memory that is divided among the ranks of a group goes
+        with that group.
+        """
         memory_rows, memory_labels = _tensors(memory)
+        num_classes = None if memory is None else memory.num_classes
+        values = {"anchor": anchor, "positive": positive}
         return intra_class_contrastive(
             anchor,
             positive,
@@ -46,7 +61,8 @@ class IntraClassContrastiveLoss(nn.Module):
             temperature=self.temperature,
             normalize=self.normalize,
             reduction=self.reduction,
-            num_classes=None if memory is None else memory.num_classes,
+            num_classes=num_classes,
+            group=_line_up(self.group if group is None else group, memory, values, labels, num_classes),
             backend=self.backend,
         )
 
@@ -79,6 +95,10 @@ class TeacherLoss(nn.Module):
         temperature: τ > 0 of the intra-class loss.
         label_smoothing: Of the cross-entropy, in [0, 1].
         backend: Who computes: "auto", "reference", "cpu", "cuda" or "triton".
+        group: Process group whose ranks all call this at the same time, each with its own rows, or an
+            `icckd.exchange.Ranks`, as of `icckd.functional.intra_class_contrastive`. The means over the ranks of what
+            they return are the losses, the active fraction and the mean margin of all ranks' rows together, and so are
+            the gradients after averaging, also where ranks have different numbers of labelled rows, or none.
 
     Raises:
         TypeError, ValueError: A setting has a wrong type or value.
@@ -92,6 +112,7 @@ class TeacherLoss(nn.Module):
         temperature: float = 0.1,
         label_smoothing: float = 0.0,
         backend: str = "auto",
+        group: "ProcessGroup | Ranks | None" = None,
     ):
         super().__init__()
         checks.number_within("weight", weight, 0, float("inf"))
@@ -101,6 +122,7 @@ class TeacherLoss(nn.Module):
         checks.number_within("label_smoothing", label_smoothing, 0, 1)
         self.weight, self.margin, self.margin_space = weight, margin, margin_space
         self.temperature, self.label_smoothing, self.backend = temperature, label_smoothing, backend
+        self.group = group
 
     def forward(
         self,
@@ -111,6 +133,7 @@ class TeacherLoss(nn.Module):
         memory: ClassMemory | None = None,
         *,
         anchors: Tensor | None = None,
+        group: "ProcessGroup | Ranks | None" = None,
     ) -> TeacherLossOutput:
         """The loss and what it is made of.
 
@@ -119,23 +142,38 @@ class TeacherLoss(nn.Module):
             labels: (N,) integers in [0, C), or −100 for rows to ignore.
             features: (N, D) float, of the first view.
             positive_features: (N, D), of the second view. Unread with weight 0.
-            memory: Further negatives; it is only read.
+            memory: Further negatives; it is only read. One that is divided among the ranks of a group goes with that
+                group, and makes all rows travel to the owner of their class.
             anchors: (N,) bool, the rows that may be anchors at all (None: all); the others are negatives still.
+            group: Takes the place of the module's own, if given.
 
         Returns:
             total, cross_entropy and intra_class as above; active_fraction, the share of labelled rows that are anchors;
             and mean_margin, the labelled rows' mean margin. The last two are 0 where no row is labelled, and have no
-            gradient.
+            gradient. With a group cross_entropy is 0 there too, and each of a rank's numbers is its own rows' sum
+            divided by the ranks' mean number of labelled rows.
         """
+        values = (
+            {"features": features, "positive_features": positive_features} if self.weight > 0 else {"logits": logits}
+        )
+        ranks = _line_up(self.group if group is None else group, memory, values, labels, logits.shape[1])
         cross_entropy, margin = cross_entropy_with_margin(
             logits,
             labels,
             space=self.margin_space,
             label_smoothing=self.label_smoothing,
             ignore_index=_IGNORED_LABEL,
+            reduction="mean" if ranks is None else "sum",
             backend=self.backend,
         )
         gate, labels = margin > self.margin, labels.long()
+        labelled = labels != _IGNORED_LABEL
+        count: Tensor | float
+        if ranks is None:
+            count = labelled.sum().clamp(min=1)
+        else:
+            count = max(ranks.labelled(labels), 1) / ranks.size
+            cross_entropy = cross_entropy / count
         if anchors is not None:
             checks.boolean_vector("anchors", anchors, len(labels))
             gate = gate & anchors
@@ -150,13 +188,12 @@ class TeacherLoss(nn.Module):
                 memory_labels=memory_labels,
                 temperature=self.temperature,
                 num_classes=logits.shape[1],
+                group=ranks,
                 backend=self.backend,
             )
             total = torch.add(cross_entropy, intra_class, alpha=self.weight)
         else:
             intra_class, total = torch.zeros_like(cross_entropy.detach()), cross_entropy
-        labelled = labels != _IGNORED_LABEL
-        count = labelled.sum().clamp(min=1)
         mean_margin = torch.where(labelled, margin, 0).sum() / count
         return TeacherLossOutput(total, cross_entropy, intra_class, gate.sum() / count, mean_margin)
 
@@ -169,3 +206,46 @@ class TeacherLoss(nn.Module):
 
 def _tensors(memory: ClassMemory | None) -> tuple[Tensor | None, Tensor | None]:
     return (None, None) if memory is None else memory.tensors()
+
+
+def _line_up(
+    group: "ProcessGroup | Ranks | None",
+    memory: ClassMemory | None,
+    values: dict[str, Tensor],
+    labels: Tensor,
+    num_classes: int | None,
+) -> "Ranks | None":
+    """What the ranks of `group` know of each other's rows, with the strategy that the memory needs; None: no group."""
+    divided = memory is not None and memory.ranks > 1
+    if group is None and divided:
+        raise ValueError("group is None; it should be the group among whose ranks the memory is divided")
+    if group is None:
+        return None
+    for name, x in values.items():
+        checks.float_matrix(name, x)
+    checks.integer_vector("labels", labels, next(iter(values.values())).shape[0])
+    return _asked(group, memory, values, labels.long(), num_classes)
+
+
+@disable
+def _asked(
+    group: "ProcessGroup | Ranks",
+    memory: ClassMemory | None,
+    values: dict[str, Tensor],
+    labels: Tensor,
+    num_classes: int | None,
+) -> "Ranks":
+    # Not every build of PyTorch has torch.distributed.
+    from icckd.exchange import line_up
+
+    ranks = line_up(group, values, labels=labels, num_classes=num_classes)
+    if memory is not None and memory.ranks > 1:
+        if (memory.rank, memory.ranks) != (ranks.rank, ranks.size):
+            raise ValueError(
+                f"memory holds part {memory.rank} of {memory.ranks}; it should hold part {ranks.rank} of {ranks.size}, "
+                "as group divides it"
+            )
+        ranks.strategy = "owner"
+    elif memory is not None and ranks.size > 1 and ranks.strategy == "owner":
+        raise ValueError("memory holds all classes; with the strategy 'owner' it should be made with the group")
+    return ranks

@@ -1,5 +1,8 @@
 """A cache of earlier embeddings: further negatives where one batch holds too few rows of a class."""
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +10,10 @@ from icckd import backends
 from icckd.functional import checks
 from icckd.ops.class_memory import class_memory_push
 from icckd.ops.transforms import mapped
+from icckd.ops.values import labels_below
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _FLOAT8 = torch.float8_e4m3fn
 _LARGEST_CODE = 448.0
@@ -22,7 +29,11 @@ class ClassMemory(nn.Module):
     That there is a cache of earlier samples of the class is arXiv 2509.22053's; that it holds the most recent ones,
     class by class, is this project's choice. Everything is in the state dict. Nothing here synchronises with a GPU
     but `len()`.
-    Under DistributedDataParallel every rank has a memory of its own: use broadcast_buffers=False, or keep it out of the
+
+    With a group each rank holds the classes that it owns, c with c mod ranks = rank, ⌈C / ranks⌉ at most, so what fits
+    grows with the ranks. Rows are pushed where they are owned: a loss leaves those in `icckd.exchange.Ranks.arrived`,
+    and `Ranks.to_owners` sends others. All parts together hold what one process's memory would. Without a group every
+    rank has a memory of its own. Under DistributedDataParallel use broadcast_buffers=False, or keep it out of the
     wrapped module.
 
     torch.float8_e4m3fn (4 significant bits, exponents from −6 to 8) keeps each row x as codes times a scale s of the
@@ -36,6 +47,10 @@ class ClassMemory(nn.Module):
         capacity: Embeddings kept per class.
         dim: D, numbers per embedding.
         dtype: Float dtype that embeddings are kept in, torch.float8_e4m3fn included.
+        group: Process group among whose ranks the memory is divided.
+
+    Attributes:
+        rank, ranks: Which part of how many this is.
 
     Raises:
         TypeError, ValueError: A size is not a positive integer, or dtype no such dtype.
@@ -45,22 +60,32 @@ class ClassMemory(nn.Module):
     scales: Tensor
     pushed: Tensor
 
-    def __init__(self, num_classes: int, capacity: int, dim: int, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        num_classes: int,
+        capacity: int,
+        dim: int,
+        dtype: torch.dtype = torch.float32,
+        group: "ProcessGroup | None" = None,
+    ):
         super().__init__()
         for name, value in (("num_classes", num_classes), ("capacity", capacity), ("dim", dim)):
             checks.positive_integer(name, value)
         if dtype not in (*checks.FLOAT_DTYPES, _FLOAT8):
             raise TypeError(f"dtype is {dtype}; it should be a float dtype such as torch.float32, or {_FLOAT8}")
         self.num_classes, self.capacity, self.dim = num_classes, capacity, dim
-        # Class c owns slots [c · capacity, (c + 1) · capacity). The last slot takes what a push does not keep.
-        rows = num_classes * capacity + 1
+        self.rank, self.ranks = (0, 1) if group is None else (group.rank(), group.size())
+        # Class c = i · ranks + rank owns slots [i · capacity, (i + 1) · capacity). The last slot takes what a push does
+        # not keep.
+        classes = -(-num_classes // self.ranks)
+        rows = classes * capacity + 1
         if dtype == _FLOAT8:
             # The codes' bits, as few operators of PyTorch take the dtype itself; and of the scales the exponents' bits.
             self.register_buffer("slots", torch.zeros(rows, dim, dtype=torch.uint8))
             self.register_buffer("scales", torch.zeros(rows, 1, dtype=torch.uint8))
         else:
             self.register_buffer("slots", torch.zeros(rows, dim, dtype=dtype))
-        self.register_buffer("pushed", torch.zeros(num_classes, dtype=torch.int64))
+        self.register_buffer("pushed", torch.zeros(classes, dtype=torch.int64))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,7 +99,8 @@ class ClassMemory(nn.Module):
         Args:
             features: (N, D) float. A row with a number that is not finite, or would not be in the memory's dtype, is
                 skipped: one batch that overflowed must not spoil the losses of all that come after it.
-            labels: (N,) integers; rows with a negative label are skipped.
+            labels: (N,) integers; rows with a negative label are skipped, and so are those of classes that another rank
+                of the group owns.
 
         Raises:
             TypeError, ValueError: A wrong type, shape, device or label. A label of C or more is noticed on the CPU
@@ -87,6 +113,10 @@ class ClassMemory(nn.Module):
         checks.same_device("features", features, "the memory", self.slots)
         checks.same_device("labels", labels, "the memory", self.slots)
         features, labels = features.detach(), labels.long()
+        if self.ranks > 1:
+            labels_below("labels", labels, self.num_classes)
+            own = (labels % self.ranks == self.rank) & (labels >= 0) & (labels < self.num_classes)
+            labels = torch.where(own, labels // self.ranks, -1)
         if self.dtype == _FLOAT8:
             codes, scales, fits = _in_float8(features)
             labels = torch.where(fits, labels, -1)
@@ -101,10 +131,12 @@ class ClassMemory(nn.Module):
     def tensors(self) -> tuple[Tensor, Tensor]:
         """The embeddings (C · capacity, D) and their labels (C · capacity,), −1 where a slot is empty.
 
+        With a group those of ⌈C / ranks⌉ classes.
+
         The embeddings are no copy: a later push changes them. Those kept in float8 are one, in bfloat16, of 2 bytes a
         number.
         """
-        classes = torch.arange(self.num_classes, device=self.pushed.device)
+        classes = torch.arange(len(self.pushed), device=self.pushed.device) * self.ranks + self.rank
         labels = torch.where(self._filled(), classes.unsqueeze(1), -1).flatten()
         embeddings = self.slots.narrow(0, 0, len(labels))
         if self.dtype == _FLOAT8:
@@ -116,6 +148,32 @@ class ClassMemory(nn.Module):
         self._check_changeable()
         for buffer in self.buffers():
             buffer.zero_()
+
+    def whole_state(self, group: "ProcessGroup") -> dict[str, Tensor] | None:
+        """The state dict, on the CPU, of one process's memory that holds what all parts do; None but on the first rank.
+
+        All ranks of the group that the memory is divided among call it.
+        """
+        # Not every build of PyTorch has torch.distributed.
+        from icckd.exchange.parts import whole
+
+        state = {}
+        for name, buffer in self.named_buffers():
+            classes = whole(self._by_class(buffer, len(self.pushed)), self.num_classes, group)
+            if classes is not None:
+                last = classes.new_zeros(1, *buffer.shape[1:])
+                state[name] = classes if buffer is self.pushed else torch.cat([classes.flatten(0, 1), last])
+        return None if self.rank else state
+
+    def load_whole_state(self, state: Mapping[str, Tensor]) -> None:
+        """Hold what is this part's of a state dict of one process's memory."""
+        for name, buffer in self.named_buffers():
+            own = self._by_class(state[name], self.num_classes)[self.rank :: self.ranks]
+            self._by_class(buffer, len(self.pushed))[: len(own)].copy_(own)
+
+    def _by_class(self, buffer: Tensor, classes: int) -> Tensor:
+        """What a buffer of so many classes holds of each, (classes, …)."""
+        return buffer if buffer.dim() == 1 else buffer[:-1].view(classes, self.capacity, -1)
 
     def __len__(self) -> int:
         """The number of filled slots. Synchronises with a GPU."""
@@ -140,10 +198,10 @@ class ClassMemory(nn.Module):
         return f"num_classes={self.num_classes}, capacity={self.capacity}, dim={self.dim}, dtype={self.dtype}"
 
 
-def memory_bytes(num_classes: int, capacity: int, dim: int, dtype: torch.dtype) -> int:
-    """The bytes of a `ClassMemory`'s embeddings; with float8 those of the copy that is read too."""
+def memory_bytes(num_classes: int, capacity: int, dim: int, dtype: torch.dtype, ranks: int = 1) -> int:
+    """The bytes of a `ClassMemory`'s embeddings on each of `ranks`; with float8 those of the copy that is read too."""
     bytes_a_row = (1 + 2) * dim + 1 if dtype == _FLOAT8 else dtype.itemsize * dim
-    return num_classes * capacity * bytes_a_row
+    return -(-num_classes // ranks) * capacity * bytes_a_row
 
 
 def _in_float8(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

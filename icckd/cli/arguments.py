@@ -47,8 +47,12 @@ _EPILOG = """exit codes: 0 done; 2 the input or a setting is wrong, one line on 
 3 training diverged, the last good checkpoint is kept; 130/143 stopped by a signal, after saving a checkpoint."""
 
 
-def parse(arguments: list[str]) -> tuple[str, Any]:
-    """The command and its options, every setting among them. Raises UserError, or argparse's error, for wrong ones."""
+def parse(arguments: list[str], *, restarted: bool = False) -> tuple[str, Any]:
+    """The command and its options, every setting among them. Raises UserError, or argparse's error, for wrong ones.
+
+    `restarted`: a launcher starts the command again, which then is to go on, as if --resume were given and --overwrite
+    were not; the settings are those that the arguments give.
+    """
     if arguments[:1] == ["bench"]:  # Its options are no settings.
         from icckd.bench import options
 
@@ -66,7 +70,10 @@ def parse(arguments: list[str]) -> tuple[str, Any]:
     except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"--config does not name a readable YAML file: {error}") from error
     refuse_nulls(parsed[parsed.command])
-    return parsed.command, parser.instantiate(parsed)[parsed.command]
+    options = parser.instantiate(parsed)[parsed.command]
+    if restarted:
+        options["resume"], options["overwrite"] = True, False
+    return parsed.command, options
 
 
 def _comparison_options(arguments: list[str]) -> Namespace:

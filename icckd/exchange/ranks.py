@@ -11,7 +11,7 @@ from torch import Tensor
 
 from icckd.exchange.gather import RankRows
 from icckd.exchange.owners import STRATEGIES, Held, Plan, rows_of_buckets
-from icckd.exchange.route import on_device
+from icckd.exchange.route import Route, on_device
 from icckd.ops.transforms import transformed
 
 
@@ -28,8 +28,9 @@ class Ranks(RankRows):
         strategy: How rows travel in losses that compare rows of one class: "gather" (every rank gets all), "owner"
             (each goes to the rank that owns its class), or "auto", what is less. A loss that is given a memory that is
             divided among the ranks makes it "owner".
-        arrived: What the latest loss that compares rows of one class leaves for such a memory: the anchors that came to
-            this rank, the owner of their class, (M, D) without gradient, and their labels, int64 (M,).
+        arrived: What the latest loss that compares rows of one class leaves for such a memory, if all rows travelled:
+            the anchors that came to this rank, the owner of their class, (M, D) without gradient, and their labels,
+            int64 (M,).
     """
 
     labels: NDArray[np.int64] | None = None
@@ -41,6 +42,7 @@ class Ranks(RankRows):
     # Whether any rank wants a gradient of each of the values that it was asked about.
     _wanted: tuple[bool, ...] = ()
     _plans: dict[str, Plan] = field(default_factory=dict)
+    _images: tuple[Route, Tensor] | None = None
 
     @classmethod
     def known(
@@ -98,8 +100,8 @@ class Ranks(RankRows):
         return self._plans[strategy]
 
     def keep_arrived(self, plan: Plan, held: Held) -> None:
-        """Remember which rows came to this rank as the owner of their class."""
-        self.arrived = plan.arrived(held.anchor).detach(), plan.arrived(held.labels)
+        """Remember which rows came to this rank as the owner of their class, if all did."""
+        self.arrived = (held.anchor.detach(), held.labels) if plan.together is None else None
 
     def to_owners(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The rows (M, D) that come to this rank, the owner of their class, and their labels (M,), without gradient."""
@@ -108,6 +110,21 @@ class Ranks(RankRows):
         with torch.no_grad():
             arrived, its_labels = route.there(features, labels)
         return arrived, its_labels
+
+    def to_images(self, device: torch.device) -> tuple[Route, Tensor]:
+        """The way of each row to the rank that keeps what is known of its image, its index mod the ranks.
+
+        Also at which places, index // ranks, those are kept of which rows come here: int64 (M,), on `device`.
+        """
+        if self._images is None:
+            if self.indices is None:
+                raise ValueError("indices are None; they should be told to Ranks.known where images are kept by rank")
+            keepers, of_ranks = self.indices % self.size, np.repeat(np.arange(self.size), self.counts)
+            travelling = np.bincount(of_ranks * self.size + keepers, minlength=self.size**2)
+            travelling = travelling.reshape(self.size, self.size)
+            route = Route(self.group, self.rank, keepers[self.own], travelling, device)
+            self._images = route, on_device(self.indices[keepers == self.rank] // self.size, device)
+        return self._images
 
     def wants_gradient(self, place: int, value: Tensor) -> bool:
         """Whether any rank wants one of `value`, by its place among those that this was asked about."""
