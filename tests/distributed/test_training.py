@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from icckd.data import Batch, WholeBatch
 from icckd.distributed import ALONE
@@ -29,6 +30,14 @@ class Batches:
 def network(arch="resnet8", seed=1):
     torch.manual_seed(seed)
     return build_model(arch, channels=1, classes=CLASSES, image_size=8).double()
+
+
+def remove_normalisation(module):
+    """That of parts is not that of the whole."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, nn.Identity())
+        remove_normalisation(child)
 
 
 def teacher(group, positive="second-view", views="first", **memory):
@@ -72,6 +81,8 @@ def part(of, counts, rank):
 
 def training(make, world, sharded=False, **settings):
     task = make(world.group)
+    if "accumulate" in settings:
+        remove_normalisation(task)
     if world.group is not None:
         synchronise_batch_norm(task, world.group)
     task.train_together(world, sharded=sharded)
@@ -80,22 +91,24 @@ def training(make, world, sharded=False, **settings):
 
 def check_steps(world, name, sharded, settings):
     torch.manual_seed(9)
-    alone = training(TASKS[name], ALONE)
+    alone = training(TASKS[name], ALONE, **settings)
     expected = []
     for step, _ in enumerate(COUNTS[world.size]):
         alone.epoch = alone.task.epoch = step
         expected.append((alone.train_step(batch(step, alone.task.views)).item(), alone.counts.means()))
     torch.manual_seed(9)
     together = training(TASKS[name], world, sharded, **settings)
-    close = {"rtol": 1e-5, "atol": 1e-5} if name == "student in float32" else {"rtol": 1e-9, "atol": 1e-11}
+    close = {"rtol": 1e-5, "atol": 1e-5} if name == "student in float32" else {"rtol": 1e-7, "atol": 1e-8}
     for step, counts in enumerate(COUNTS[world.size]):
         together.epoch = together.task.epoch = step
         of = part(batch(step, together.task.views), counts, world.rank)
         loss, means = expected[step]
         assert together.train_step(of).item() == pytest.approx(loss, rel=close["rtol"]), (name, step)
-        assert together.counts.means() == pytest.approx(means, rel=close["rtol"], abs=close["atol"]), (name, step)
-    for (key, found), wanted in zip(whole_tensors(together.task.model).items(), alone.task.model.state_dict().values()):
-        torch.testing.assert_close(found, wanted, **close, msg=lambda text, key=key: f"{name} {key}: {text}")
+        # Margins are float32 whatever the networks are.
+        assert together.counts.means() == pytest.approx(means, rel=1e-6, abs=1e-6), (name, step)
+    found = whole_tensors(together.task.model)
+    for key, wanted in alone.task.model.state_dict().items():
+        torch.testing.assert_close(found[key], wanted, **close, msg=lambda text, key=key: f"{name} {key}: {text}")
 
 
 def check_every_task(world, ways):

@@ -1,17 +1,15 @@
 """`group`: ranks with their own rows against all rows in one process."""
 
-import traceback
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from icckd import functional, reference
 from icckd.functional import intra_class_contrastive
 
 WORLD = 3
+# Of three ranks, once there are processes.
+GROUP = None
 
 
 def rows(counts, dtype=torch.float64, seed=0):
@@ -37,7 +35,7 @@ def concatenated(parts, **options):
 
 def mean_over_ranks(x):
     x = x.detach().clone()
-    dist.all_reduce(x)
+    dist.all_reduce(x, group=GROUP)
     return x / WORLD
 
 
@@ -60,7 +58,7 @@ def check_ranks_are_one_batch(rank, counts, dtype=torch.float64, tolerance=1e-12
             gate=gate,
             temperature=temperature,
             reduction=reduction,
-            group=dist.group.WORLD,
+            group=GROUP,
             backend="reference",
         )
         loss.sum().backward()
@@ -85,7 +83,7 @@ def check_a_shared_network_gets_the_gradient_of_one_batch(rank):
     parts = rows(counts)
     weight = torch.eye(4, dtype=torch.float64, requires_grad=True)
     anchor, positive, labels, gate = (x[rank] for x in parts)
-    loss = intra_class_contrastive(anchor @ weight, positive @ weight, labels, gate=gate, group=dist.group.WORLD)
+    loss = intra_class_contrastive(anchor @ weight, positive @ weight, labels, gate=gate, group=GROUP)
     loss.backward()
     anchor, positive, labels, gate = (torch.cat(x) for x in parts)
     single = torch.eye(4, dtype=torch.float64, requires_grad=True)
@@ -101,7 +99,7 @@ def check_each_rank_uses_its_own_memory(rank):
     memory_labels = torch.tensor([0, 2])
     options = {"memory": memory, "memory_labels": memory_labels, "reduction": "none"}
     anchor, positive, labels, gate = (x[rank] for x in parts)
-    loss = intra_class_contrastive(anchor, positive, labels, gate=gate, group=dist.group.WORLD, **options)
+    loss = intra_class_contrastive(anchor, positive, labels, gate=gate, group=GROUP, **options)
     anchor, positive, labels, gate = (torch.cat(x) for x in parts)
     expected = reference.intra_class_contrastive(anchor, positive, labels, gate=gate, **options)
     torch.testing.assert_close(loss, expected.split(counts)[rank])
@@ -111,7 +109,7 @@ def check_evaluation_without_gradient(rank):
     parts = rows([3, 4, 5])
     with torch.no_grad():
         anchor, positive, labels, gate = (x[rank] for x in parts)
-        loss = intra_class_contrastive(anchor, positive, labels, gate=gate, group=dist.group.WORLD)
+        loss = intra_class_contrastive(anchor, positive, labels, gate=gate, group=GROUP)
     torch.testing.assert_close(mean_over_ranks(loss), concatenated_at_default_temperature(parts))
 
 
@@ -123,17 +121,17 @@ def concatenated_at_default_temperature(parts):
 def check_ranks_that_disagree_all_get_an_error(rank):
     x, labels = torch.ones(2, 4), torch.zeros(2, dtype=torch.long)
     with torch.set_grad_enabled(rank == 0), pytest.raises(RuntimeError, match="gradients are enabled on some ranks"):
-        intra_class_contrastive(x, x, labels, group=dist.group.WORLD)
+        intra_class_contrastive(x, x, labels, group=GROUP)
     x = torch.ones(2, 4 + rank)
     with pytest.raises(ValueError, match=r"anchor has \[4, 5, 6\] columns on the ranks of group"):
-        intra_class_contrastive(x, x, labels, group=dist.group.WORLD)
+        intra_class_contrastive(x, x, labels, group=GROUP)
 
 
 def check_transforms_are_refused(rank):
     x, labels = torch.randn(3, 4), torch.zeros(3, dtype=torch.int8)
 
     def loss(z):
-        return intra_class_contrastive(z, x, labels, group=dist.group.WORLD)
+        return intra_class_contrastive(z, x, labels, group=GROUP)
 
     for attempt in (
         lambda: torch.func.grad(loss)(x),
@@ -147,7 +145,7 @@ def check_transforms_are_refused(rank):
 def check_second_derivatives_are_refused(rank):
     x, y, labels = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4), torch.zeros(3, dtype=torch.int64)
     for reduction in ("mean", "none"):
-        loss = intra_class_contrastive(x, y, labels, reduction=reduction, group=dist.group.WORLD).sum()
+        loss = intra_class_contrastive(x, y, labels, reduction=reduction, group=GROUP).sum()
         (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
         with pytest.raises(RuntimeError, match="icckd's losses can be differentiated once only"):
             torch.autograd.grad(gradient.square().sum(), x)
@@ -157,7 +155,7 @@ def check_narrow_labels_meet_wide_ones(rank):
     counts = [4, 3, 5]
     anchor, positive, labels, _ = (x[rank] for x in rows(counts))
     labels = labels.abs() + 100
-    options = {"group": dist.group.WORLD, "num_classes": 200}
+    options = {"group": GROUP, "num_classes": 200}
     narrow = labels.to([torch.int8, torch.uint8, torch.int64][rank])
     actual = intra_class_contrastive(anchor, positive, narrow, **options)
     torch.testing.assert_close(actual, intra_class_contrastive(anchor, positive, labels, **options))
@@ -166,11 +164,10 @@ def check_narrow_labels_meet_wide_ones(rank):
 def check_a_label_beyond_the_classes_is_noticed_by_all(rank):
     x = torch.randn(3, 4)
     with pytest.raises(ValueError, match="labels reach 7; they should be below num_classes = 5"):
-        intra_class_contrastive(x, x, torch.tensor([0, 1, 7 * (rank == 1)]), num_classes=5, group=dist.group.WORLD)
+        intra_class_contrastive(x, x, torch.tensor([0, 1, 7 * (rank == 1)]), num_classes=5, group=GROUP)
 
 
-def check_a_group_of_some_ranks(rank):
-    pair = dist.new_group([0, 2])
+def check_a_group_of_some_ranks(rank, pair):
     counts = [4, 3, 5]
     parts = rows(counts)
     anchor, positive, labels, gate = (x[rank] for x in parts)
@@ -198,7 +195,7 @@ def check_relations_of_all_ranks_are_those_of_one_batch(rank, counts, dtype=torc
         own, teacher = students.split(counts)[rank], teachers.split(counts)[rank].requires_grad_()
         # An empty batch's rows come from no network: its rank has to serve the others all the same.
         features = own @ network if len(own) else own
-        loss = getattr(functional, name)(features, teacher, group=dist.group.WORLD)
+        loss = getattr(functional, name)(features, teacher, group=GROUP)
         loss.backward()
         assert teacher.grad is None
         single = torch.eye(4, dtype=torch.float64, requires_grad=True)
@@ -208,7 +205,7 @@ def check_relations_of_all_ranks_are_those_of_one_batch(rank, counts, dtype=torc
         gradient = torch.zeros_like(network) if network.grad is None else network.grad
         torch.testing.assert_close(mean_over_ranks(gradient), single.grad, **close)
         with torch.no_grad():
-            torch.testing.assert_close(getattr(functional, name)(own, teacher, group=dist.group.WORLD), loss)
+            torch.testing.assert_close(getattr(functional, name)(own, teacher, group=GROUP), loss)
 
 
 def check_relations_name_what_is_wrong(rank):
@@ -218,51 +215,36 @@ def check_relations_name_what_is_wrong(rank):
         student, teacher = ("student_logits", "teacher_logits") if name == "dist" else ("student", "teacher")
         wide = torch.ones(2, 4 + rank)
         with pytest.raises(ValueError, match=rf"{student} has \[4, 5, 6\] columns on the ranks of group"):
-            function(wide, wide, group=dist.group.WORLD)
+            function(wide, wide, group=GROUP)
         if name != "dist":
             with pytest.raises(ValueError, match=rf"{teacher} has \[4, 5, 6\] columns on the ranks of group"):
-                function(x, wide, group=dist.group.WORLD)
+                function(x, wide, group=GROUP)
         with pytest.raises(RuntimeError, match=r"group is given within a transform of torch\.func"):
-            torch.func.grad(lambda z, f=function: f(z, x, group=dist.group.WORLD))(x)
+            torch.func.grad(lambda z, f=function: f(z, x, group=GROUP))(x)
 
 
-def every_check(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
-    try:
-        check_ranks_are_one_batch(rank, [4, 4, 4])
-        check_ranks_are_one_batch(rank, [7, 1, 12])
-        check_ranks_are_one_batch(rank, [5, 0, 9])
-        check_ranks_are_one_batch(rank, [0, 0, 0])
-        check_ranks_are_one_batch(rank, [6, 5, 8], silent_rank=2)
-        check_ranks_are_one_batch(rank, [7, 2, 12], torch.float32, 1e-5)
-        check_ranks_are_one_batch(rank, [7, 2, 12], torch.bfloat16, 2e-2)
-        check_ranks_are_one_batch(rank, [7, 2, 12], torch.float16, 5e-3)
-        check_a_shared_network_gets_the_gradient_of_one_batch(rank)
-        check_each_rank_uses_its_own_memory(rank)
-        check_evaluation_without_gradient(rank)
-        check_ranks_that_disagree_all_get_an_error(rank)
-        check_a_group_of_some_ranks(rank)
-        check_transforms_are_refused(rank)
-        check_second_derivatives_are_refused(rank)
-        check_narrow_labels_meet_wide_ones(rank)
-        check_a_label_beyond_the_classes_is_noticed_by_all(rank)
-        for counts in ([4, 4, 4], [7, 1, 12], [5, 0, 9], [0, 0, 0]):
-            check_relations_of_all_ranks_are_those_of_one_batch(rank, counts)
-        check_relations_of_all_ranks_are_those_of_one_batch(rank, [7, 2, 12], torch.float32, 1e-5)
-        check_relations_name_what_is_wrong(rank)
-    except BaseException:
-        Path(folder, f"failure-{rank}").write_text(traceback.format_exc())
-        raise
-    finally:
-        dist.destroy_process_group()
-
-
-@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="PyTorch was built without gloo")
-def test_ranks_of_a_group(tmp_path):
-    # One start of processes for all checks: starting takes longer than checking.
-    try:
-        mp.spawn(every_check, args=(str(tmp_path),), nprocs=WORLD)
-    except Exception as error:
-        failures = "\n".join(path.read_text() for path in sorted(tmp_path.glob("failure-*")))
-        raise AssertionError(failures) from error
+def every_check(here, pair):
+    """All of the above; `here` is of three ranks, `pair` the group of the first and the last."""
+    global GROUP
+    rank, GROUP = here.rank, here.group
+    check_ranks_are_one_batch(rank, [4, 4, 4])
+    check_ranks_are_one_batch(rank, [7, 1, 12])
+    check_ranks_are_one_batch(rank, [5, 0, 9])
+    check_ranks_are_one_batch(rank, [0, 0, 0])
+    check_ranks_are_one_batch(rank, [6, 5, 8], silent_rank=2)
+    check_ranks_are_one_batch(rank, [7, 2, 12], torch.float32, 1e-5)
+    check_ranks_are_one_batch(rank, [7, 2, 12], torch.bfloat16, 2e-2)
+    check_ranks_are_one_batch(rank, [7, 2, 12], torch.float16, 5e-3)
+    check_a_shared_network_gets_the_gradient_of_one_batch(rank)
+    check_each_rank_uses_its_own_memory(rank)
+    check_evaluation_without_gradient(rank)
+    check_ranks_that_disagree_all_get_an_error(rank)
+    check_a_group_of_some_ranks(rank, pair)
+    check_transforms_are_refused(rank)
+    check_second_derivatives_are_refused(rank)
+    check_narrow_labels_meet_wide_ones(rank)
+    check_a_label_beyond_the_classes_is_noticed_by_all(rank)
+    for counts in ([4, 4, 4], [7, 1, 12], [5, 0, 9], [0, 0, 0]):
+        check_relations_of_all_ranks_are_those_of_one_batch(rank, counts)
+    check_relations_of_all_ranks_are_those_of_one_batch(rank, [7, 2, 12], torch.float32, 1e-5)
+    check_relations_name_what_is_wrong(rank)
