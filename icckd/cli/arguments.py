@@ -170,7 +170,8 @@ class _Verbatim(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 
 def _comparison_parser() -> ArgumentParser:
     parser = _Parser(
-        usage="icckd compare --config FILE --output DIR [--jobs J] [--shard I/N] [--resume] [--SETTING VALUE ...]",
+        usage="icckd compare --config FILE --output DIR [--jobs J] [--processes P] [--shard I/N] [--resume] "
+        "[--SETTING VALUE ...]",
         description=_COMPARE_DESCRIPTION,
         epilog=_EPILOG,
     )
@@ -179,6 +180,13 @@ def _comparison_parser() -> ArgumentParser:
     )
     parser.add_argument("--output", metavar="DIR", type=str | None, help="Folder for runs and results.")
     parser.add_argument("--jobs", metavar="J", type=int, default=1, help="Runs at once; they share the processors.")
+    parser.add_argument(
+        "--processes",
+        metavar="P",
+        type=int,
+        default=1,
+        help="Processes of this machine that share each run's batches, as torchrun's would; on GPUs, one each.",
+    )
     parser.add_argument(
         "--shard",
         metavar="I/N",

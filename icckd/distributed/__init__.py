@@ -5,6 +5,6 @@ package sees of them.
 """
 
 from icckd.distributed.launch import Launch, launched
-from icckd.distributed.world import ALONE, World, join, tell
+from icckd.distributed.world import ALONE, World, check_available, join, tell
 
-__all__ = ["ALONE", "Launch", "World", "join", "launched", "tell"]
+__all__ = ["ALONE", "Launch", "World", "check_available", "join", "launched", "tell"]

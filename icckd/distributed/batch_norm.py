@@ -1,4 +1,4 @@
-"""Batch normalisation by the statistics of all ranks' rows: PyTorch's on a GPU, and one for CPUs, which that refuses."""
+"""Batch normalisation by the statistics of all ranks' rows: PyTorch's on a GPU; on a CPU, which it refuses, our own."""
 
 from typing import Any
 
@@ -39,7 +39,9 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     @torch.no_grad()
     def _move(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         """Let the running statistics follow: the variance that they keep is the unbiased one."""
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
         unbiased = variance * (count / (count - 1).clamp(min=1))

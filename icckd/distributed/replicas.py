@@ -1,5 +1,6 @@
 """A network that several processes train: a replica in each, or a part in each."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -10,6 +11,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+
+# That buffers stay each rank's own has a new name in newer versions of PyTorch.
+_KNOWN = inspect.signature(DistributedDataParallel).parameters
+_OWN_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _KNOWN else "broadcast_buffers": False
+}
 
 
 class Replicas:
@@ -27,7 +34,7 @@ class Replicas:
         if sharded:
             shard(network)
         else:
-            self.asked = DistributedDataParallel(network, process_group=group, broadcast_buffers=False)
+            self.asked = DistributedDataParallel(network, process_group=group, **_OWN_BUFFERS)
 
     def without_averaging(self) -> AbstractContextManager[Any]:
         """Within, backward leaves the network's gradients as they are on each rank; a later backward averages all."""

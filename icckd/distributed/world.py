@@ -193,7 +193,8 @@ def join(
         yield World(launch)
         return
     lifeline, world = _met(launch, store, tell)
-    _on_signals(_terminated, signal.SIGTERM)
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        _on_signals(_terminated, signal.SIGTERM)
     try:
         yield world
         world.disconnect()
@@ -217,11 +218,18 @@ def _terminated(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _met(launch: Launch, store: "Store | None", tell: Callable[[int, str], None]) -> tuple[Lifeline, World]:
-    from torch.distributed import PrefixStore, is_available
+def check_available() -> None:
+    """Raise UserError where this PyTorch cannot do with several processes."""
+    from torch.distributed import is_available
 
     if not is_available():
         raise UserError("this build of PyTorch has no torch.distributed, which several processes need; start one")
+
+
+def _met(launch: Launch, store: "Store | None", tell: Callable[[int, str], None]) -> tuple[Lifeline, World]:
+    check_available()
+    from torch.distributed import PrefixStore
+
     try:
         store = _store(launch) if store is None else store
         lifeline = Lifeline(launch, store, tell)

@@ -95,9 +95,9 @@ class Experiment:
     def run(self, folder: RunFolder, *, resume: bool = False, overwrite: bool = False) -> Results:
         """Train (or take) the teacher, distil the student if wanted, write everything to `folder`; the summary.
 
-        With `resume`, a stage that is finished in `folder` is left as it is. Of several processes the first alone writes
-        to `folder`, and all must be able to read it. Raises TrainingDiverged where a stage's training, or what it ends
-        in, is not finite: that network is not saved, and nothing is distilled from it.
+        With `resume`, a stage that is finished in `folder` is left as it is. Of several processes the first alone
+        writes to `folder`, and all must be able to read it. Raises TrainingDiverged where a stage's training, or what
+        it ends in, is not finite: that network is not saved, and nothing is distilled from it.
         """
         if self.device.type == "cuda":
             torch.use_deterministic_algorithms(True, warn_only=True)

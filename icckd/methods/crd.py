@@ -99,9 +99,7 @@ class Crd(StudentMethod):
             self.teacher.remember(other, indices, self.settings.momentum, taken)
         self._latest = None
 
-    def _contrast(
-        self, embedding: Tensor, bank: Tensor, index: Tensor, side: "_Side", ranks: "Ranks | None"
-    ) -> Tensor:
+    def _contrast(self, embedding: Tensor, bank: Tensor, index: Tensor, side: "_Side", ranks: "Ranks | None") -> Tensor:
         """The loss of one network's embeddings (B, dim) against the other's bank; `index` (B, 1 + K), the own first."""
         images, negatives = len(bank), index.shape[1] - 1
         similarity = bank_products(embedding, bank, index, backend=self.backend) / self.settings.temperature

@@ -11,6 +11,7 @@ Batch normalisation sees a part at a time, the same in both passes; running stat
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +29,11 @@ def accumulate(
     """The losses of `batch`, by name, without gradient; their gradient is added to that of the parameters of `task`.
 
     Networks are asked about `parts` parts of it, as even as can be, or fewer where that would leave one image to some
-    (of several processes, each splits its own images, into as many), and within `precision()`, as losses are computed. Random numbers are those of asking once.
+    (of several processes, each splits its own images, into as many), and within `precision()`, as losses are computed.
+    Random numbers are those of asking once.
     """
-    parts = _possible(batch, parts)
+    if parts > 1:
+        parts = _possible(batch, parts)
     if parts == 1:
         return _at_once(task, batch, precision)
     pieces = _split(batch, parts)
@@ -52,8 +55,7 @@ def accumulate(
     gradients = _of_parts([leaf.grad for leaf in leaves], pieces)
     for piece, state, gradient in zip(pieces, states, gradients, strict=True):
         set_random_state(state)
-        averaged = piece is pieces[-1] or task.replicas is None
-        with nullcontext() if averaged else task.replicas.without_averaging():
+        with _averaging(task, last=piece is pieces[-1]):
             with precision():
                 again = _tensors(task.ask(piece))
             pairs = [(x, g) for x, g in zip(again, gradient, strict=True) if g is not None and x.requires_grad]
@@ -62,13 +64,16 @@ def accumulate(
     return {name: value.detach() for name, value in losses.items()}
 
 
-def _at_once(
-    task: Task, batch: Batch, precision: Callable[[], AbstractContextManager[object]]
-) -> dict[str, Tensor]:
+def _at_once(task: Task, batch: Batch, precision: Callable[[], AbstractContextManager[object]]) -> dict[str, Tensor]:
     with precision():
         losses = task(batch)
     losses["loss"].backward()
     return {name: value.detach() for name, value in losses.items()}
+
+
+def _averaging(task: Task, *, last: bool) -> AbstractContextManager[Any]:
+    """Several processes average gradients in backward: once, when those of all parts have been added up."""
+    return nullcontext() if last or task.replicas is None else task.replicas.without_averaging()
 
 
 def _possible(batch: Batch, parts: int) -> int:

@@ -92,7 +92,8 @@ class Training:
                     loss = self.train_step(batch)
                     on_step(self.epoch, self.step, self._look(loss))
                     due = checkpoint_every and self.step % checkpoint_every == 0 and self.step < len(self.batches)
-                    stopped_by = vote()
+                    # The vote is of signals before the step, so that nobody waits for it; one process need not ask.
+                    stopped_by = vote() if self.world.size > 1 else stop.received
                     if stopped_by or due:
                         self._save(checkpoint)
                     if stopped_by:

@@ -35,7 +35,7 @@ class RunningStatistics:
     @torch.no_grad()
     def become(self, now: list[Tensor], taken: Tensor) -> None:
         """Let them be `now`, as `now()` gives them, or, unless `taken`, 0-dim bool, what they were."""
-        if not now:
+        if self._before is None:
             return
         chosen = torch.where(taken, now[0], self._before).split([buffer.numel() for buffer in self._buffers])
         torch._foreach_copy_(self._buffers, [x.view_as(b) for x, b in zip(chosen, self._buffers, strict=True)])

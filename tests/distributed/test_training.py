@@ -82,7 +82,7 @@ def part(of, counts, rank):
 def training(make, world, sharded=False, **settings):
     task = make(world.group)
     if "accumulate" in settings:
-        remove_normalisation(task.model)
+        remove_normalisation(task)
     if world.group is not None:
         synchronise_batch_norm(task, world.group)
     task.train_together(world, sharded=sharded)
@@ -98,7 +98,7 @@ def check_steps(world, name, sharded, settings):
         expected.append((alone.train_step(batch(step, alone.task.views)).item(), alone.counts.means()))
     torch.manual_seed(9)
     together = training(TASKS[name], world, sharded, **settings)
-    close = {"rtol": 1e-5, "atol": 1e-5} if name == "student in float32" else {"rtol": 1e-9, "atol": 1e-11}
+    close = {"rtol": 1e-5, "atol": 1e-5} if name == "student in float32" else {"rtol": 1e-7, "atol": 1e-8}
     for step, counts in enumerate(COUNTS[world.size]):
         together.epoch = together.task.epoch = step
         of = part(batch(step, together.task.views), counts, world.rank)
@@ -106,8 +106,9 @@ def check_steps(world, name, sharded, settings):
         assert together.train_step(of).item() == pytest.approx(loss, rel=close["rtol"]), (name, step)
         # Margins are float32 whatever the networks are.
         assert together.counts.means() == pytest.approx(means, rel=1e-6, abs=1e-6), (name, step)
-    for (key, found), wanted in zip(whole_tensors(together.task.model).items(), alone.task.model.state_dict().values(), strict=True):
-        torch.testing.assert_close(found, wanted, **close, msg=lambda text, key=key: f"{name} {key}: {text}")
+    found = whole_tensors(together.task.model)
+    for key, wanted in alone.task.model.state_dict().items():
+        torch.testing.assert_close(found[key], wanted, **close, msg=lambda text, key=key: f"{name} {key}: {text}")
 
 
 def check_every_task(world, ways):

@@ -38,9 +38,7 @@ class TeacherTask(Task):
     several train it. Raises UserError, naming the setting, where there is no room for that.
     """
 
-    def __init__(
-        self, model: Model, settings: TeacherSettings, images: int, group: "ProcessGroup | None" = None
-    ):
+    def __init__(self, model: Model, settings: TeacherSettings, images: int, group: "ProcessGroup | None" = None):
         super().__init__()
         loss = settings.loss
         self.model = model
