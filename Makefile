@@ -60,7 +60,9 @@ bench: setup
 	$(BIN)/icckd bench --device cpu --threads 2 --against none --json bench/results/cpu/functions.json
 	$(BIN)/python -m bench.recorded
 	$(BIN)/python -m bench.train --json bench/results/cpu/train.json
-	for page in README.md docs/benchmarks.md; do $(BIN)/python -m bench.table $$page bench/results/cpu/*.json; done
+	$(BIN)/python -m bench.distributed --json bench/results/cpu/distributed.json
+	$(BIN)/python -m bench.distributed.picture docs/images/exchange.svg
+	for page in README.md docs/benchmarks.md docs/distributed.md; do $(BIN)/python -m bench.table $$page bench/results/cpu/*.json; done
 
 aot: setup
 	$(BIN)/python -m bench.aot

@@ -1,8 +1,8 @@
 """Fills the tables of a Markdown file from recorded rows, so that no number is typed by hand.
 
 `python -m bench.table FILE.md ROWS.json …` replaces what stands between `<!-- table: NAME -->` and `<!-- end -->`.
-NAME is one of: targets, skew, memory, cross_entropy, crd, train, and those of `bench.gpu.report`, which say that they
-are owed where no rows of a GPU are given.
+NAME is one of: targets, skew, memory, cross_entropy, crd, train, those of `bench.distributed.table`, and those of
+`bench.gpu.report`, which say that they are owed where no rows of a GPU are given.
 """
 
 import json
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from bench.distributed import table as distributed
 from bench.gpu import report
 from icckd.bench.measure import Row
 
@@ -131,6 +132,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "cross_entropy": cross_entropy,
     "crd": crd,
     "train": train,
+    **distributed.TABLES,
     **report.TABLES,
 }
 

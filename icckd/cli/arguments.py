@@ -47,8 +47,12 @@ _EPILOG = """exit codes: 0 done; 2 the input or a setting is wrong, one line on 
 3 training diverged, the last good checkpoint is kept; 130/143 stopped by a signal, after saving a checkpoint."""
 
 
-def parse(arguments: list[str]) -> tuple[str, Any]:
-    """The command and its options, every setting among them. Raises UserError, or argparse's error, for wrong ones."""
+def parse(arguments: list[str], *, restarted: bool = False) -> tuple[str, Any]:
+    """The command and its options, every setting among them. Raises UserError, or argparse's error, for wrong ones.
+
+    `restarted`: a launcher starts the command again, which then is to go on, as if --resume were given and --overwrite
+    were not; the settings are those that the arguments give.
+    """
     if arguments[:1] == ["bench"]:  # Its options are no settings.
         from icckd.bench import options
 
@@ -66,7 +70,10 @@ def parse(arguments: list[str]) -> tuple[str, Any]:
     except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"--config does not name a readable YAML file: {error}") from error
     refuse_nulls(parsed[parsed.command])
-    return parsed.command, parser.instantiate(parsed)[parsed.command]
+    options = parser.instantiate(parsed)[parsed.command]
+    if restarted:
+        options["resume"], options["overwrite"] = True, False
+    return parsed.command, options
 
 
 def _comparison_options(arguments: list[str]) -> Namespace:
@@ -163,7 +170,8 @@ class _Verbatim(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 
 def _comparison_parser() -> ArgumentParser:
     parser = _Parser(
-        usage="icckd compare --config FILE --output DIR [--jobs J] [--shard I/N] [--resume] [--SETTING VALUE ...]",
+        usage="icckd compare --config FILE --output DIR [--jobs J] [--processes P] [--shard I/N] [--resume] "
+        "[--SETTING VALUE ...]",
         description=_COMPARE_DESCRIPTION,
         epilog=_EPILOG,
     )
@@ -172,6 +180,13 @@ def _comparison_parser() -> ArgumentParser:
     )
     parser.add_argument("--output", metavar="DIR", type=str | None, help="Folder for runs and results.")
     parser.add_argument("--jobs", metavar="J", type=int, default=1, help="Runs at once; they share the processors.")
+    parser.add_argument(
+        "--processes",
+        metavar="P",
+        type=int,
+        default=1,
+        help="Processes of this machine that share each run's batches, as torchrun's would; on GPUs, one each.",
+    )
     parser.add_argument(
         "--shard",
         metavar="I/N",

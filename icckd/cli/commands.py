@@ -1,18 +1,21 @@
 """The commands: arguments in, exit codes out. What they do is in `icckd.experiment`."""
 
 import argparse
+import os
 import sys
 import traceback
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
 from icckd.cli.arguments import parse
-from icckd.cli.streams import make_forgiving
-from icckd.errors import Interrupted, TrainingDiverged, UserError
+from icckd.cli.streams import make_forgiving, nowhere
+from icckd.distributed import Launch, World, join, launched, tell
+from icckd.errors import Interrupted, TrainingDiverged, UserError, ending
 from icckd.settings import STAGES, Settings, one_line
 
 # What each command trains.
@@ -27,38 +30,44 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _guarded(arguments: list[str]) -> int:
+    debug = "--debug" in arguments
     try:
-        command, options = parse(arguments)
-        code = _dispatch(command, options)
-        sys.stdout.flush()  # A disk that is full says so here, not in Python's last breath.
+        launch = launched(os.environ)
+        with join(launch, tell=_tell, debug=debug) as world:
+            if not world.first:
+                _be_silent()
+            command, options = parse(arguments, restarted=launch.restarted)
+            code = _dispatch(command, options, launch, world)
+            sys.stdout.flush()  # A disk that is full says so here, not in Python's last breath.
         return code
-    except (UserError, argparse.ArgumentError, OSError) as error:
-        return _failed(error, 2, arguments)
-    except TrainingDiverged as error:
-        return _failed(error, 3, arguments)
-    except Interrupted as stopped:
-        _tell(str(stopped))
-        return 128 + stopped.signal_number
-    except KeyboardInterrupt:
-        _tell("interrupted")
-        return 130
+    except (UserError, argparse.ArgumentError, OSError, TrainingDiverged, Interrupted, KeyboardInterrupt) as error:
+        code, text = ending(error)
+        if debug and code < 128:
+            with suppress(OSError):
+                traceback.print_exc()
+        _tell(code, text)
+        return code
 
 
-def _failed(error: Exception, code: int, arguments: list[str]) -> int:
-    if "--debug" in arguments:
-        with suppress(OSError):
-            traceback.print_exc()
-    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-    _tell(f"error: {one_line(text or type(error).__name__)}")
-    return code
+def _tell(code: int, text: str) -> None:
+    tell(code, one_line(text))
 
 
-def _tell(message: str) -> None:
-    with suppress(OSError):  # The exit code says it too, where standard error cannot be written.
-        print(f"icckd: {message}", file=sys.stderr)
+def _be_silent() -> None:
+    """Leave what is printed to the first of several processes, but for warnings."""
+    from icckd.console import console
+
+    sys.stdout = nowhere()
+    console.quiet = True
 
 
-def _dispatch(command: str, options: Any) -> int:
+def _dispatch(command: str, options: Any, launch: Launch, world: World) -> int:
+    if command in _TRAINED:
+        return _experiment(command, options, launch, world)
+    if world.size > 1:
+        raise UserError(
+            f"icckd {command} is the work of one process, and {launch.launcher} started {world.size}; start it without"
+        )
     if command == "doctor":
         from icckd.cli.doctor import diagnose
 
@@ -70,12 +79,10 @@ def _dispatch(command: str, options: Any) -> int:
         from icckd.cli.compare import run_comparison
 
         return run_comparison(options)
-    if command == "bench":
-        from icckd.bench.command import bench
+    from icckd.bench.command import bench
 
-        bench(options)
-        return 0
-    return _experiment(command, options)
+    bench(options)
+    return 0
 
 
 def _report(options: Namespace) -> int:
@@ -93,18 +100,26 @@ def _report(options: Namespace) -> int:
     return 0
 
 
-def _experiment(command: str, options: Namespace) -> int:
+def _experiment(command: str, options: Namespace, launch: Launch, world: World) -> int:
     # Imported here, so that `icckd --help` and a misspelt setting answer without waiting for the figures' packages.
     from icckd.experiment import Experiment, RunFolder
+    from icckd.training import StopSignal
 
     settings = _settings(options)
     if command in ("distill", "evaluate") and settings.teacher.weights is None:
         raise UserError(
             f"icckd {command} needs --teacher.weights PATH, a run's teacher/ folder or its model.safetensors"
         )
-    output = options.output or (None if command == "evaluate" else datetime.now().strftime("runs/%Y%m%d-%H%M%S"))
+    output = options.output
+    if output is None and command != "evaluate":
+        if launch.restarted or launch.restarts:
+            raise UserError(
+                f"--output is not given, and {launch.launcher} may start this again: give the folder to go on in"
+            )
+        output = world.from_first(lambda: datetime.now().strftime("runs/%Y%m%d-%H%M%S"))
     folder = RunFolder(Path(output)) if output else None
-    experiment = Experiment(settings, _TRAINED[command])
+    stop = partial(StopSignal, launched=world.size > 1)
+    experiment = Experiment(settings, _TRAINED[command], world=world, stop=stop)
     if folder is None or command == "evaluate":
         summary = experiment.evaluate(folder, resume=options.resume, overwrite=options.overwrite)
     else:

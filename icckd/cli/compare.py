@@ -22,6 +22,7 @@ def run_comparison(options: Namespace) -> int:
         _comparison(options, folder),
         folder.path,
         jobs=options.jobs,
+        processes=options.processes,
         shard=Shard.parse(options.shard),
         resume=options.resume,
         overwrite=options.overwrite,

@@ -17,9 +17,14 @@ def make_forgiving() -> None:
     sys.stderr = _forgiving(sys.stderr, sys.__stderr__, "backslashreplace")
 
 
+def nowhere() -> TextIO:
+    """A stream that keeps nothing."""
+    return open(os.devnull, "w", encoding="utf-8")
+
+
 def _forgiving(stream: TextIO | None, original: TextIO | None, errors: str) -> TextIO:
     if stream is None:
-        return open(os.devnull, "w", encoding="utf-8")
+        return nowhere()
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors=errors)
         # Only the process's own: what others have put in their place, such as a test's capture, stays theirs.

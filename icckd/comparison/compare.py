@@ -15,6 +15,7 @@ from icckd.comparison.folder import ComparisonFolder
 from icckd.comparison.plan import Run, Schedule, Shard, runs_of, teacher_key
 from icckd.comparison.progress import ComparisonProgress
 from icckd.comparison.worker import Check, Done, Failed, Reply, Told, Train
+from icckd.distributed import check_available
 from icckd.errors import Interrupted, TrainingDiverged, UserError
 from icckd.experiment import NUMBERS
 from icckd.report.comparison import Results, write_comparison
@@ -45,6 +46,7 @@ def compare(
     path: Path,
     *,
     jobs: int = 1,
+    processes: int = 1,
     shard: Shard | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -52,12 +54,17 @@ def compare(
 ) -> Outcome:
     """Train the runs of `shard` that are not finished in the folder `path`, `jobs` at a time; write the results of all.
 
-    A run that fails does not stop the others. Raises UserError for what is wrong before anything is trained or
-    changed, and Interrupted, every checkpoint saved, where a signal came.
+    Each run takes `processes` processes, which share its batches. A run that fails does not stop the others. Raises
+    UserError for what is wrong before anything is trained or changed, and Interrupted, every checkpoint saved, where a
+    signal came.
     """
     folder, shard = ComparisonFolder(path), shard or Shard()
     if jobs < 1:
         raise UserError(f"--jobs is {jobs}; it should be 1 or more")
+    if processes < 1:
+        raise UserError(f"--processes is {processes}; it should be 1 or more")
+    if processes > 1:
+        check_available()
     if overwrite and shard.count > 1:
         raise UserError("--overwrite would remove the runs of other shards; give it without --shard")
     _check_metrics(comparison)
@@ -68,7 +75,7 @@ def compare(
     waiting = [run for run in own if run not in finished]
     failures: dict[Run, Failed] = {}
     if waiting:
-        failures = _Training(comparison, folder, own, finished, jobs, overwrite, debug).run(waiting)
+        failures = _Training(comparison, folder, own, finished, jobs, processes, overwrite, debug).run(waiting)
     else:
         folder.open(comparison, overwrite=overwrite)
     return Outcome(write_results(folder, comparison), failures)
@@ -107,12 +114,14 @@ class _Training:
         own: list[Run],
         finished: list[Run],
         jobs: int,
+        processes: int,
         overwrite: bool,
         debug: bool,
     ):
         self._comparison = comparison
         self._folder = folder
         self._jobs = jobs
+        self._processes = processes
         self._overwrite = overwrite
         self._debug = debug
         self._finished = set(finished)
@@ -129,8 +138,9 @@ class _Training:
         """Train the runs that wait, after a look at all of their settings; those that failed, and why."""
         keys = {run: teacher_key(self._settings(run)) for run in runs_of(self._comparison)}
         self._schedule = Schedule(waiting, keys)
-        threads = max(1, torch.get_num_threads() // self._jobs)
-        with StopSignal() as stop, Crew(min(self._jobs, len(waiting)), threads) as crew:
+        threads = max(1, torch.get_num_threads() // (self._jobs * self._processes))
+        size = min(self._jobs, len(waiting))
+        with StopSignal() as stop, Crew(size, threads, self._processes, self._debug) as crew:
             self._check(crew, waiting, stop)
             self._folder.open(self._comparison, overwrite=self._overwrite)
             with self._progress:

@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
 
 from icckd.comparison.plan import Run
-from icckd.comparison.worker import SIGNALS, Check, Failed, Reply, Stop, Told, Train, serve
+from icckd.comparison.starting import start
+from icckd.comparison.team import serve
+from icckd.comparison.worker import Check, Failed, Reply, Stop, Told, Train
 
 # A worker that has nothing to do ends at once; one that has not after this long is ended.
 _LAST_SECONDS = 5.0
@@ -26,15 +27,16 @@ class _Member:
 
 
 class Crew:
-    """Up to `size` worker processes with `threads` threads each, started as they are needed.
+    """Up to `size` workers, started as they are needed: `processes` processes each, with `threads` threads.
 
     A context: at its end, however that comes, all are gone.
     """
 
-    def __init__(self, size: int, threads: int):
+    def __init__(self, size: int, threads: int, processes: int = 1, debug: bool = False):
         self._size = size
         self._threads = threads
-        self._context = multiprocessing.get_context("spawn")
+        self._processes = processes
+        self._debug = debug
         self._members: list[_Member] = []
 
     def __enter__(self) -> "Crew":
@@ -91,28 +93,19 @@ class Crew:
                 yield run, reply
 
     def _reply(self, member: _Member) -> Reply:
-        try:
-            reply: Reply = member.line.recv()
-            return reply
-        except (EOFError, OSError):
+        reply: Reply | None = None
+        with suppress(EOFError, OSError):
+            reply = member.line.recv()
+        if reply is None or (isinstance(reply, Failed) and reply.last):
             member.process.join()
             member.line.close()
             self._members.remove(member)
-            return Failed(_death(member.process.exitcode))
+        return Failed(_death(member.process.exitcode)) if reply is None else reply
 
     def _started(self) -> _Member:
-        here, there = self._context.Pipe()
-        # Not one that Python ends by itself: those may not start processes, as streamed data do.
-        process = self._context.Process(target=serve, args=(there, self._threads), daemon=False)
-        # A signal to the whole group must not meet a worker that is not yet ready for it. The tracker, which Python
-        # starts beside the first process, would undo that.
-        resource_tracker.ensure_running()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            there.close()
+        here, there = multiprocessing.Pipe()
+        process = start(serve, there, self._threads, self._processes, self._debug)
+        there.close()
         self._members.append(_Member(process, here))
         return self._members[-1]
 

@@ -1,30 +1,21 @@
-"""A process that trains runs, one after another, as its parent says; imports are paid for once."""
+"""What a process that trains runs is told and answers, and how it does what it is told."""
 
-import os
-import queue
-import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from icckd.data import ImageData, load_data
+from icckd.distributed import ALONE, World
 from icckd.errors import Interrupted, TrainingDiverged, UserError, printable
 from icckd.experiment import Experiment, RunFolder
 from icckd.settings import DataSettings, Settings
 from icckd.training import StopSignal
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# How long a worker whose parent is gone may take to save its checkpoint.
-_GRACE_SECONDS = 60.0
 _TELL_EVERY_SECONDS = 0.3
 
 
@@ -75,11 +66,12 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """Why not, on one line; `trace` is for whoever debugs."""
+    """Why not, on one line; `trace` is for whoever debugs. With it, the `last` answer, the worker ends."""
 
     message: str
     diverged: bool = False
     trace: str = ""
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,56 +86,21 @@ Answer = Done | Failed | Stopped
 Reply = Told | Answer
 
 
-def serve(line: Connection, threads: int) -> None:
-    """The process: carry out the orders that come on `line`, until None comes or the parent is gone.
+class Worker:
+    """What lasts from one order to the next: the data that were loaded last.
 
-    Signals that reach the whole group of processes end a training in good order, once; the parent's Stop, which may
-    come as well, changes nothing then.
+    Of the processes of `world`, which carry out the same orders, the first alone tells.
     """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    with StopSignal() as stop:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        torch.set_num_threads(threads)
-        orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
-        threading.Thread(target=_listen, args=(line, orders), daemon=True).start()
-        worker = _Worker(line, stop)
-        while not stop.received and (order := orders.get()) is not None:
-            worker.tell(worker.answer(order))
 
-
-def _listen(line: Connection, orders: "queue.SimpleQueue[Order | None]") -> None:
-    """Pass on what the parent says; where it is gone, stop in good order, and in any case soon."""
-    parent_is_gone = False
-    try:
-        while (order := line.recv()) is not None:
-            if isinstance(order, Stop):
-                os.kill(os.getpid(), order.signal_number)
-                break
-            orders.put(order)
-    except (EOFError, OSError):
-        parent_is_gone = True
-        os.kill(os.getpid(), signal.SIGTERM)
-    orders.put(None)
-    if parent_is_gone:
-        time.sleep(_GRACE_SECONDS)
-        os._exit(1)
-
-
-class _Worker:
-    """What lasts from one order to the next: the data that were loaded last."""
-
-    def __init__(self, line: Connection, stop: StopSignal):
-        self._line = line
+    def __init__(self, tell: Callable[[Reply], None], stop: StopSignal, world: World = ALONE):
+        self._tell = tell
         self._stop = stop
+        self._world = world
         self._loaded: tuple[DataSettings, ImageData] | None = None
         self._trained = 0.0
 
-    def tell(self, reply: Reply) -> None:
-        with suppress(OSError):  # The parent is gone, as _listen notices too.
-            self._line.send(reply)
-
     def answer(self, order: Order) -> Answer:
+        """Carry out `order`. An error of several processes is raised: it ends them all."""
         self._trained = 0.0
         try:
             experiment = self._experiment(order)
@@ -152,22 +109,28 @@ class _Worker:
             return Done(self._trained)
         except Interrupted as stopped:
             return Stopped(stopped.signal_number)
-        except TrainingDiverged as error:
-            return Failed(printable(str(error)), diverged=True, trace=traceback.format_exc())
         except Exception as error:  # Of any kind: no run may end the others.
-            return Failed(_reason(error), trace=traceback.format_exc())
+            if self._world.size > 1:
+                raise
+            return Failed(_reason(error), isinstance(error, TrainingDiverged), traceback.format_exc())
 
     def _experiment(self, order: Order) -> Experiment:
         settings = order.settings
         if self._loaded is None or self._loaded[0] != settings.data:
             self._loaded = None  # Never two at once: they may be large.
             self._loaded = (settings.data, load_data(settings.data))
-        data, stop = self._loaded[1], self._stop
-        return Experiment(settings, order.stages, data=data, progress=self._progress, stop=lambda: nullcontext(stop))
+        return Experiment(
+            settings,
+            order.stages,
+            data=self._loaded[1],
+            progress=self._progress,
+            stop=lambda: nullcontext(self._stop),
+            world=self._world,
+        )
 
     def _train(self, order: Train, experiment: Experiment) -> None:
         folder = RunFolder(order.folder)
-        if not folder.has_teacher_of(order.settings):
+        if self._world.first and not folder.has_teacher_of(order.settings):
             finished = (RunFolder(path) for path in order.sharing)
             source = next((other for other in finished if other.has_teacher_of(order.settings)), None)
             if source is not None:
@@ -175,7 +138,7 @@ class _Worker:
         experiment.run(folder, resume=True)
 
     def _progress(self, stage: str, epochs: int, steps: int) -> "_Telling":
-        return _Telling(self.tell, stage, epochs, steps, self._add)
+        return _Telling(self._tell, stage, epochs, steps, self._add)
 
     def _add(self, seconds: float) -> None:
         self._trained += seconds
@@ -226,4 +189,4 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return printable(f"{error.filename}: {error.strerror}")
     text = " ".join(str(error).split())[:300]
-    return printable(text if isinstance(error, UserError) else f"{type(error).__name__}: {text}")
+    return printable(text if isinstance(error, (UserError, TrainingDiverged)) else f"{type(error).__name__}: {text}")

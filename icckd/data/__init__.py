@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from icckd.data.augmentation import Augmentation
-from icckd.data.batches import Batch, Batches
+from icckd.data.batches import Batch, Batches, WholeBatch
 from icckd.data.cifar import load_cifar
 from icckd.data.digits import load_digits
 from icckd.data.fashion_mnist import load_fashion_mnist
@@ -12,7 +12,7 @@ from icckd.data.image_data import ImageData
 from icckd.errors import UserError
 from icckd.settings import DataSettings, check_text
 
-__all__ = ["Augmentation", "Batch", "Batches", "ImageData", "load_data"]
+__all__ = ["Augmentation", "Batch", "Batches", "ImageData", "WholeBatch", "load_data"]
 
 _RESIZABLE = {"image-folder": load_image_folder, "tiny-imagenet": load_tiny_imagenet}
 

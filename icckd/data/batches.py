@@ -17,17 +17,32 @@ from icckd.data.streaming import ImageFiles
 _AUGMENTATION = 2
 
 
+class WholeBatch(NamedTuple):
+    """What the host knows of a batch of which several ranks have a part each.
+
+    counts: Images of each rank; their parts follow one another.
+    labels: Of all its images, int64 (B,).
+    indices: Their places among all images, int64 (B,).
+    """
+
+    counts: tuple[int, ...]
+    labels: np.ndarray
+    indices: np.ndarray
+
+
 class Batch(NamedTuple):
     """Some of the images, and what is known of them.
 
     views: The same B images, augmented independently, each float32 (B, C, H, W).
     labels: int64 (B,).
     indices: Their places among all images, int64 (B,).
+    whole: The batch that this is a rank's part of; None where it is all.
     """
 
     views: tuple[Tensor, ...]
     labels: Tensor
     indices: Tensor
+    whole: WholeBatch | None = None
 
 
 class Batches:
@@ -113,9 +128,10 @@ class Batches:
         wanted = range(first_step, len(self))
         steps = (self._step(order, number, step) for step in wanted)
         decoded = None if isinstance(self.images, Tensor) else self._decoded(self.images, order, number, wanted)
-        for chosen, how in steps if device.type == "cpu" else _sent(list(steps), device):
+        sent = steps if device.type == "cpu" else _sent(list(steps), device)
+        for step, (chosen, how) in zip(wanted, sent, strict=True):
             images = self._images(chosen) if decoded is None else next(decoded)
-            yield Batch(self._views(images, len(chosen), how), self.labels[chosen], chosen)
+            yield Batch(self._views(images, len(chosen), how), self.labels[chosen], chosen, self._whole(order, step))
 
     def _order(self, epoch: int) -> np.ndarray:
         if self.balance is not None:
@@ -123,6 +139,17 @@ class Batches:
         if self.shuffle:
             return random_order(len(self.images), self.seed, epoch)
         return np.arange(len(self.images))
+
+    def _whole(self, order: np.ndarray, step: int) -> WholeBatch | None:
+        if self.part == (0, 1):
+            return None
+        batch = self._of_all(order, step)
+        ends = [len(batch) * rank // self.part[1] for rank in range(self.part[1] + 1)]
+        return WholeBatch(tuple(np.diff(ends).tolist()), self._on_host[batch], batch)
+
+    def _of_all(self, order: np.ndarray, step: int) -> np.ndarray:
+        """The places of the images that all ranks show in a step."""
+        return order[step * self.batch_size : (step + 1) * self.batch_size]
 
     def _step(self, order: np.ndarray, epoch: int, step: int) -> tuple[Tensor, Parameters]:
         """Which images a step shows, and how, on the CPU; but for what is done as images are decoded."""
@@ -136,7 +163,7 @@ class Batches:
 
     def _drawn(self, order: np.ndarray, epoch: int, step: int) -> tuple[np.ndarray, Drawn]:
         """The places of the images that a step shows, and what is drawn for them."""
-        batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+        batch = self._of_all(order, step)
         rank, ranks = self.part
         part = slice(len(batch) * rank // ranks, len(batch) * (rank + 1) // ranks)
         if self.augmentation is None:

@@ -1,12 +1,13 @@
 """A network's predictions on test images, and what they measure: accuracy, distances, entropy, calibration."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from icckd.data import Batch
+from icckd.distributed import ALONE, World
 
 CALIBRATION_BINS = 15
 # Every number that a run's summary has of a network that it trained.
@@ -26,10 +27,11 @@ class Predictions(NamedTuple):
     labels: Tensor
 
 
-def predict(model: nn.Module, batches: Iterable[Batch]) -> Predictions:
+def predict(model: nn.Module, batches: Iterable[Batch], world: World = ALONE) -> Predictions:
     """`model`'s predictions on the first view of every batch, in evaluation mode and in the order of `batches`.
 
-    `model(images)` returns (features, logits). Every submodule's training mode is restored afterwards. Raises
+    `model(images)` returns (features, logits). Every submodule's training mode is restored afterwards. Of several
+    processes each asks about its parts of the batches; the first gets all predictions, the others none. Raises
     ValueError where there is no batch.
     """
     modes = [(module, module.training) for module in model.modules()]
@@ -39,7 +41,8 @@ def predict(model: nn.Module, batches: Iterable[Batch]) -> Predictions:
         with torch.inference_mode():
             for batch in batches:
                 features, logits = model(batch.views[0])
-                parts.append((features.float().cpu(), logits.float().cpu(), batch.labels.long().cpu()))
+                own = (features.float().cpu(), logits.float().cpu(), batch.labels.long().cpu())
+                parts.append(own if batch.whole is None else _on_first(own, batch.whole.counts, world))
     finally:
         for module, mode in modes:
             module.training = mode
@@ -47,6 +50,11 @@ def predict(model: nn.Module, batches: Iterable[Batch]) -> Predictions:
         raise ValueError("batches is empty; it should hold at least one batch")
     features, logits, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return Predictions(features, logits, labels)
+
+
+def _on_first(own: Sequence[Tensor], counts: Sequence[int], world: World) -> tuple[Tensor, Tensor, Tensor]:
+    features, logits, labels = (world.gather_on_first(x, counts) for x in own)
+    return features, logits, labels
 
 
 def finite(predictions: Predictions) -> bool:

@@ -10,16 +10,19 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from icckd import backends
-from icckd.data import Batch, Batches, ImageData, load_data
+from icckd.data import Batch, Batches, ImageData, WholeBatch, load_data
 from icckd.data.digest import digests
 from icckd.data.order import Balance, balance_of
+from icckd.distributed import ALONE, World
+from icckd.distributed.parts import whole_tensors
 from icckd.environment import describe
 from icckd.errors import BackendUnavailable, TrainingDiverged, UserError
 from icckd.experiment.evaluation import Predictions, finite, measure, predict, recall_at_1
 from icckd.experiment.examples import choose_examples
-from icckd.experiment.progress import Progress, TrainingProgress
+from icckd.experiment.progress import Progress, TrainingProgress, no_progress
 from icckd.experiment.run_folder import RunFolder
 from icckd.files import write_whole
 from icckd.models import (
@@ -58,6 +61,7 @@ class Experiment:
     `stages` are those to be trained; a teacher that is given (teacher.weights) is not. What only other stages would
     need is not asked for. `data`, where given, is what load_data makes of settings.data. `progress(stage, epochs,
     steps)` and `stop()` are entered for each training: the one is told how far it is, the other says when to end it.
+    The processes of `world` make the run together: each with an Experiment of its own, in the same order of calls.
     Raises UserError for settings and files that are wrong.
     """
 
@@ -69,12 +73,14 @@ class Experiment:
         data: ImageData | None = None,
         progress: Callable[[str, int, int], Progress] = TrainingProgress,
         stop: Callable[[], AbstractContextManager[StopSignal]] = StopSignal,
+        world: World = ALONE,
     ):
         given = settings.teacher.weights is not None
         self.stages = [stage for stage in stages if stage != "teacher" or not given]
         check(settings, self.stages)
         self.settings = settings
-        self.device = _device(settings.device)
+        self.world = world
+        self.device = world.connect(_device(settings.device))
         for stage in self.stages:
             self._check_stage(stage)
         self.data = load_data(settings.data) if data is None else data
@@ -84,13 +90,14 @@ class Experiment:
         self.given_teacher = None if weights is None else self._load_teacher("teacher.weights", Path(weights))
         self._rehearse()
         self.summary: Results = {}
-        self._progress, self._stop = progress, stop
+        self._progress, self._stop = progress if world.first else no_progress, stop
 
     def run(self, folder: RunFolder, *, resume: bool = False, overwrite: bool = False) -> Results:
         """Train (or take) the teacher, distil the student if wanted, write everything to `folder`; the summary.
 
-        With `resume`, a stage that is finished in `folder` is left as it is. Raises TrainingDiverged where a stage's
-        training, or what it ends in, is not finite: that network is not saved, and nothing is distilled from it.
+        With `resume`, a stage that is finished in `folder` is left as it is. Of several processes the first alone
+        writes to `folder`, and all must be able to read it. Raises TrainingDiverged where a stage's training, or what
+        it ends in, is not finite: that network is not saved, and nothing is distilled from it.
         """
         if self.device.type == "cuda":
             torch.use_deterministic_algorithms(True, warn_only=True)
@@ -98,7 +105,8 @@ class Experiment:
         teacher = self._teacher(folder)
         if "student" in self.stages:
             self._student(folder, teacher)
-        write_report(folder.path)
+        if self.world.first:
+            write_report(folder.path)
         return self.summary
 
     def evaluate(self, folder: RunFolder | None, *, resume: bool = False, overwrite: bool = False) -> Results:
@@ -109,24 +117,29 @@ class Experiment:
             self._open(folder, resume=resume, overwrite=overwrite)
         if folder is None or not self._is_finished(folder, "teacher"):
             self._conclude(folder, "teacher", self.given_teacher, self._given_predictions, {})
-        if folder is not None:
+        if folder is not None and self.world.first:
             write_report(folder.path)
         return self.summary
 
     def _open(self, folder: RunFolder, *, resume: bool, overwrite: bool) -> None:
-        inputs = digests(self.data)
         if self.given_teacher is not None:
-            inputs["teacher.weights"] = file_digest(Path(str(self.settings.teacher.weights)))
             _ = self._given_predictions  # A teacher that is refused costs no results that --overwrite removes.
-        folder.open(self.settings, inputs, resume=resume, overwrite=overwrite)
-        self.summary = folder.read_summary()
+
+        def opened() -> Results:
+            inputs = digests(self.data)
+            if self.given_teacher is not None:
+                inputs["teacher.weights"] = file_digest(Path(str(self.settings.teacher.weights)))
+            folder.open(self.settings, inputs, resume=resume, overwrite=overwrite)
+            return folder.read_summary()
+
+        self.summary = self.world.from_first(opened)
 
     @cached_property
     def _given_predictions(self) -> Predictions:
         """What the given teacher says about the test images. Raises UserError where that is not finite."""
         assert self.given_teacher is not None
         model, description = self.given_teacher.model, self.given_teacher.description
-        predictions = predict(model.to(self.device), self._test_batches(description.mean, description.std))
+        predictions = predict(model.to(self.device), self._test_batches(description.mean, description.std), self.world)
         if not finite(predictions):
             raise UserError(
                 f"teacher.weights {self.settings.teacher.weights} is a network whose answers on the test images are "
@@ -145,6 +158,7 @@ class Experiment:
         settings = self.settings.teacher
         teacher = self._untrained("teacher")
         training, predictions = self._train(folder, "teacher", self._teaching(teacher), settings)
+        teacher = self._whole("teacher", teacher)
         results = {**_of_training(training), "method": settings.loss.method}
         self._conclude(folder, "teacher", teacher, predictions, results)
         return teacher
@@ -155,29 +169,43 @@ class Experiment:
         settings = self.settings.student
         student = self._untrained("student")
         training, predictions = self._train(folder, "student", self._distillation(student, teacher), settings)
+        student = self._whole("student", student)
         loss = settings.loss
         results = {**_of_training(training), "method": loss.method, "settings": loss.in_force()}
         self._conclude(folder, "student", student, predictions, results)
 
     def _teaching(self, teacher: Trained) -> Task:
         model, images = teacher.model.to(self.device), len(self.data.train_images)
-        return TeacherTask(model, self.settings.teacher, images)
+        return TeacherTask(model, self.settings.teacher, images, self.world.group)
 
     def _distillation(self, student: Trained, teacher: Trained) -> Task:
         own = (teacher.description.mean, teacher.description.std)
         frozen = FrozenTeacher(teacher.model.to(self.device), own, (self.data.mean, self.data.std))
         labels = self.data.train_labels.to(self.device)
-        return DistillationTask(student.model.to(self.device), frozen, labels, self.settings.student.loss)
+        group = self.world.group
+        return DistillationTask(student.model.to(self.device), frozen, labels, self.settings.student.loss, group)
+
+    def _whole(self, stage: str, trained: Trained) -> Trained:
+        """`trained`, or, where each process has parts of its network, a network that has all."""
+        if self.world.size == 1 or not getattr(self.settings, stage).shard_parameters:
+            return trained
+        tensors, trained = whole_tensors(trained.model), self._untrained(stage)
+        trained.model.load_state_dict(tensors)
+        return trained
 
     def _is_finished(self, folder: RunFolder, stage: str) -> bool:
         """Is `stage` told of in the summary, which is written last, and is its network still there?
 
         Raises UserError where its checkpoint is not one: nobody needs it any more, but it is none of this tool's.
         """
-        finished = stage in self.summary and folder.holds_model(stage)
-        if finished and folder.checkpoint(stage).exists():
-            folder.checkpoint(stage).load()
-        return finished
+
+        def answer() -> bool:
+            finished = stage in self.summary and folder.holds_model(stage)
+            if finished and folder.checkpoint(stage).exists():
+                folder.checkpoint(stage).load()
+            return finished
+
+        return self.world.from_first(answer)
 
     def _train(
         self, folder: RunFolder, stage: str, task: Task, settings: TrainingSettings
@@ -187,22 +215,27 @@ class Experiment:
         Returns the training, and what the network then says about the test images. Raises TrainingDiverged where
         training or those answers are not finite.
         """
-        batches = self._training_batches(stage, task.views)
-        training = Training(self._prepared(task, settings), batches, replace(settings, batch_size=batches.batch_size))
-        checkpoint = folder.checkpoint(stage)
+        batches, world = self._training_batches(stage, task.views), self.world
+        settings_in_force = replace(settings, batch_size=batches.batch_size)
+        training = Training(self._prepared(task, settings), batches, settings_in_force, world)
+        checkpoint = folder.checkpoint(stage, world)
         if checkpoint.exists():
             training.restore(checkpoint.load())
-            folder.write_metrics(stage, training.history)
+            self._write_metrics(folder, stage, training.history)
         test = self._test_batches(self.data.mean, self.data.std)
 
         def evaluate() -> Results:
-            predictions = predict(task.model, test)
-            if training.epoch + 1 == settings.epochs:  # An epoch before may still come right.
-                _check_answers(predictions)
-            return {name: value for name, value in measure(predictions).items() if name != "per_class_accuracy"}
+            predictions = predict(task.model, test, world)
+
+            def measured() -> Results:
+                if training.epoch + 1 == settings.epochs:  # An epoch before may still come right.
+                    _check_answers(predictions)
+                return {name: value for name, value in measure(predictions).items() if name != "per_class_accuracy"}
+
+            return world.from_first(measured)
 
         def on_epoch(history: list[Results]) -> None:
-            folder.write_metrics(stage, history)
+            self._write_metrics(folder, stage, history)
             progress.epoch(history[-1])
 
         try:
@@ -218,7 +251,7 @@ class Experiment:
                     on_epoch=on_epoch,
                     stop=stop,
                 )
-            predictions = predict(task.model, test)
+            predictions = predict(task.model, test, world)
             _check_answers(predictions)
         except TrainingDiverged as error:
             raise TrainingDiverged(
@@ -227,25 +260,42 @@ class Experiment:
             ) from error
         return training, predictions
 
+    def _write_metrics(self, folder: RunFolder, stage: str, history: list[Results]) -> None:
+        if self.world.first:
+            folder.write_metrics(stage, history)
+
     def _prepared(self, task: Task, settings: TrainingSettings) -> Task:
-        """`task` on the device, its networks laid out and compiled as `settings` say."""
+        """`task` on the device, its networks laid out, compiled and shared among processes as `settings` say."""
         task = task.to(self.device)
+        if settings.sync_batch_norm and self.world.group is not None:
+            from icckd.distributed.batch_norm import synchronise_batch_norm
+
+            synchronise_batch_norm(task, self.world.group)
         for network in task.networks():
             if settings.channels_last:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if settings.compile:
                 network.compile()
+        task.train_together(self.world, sharded=settings.shard_parameters)
         return task
 
     def _conclude(
         self, folder: RunFolder | None, stage: str, trained: Trained, predictions: Predictions, results: Results
     ) -> None:
-        """Save a stage's network, some of its predictions on the test images, and the summary so far."""
+        """Save a stage's network, some of its predictions on the test images, and the summary so far.
+
+        All of that is the first process's to do; the others wait until it is done.
+        """
+        self.world.from_first(lambda: self._write_conclusion(folder, stage, trained, predictions, results))
+
+    def _write_conclusion(
+        self, folder: RunFolder | None, stage: str, trained: Trained, predictions: Predictions, results: Results
+    ) -> None:
         measures = {**measure(predictions), "recall_at_1": recall_at_1(predictions)}
         self.summary[stage] = {**measures, "seconds": None, **results}
         if self.stages:
             self.summary["data"] = self._data_in_force()
-        self.summary["environment"] = describe(self.device)
+        self.summary["environment"] = {**describe(self.device), "processes": self.world.size}
         if folder is not None:
             save_model(folder.stage(stage), trained.model, trained.description)
             examples = choose_examples(predictions, self.data.test_images)
@@ -287,6 +337,8 @@ class Experiment:
         ARCHITECTURES.find(settings.arch, f"{stage}.arch")
         if settings.cuda_graph and self.device.type != "cuda":
             raise UserError(f"{stage}.cuda_graph is true, but there is no GPU to capture for: device is {self.device}")
+        if settings.cuda_graph and self.world.size > 1:
+            raise UserError(f"{stage}.cuda_graph is true, but there are {self.world.size} processes; give it with one")
         _check_backend(f"{stage}.loss.backend", settings.loss.backend, self.device)
         if settings.optimizer != "sgd":
             layer_wise_library(f"{stage}.optimizer", settings.optimizer)
@@ -303,7 +355,7 @@ class Experiment:
         for stage in self.stages:
             try:
                 task = tasks[stage]().to(self.device)
-                losses = task(Batch((images,) * task.views, labels, torch.arange(len(labels), device=self.device)))
+                losses = task(self._rehearsed(images, labels, task.views))
                 losses["loss"].backward()
             except UserError:
                 raise
@@ -312,13 +364,20 @@ class Experiment:
             except Exception as error:  # Of any kind: sizes that no memory holds, a method of somebody else's.
                 raise UserError(f"{stage}.loss cannot be computed: {_reason(error)}") from error
 
+    def _rehearsed(self, images: Tensor, labels: Tensor, views: int) -> Batch:
+        """A batch of which every process has these few images."""
+        indices, ranks = torch.arange(len(labels)), self.world.size
+        whole = WholeBatch((len(labels),) * ranks, labels.cpu().repeat(ranks).numpy(), indices.repeat(ranks).numpy())
+        return Batch((images,) * views, labels, indices.to(self.device), whole if ranks > 1 else None)
+
     def _check_batch_size(self, stage: str) -> None:
         settings, images, balance = getattr(self.settings, stage), len(self.data.train_images), self._balance(stage)
         size, name = settings.batch_size, f"{stage}.batch_size"
         if balance is not None and balance.batch_size != size:
             size, name = balance.batch_size, "data.classes_per_batch · data.samples_per_class"
-        if settings.accumulate > size // 2:
-            raise UserError(f"{stage}.accumulate is {settings.accumulate}; {name} is {size}: give {size // 2} at most")
+        most = max(size // self.world.size // 2, 1)
+        if settings.accumulate > most:
+            raise UserError(f"{stage}.accumulate is {settings.accumulate}; {name} is {size}: give {most} at most")
         if size > images:
             raise UserError(f"{name} is {size}, more than the {images} training images")
         if images % size == 1 and not settings.drop_last:
@@ -361,6 +420,7 @@ class Experiment:
             device=self.device,
             drop_last=settings.drop_last,
             balance=balance,
+            part=(self.world.rank, self.world.size),
         )
 
     def _test_batches(self, mean: Sequence[float], std: Sequence[float]) -> Batches:
@@ -376,6 +436,7 @@ class Experiment:
             seed=0,
             device=self.device,
             drop_last=False,
+            part=(self.world.rank, self.world.size),
         )
 
 
@@ -390,6 +451,7 @@ def _of_training(training: Training) -> Results:
 
 
 def _check_answers(predictions: Predictions) -> None:
+    """Raises TrainingDiverged; of several processes on the first, which alone has predictions."""
     if not finite(predictions):
         raise TrainingDiverged("the trained network's answers on the test images are not finite")
 

@@ -73,3 +73,26 @@ class TrainingProgress:
             numbers.append(f"skipped steps {record['skipped_steps']}")
         epoch = f"{record['epoch']:>{len(str(self.epochs))}}/{self.epochs}"
         console.print(f"{self.stage} epoch {epoch}  {'  '.join(numbers)}  {record['seconds']:.0f} s", soft_wrap=True)
+
+
+class _Silent:
+    """Shows nothing."""
+
+    def __enter__(self) -> "_Silent":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def step(self, epoch: int, step: int, loss: float | None) -> None:
+        pass
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        pass
+
+
+def no_progress(stage: str, epochs: int, steps: int) -> Progress:
+    """For a process beside the one that shows it."""
+    return _Silent()

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from icckd.distributed import ALONE, World
 from icckd.errors import UserError
 from icckd.files import json_line, write_json, write_text, write_whole
 from icckd.models import DESCRIPTION, WEIGHTS
@@ -21,8 +22,8 @@ _RESULTS = (
     *("config.yaml", "inputs.json", "metrics.jsonl", "summary.json", "report.html", "report.md"),
     *STAGES,
 )
-# What may be another when a run is continued: no result depends on it.
-_FREE = ("data.workers",)
+# What may be another when a run is continued: no result depends on it but by rounding.
+_FREE = ("data.workers", *(f"{stage}.shard_parameters" for stage in STAGES))
 
 
 class RunFolder:
@@ -56,8 +57,9 @@ class RunFolder:
         """The folder of the stage "teacher" or "student"."""
         return self.path / name
 
-    def checkpoint(self, stage: str) -> Checkpoint:
-        return Checkpoint(self.stage(stage) / "checkpoint")
+    def checkpoint(self, stage: str, world: World = ALONE) -> Checkpoint:
+        """That of a stage; the processes of `world` use it together."""
+        return Checkpoint(self.stage(stage) / "checkpoint", world)
 
     def open(
         self,

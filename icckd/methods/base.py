@@ -5,12 +5,15 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, ClassVar, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_type_hints
 
 from torch import Tensor, nn
 
 from icckd.memory import ClassMemory
 from icckd.registry import Registry
+
+if TYPE_CHECKING:
+    from icckd.exchange import Ranks
 
 
 class Outputs(NamedTuple):
@@ -35,6 +38,8 @@ class Samples(NamedTuple):
     positives: For a teacher's method that takes them, in place of the second view's features: (B, F) float, without
         gradient.
     anchors: Of which images these are known, bool (B,); None: of all.
+    ranks: Where several processes have a part of the batch each, and these are one's: how its rows are spread. Losses
+        that compare rows take it as `group`.
     """
 
     labels: Tensor
@@ -42,6 +47,7 @@ class Samples(NamedTuple):
     memory: ClassMemory | None = None
     positives: Tensor | None = None
     anchors: Tensor | None = None
+    ranks: "Ranks | None" = None
 
 
 class Network(NamedTuple):
@@ -111,9 +117,15 @@ class Method(nn.Module):
 
     A method is a class with a `name`, `settings` annotated with the dataclass of its settings, and `forward`, decorated
     with `register` (CONTRIBUTING.md shows one).
+
+    Attributes:
+        spans_ranks: Where several processes have a part of the batch each: are the losses made of `samples.ranks`, so
+            that their mean over the ranks is that of the whole batch? Unless so they are taken for means over rows, and
+            weighted by each rank's share of them. A rank may have none.
     """
 
     name: ClassVar[str]
+    spans_ranks: ClassVar[bool] = False
     settings: Any
 
     def __init__(self, settings: Any, backend: str):

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from icckd.methods.base import (
     register,
 )
 from icckd.methods.negatives import NegativeSampler
+
+if TYPE_CHECKING:
+    from icckd.exchange import Ranks
 
 
 @dataclass
@@ -76,27 +79,32 @@ class Crd(StudentMethod):
         self._latest: tuple[Samples, Tensor, Tensor] | None = None
 
     def forward(self, student: Outputs, teacher: Outputs, samples: Samples) -> Tensor:
-        negatives = self.sampler.draw(samples.indices, self.settings.negatives)
+        ranks = samples.ranks
+        part = None if ranks is None else (sum(ranks.counts), ranks.own)
+        negatives = self.sampler.draw(samples.indices, self.settings.negatives, part=part)
         index = torch.cat([samples.indices[:, None], negatives], dim=1)
         own, other = self.student.embed(student.features), self.teacher.embed(teacher.features)
         self._latest = (samples, own.detach(), other.detach())
-        return self._contrast(own, self.teacher.bank, index, self.student) + self._contrast(
-            other, self.student.bank, index, self.teacher
+        return self._contrast(own, self.teacher.bank, index, self.student, ranks) + self._contrast(
+            other, self.student.bank, index, self.teacher, ranks
         )
 
     def after_step(self, taken: Tensor) -> None:
         if self._latest is not None:
-            samples, own, other = self._latest
-            self.student.remember(own, samples.indices, self.settings.momentum, taken)
-            self.teacher.remember(other, samples.indices, self.settings.momentum, taken)
+            samples, *embeddings = self._latest
+            indices, own, other = (
+                x if samples.ranks is None else samples.ranks.gather(x) for x in (samples.indices, *embeddings)
+            )
+            self.student.remember(own, indices, self.settings.momentum, taken)
+            self.teacher.remember(other, indices, self.settings.momentum, taken)
         self._latest = None
 
-    def _contrast(self, embedding: Tensor, bank: Tensor, index: Tensor, side: "_Side") -> Tensor:
+    def _contrast(self, embedding: Tensor, bank: Tensor, index: Tensor, side: "_Side", ranks: "Ranks | None") -> Tensor:
         """The loss of one network's embeddings (B, dim) against the other's bank; `index` (B, 1 + K), the own first."""
         images, negatives = len(bank), index.shape[1] - 1
         similarity = bank_products(embedding, bank, index, backend=self.backend) / self.settings.temperature
         # log(h / c)
-        excess = similarity - side.log_normalizer(similarity) - math.log(negatives / images)
+        excess = similarity - side.log_normalizer(similarity, ranks) - math.log(negatives / images)
         return (softplus(-excess[:, 0]) + softplus(excess[:, 1:]).sum(dim=1)).mean()
 
 
@@ -118,9 +126,12 @@ class _Side(nn.Module):
     def embed(self, features: Tensor) -> Tensor:
         return normalize(self.linear(features).float())
 
-    def log_normalizer(self, similarity: Tensor) -> Tensor:
-        """log Z, of (B, 1 + K) similarities v·u/τ where there is none yet. No look at the device."""
-        own = similarity.detach().logsumexp(dim=(0, 1)) + math.log(len(self.bank) / similarity.numel())
+    def log_normalizer(self, similarity: Tensor, ranks: "Ranks | None") -> Tensor:
+        """log Z, of (B, 1 + K) similarities v·u/τ, of all ranks, where there is none yet. No look at the device."""
+        total, rows = similarity.detach().logsumexp(dim=(0, 1)), len(similarity)
+        if ranks is not None:
+            total, rows = ranks.mean(total.double().exp()).mul(len(ranks.counts)).log().float(), sum(ranks.counts)
+        own = total + math.log(len(self.bank) / (max(rows, 1) * similarity.shape[1]))
         self._proposed = torch.where(self.known, self.log_z, own)
         return self._proposed
 

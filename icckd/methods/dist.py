@@ -33,6 +33,7 @@ class Dist(StudentMethod):
     """`icckd.functional.dist` of both networks' logits."""
 
     name = "dist"
+    spans_ranks = True
     settings: DistSettings
 
     def forward(self, student: Outputs, teacher: Outputs, samples: Samples) -> Tensor:
@@ -42,5 +43,6 @@ class Dist(StudentMethod):
             beta=self.settings.beta,
             gamma=self.settings.gamma,
             temperature=self.settings.temperature,
+            group=samples.ranks,
             backend=self.backend,
         )

@@ -49,6 +49,7 @@ class IntraClass(TeacherMethod):
 
     name = "intra-class"
     takes_positives = True
+    spans_ranks = True
     settings: IntraClassSettings
 
     def __init__(self, settings: IntraClassSettings, network: Network, backend: str):
@@ -69,14 +70,25 @@ class IntraClass(TeacherMethod):
         anchor, positive = outputs.features[:count], samples.positives
         positive = outputs.features[-count:] if positive is None else positive.to(anchor.dtype)
         losses = self.criterion(
-            outputs.logits[:count], samples.labels, anchor, positive, samples.memory, anchors=samples.anchors
+            outputs.logits[:count],
+            samples.labels,
+            anchor,
+            positive,
+            samples.memory,
+            anchors=samples.anchors,
+            group=samples.ranks,
         )
         if self.settings.cross_entropy_views == "both":
-            losses = self._with_second_view(losses, outputs.logits[count:], samples.labels)
+            losses = self._with_second_view(losses, outputs.logits[count:], samples)
         return {"loss": losses.total, **{k: v for k, v in losses._asdict().items() if k != "total"}}
 
-    def _with_second_view(self, losses: TeacherLossOutput, logits: Tensor, labels: Tensor) -> TeacherLossOutput:
-        smoothing, backend = self.settings.label_smoothing, self.backend
-        second, _ = cross_entropy_with_margin(logits, labels, label_smoothing=smoothing, backend=backend)
+    def _with_second_view(self, losses: TeacherLossOutput, logits: Tensor, samples: Samples) -> TeacherLossOutput:
+        smoothing, backend, ranks = self.settings.label_smoothing, self.backend, samples.ranks
+        reduction = "mean" if ranks is None else "sum"
+        second, _ = cross_entropy_with_margin(
+            logits, samples.labels, label_smoothing=smoothing, reduction=reduction, backend=backend
+        )
+        if ranks is not None:
+            second = second * (len(ranks.counts) / max(sum(ranks.counts), 1))
         more = (second - losses.cross_entropy) / 2
         return losses._replace(total=losses.total + more, cross_entropy=losses.cross_entropy + more)

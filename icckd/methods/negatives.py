@@ -27,7 +27,14 @@ class NegativeSampler:
         self._end = self._size.cumsum(0)
         self._order_twice = self._class.argsort(stable=True).repeat(2)
 
-    def draw(self, images: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw(
+        self,
+        images: Tensor,
+        count: int,
+        generator: torch.Generator | None = None,
+        *,
+        part: tuple[int, slice] | None = None,
+    ) -> Tensor:
         """`count` images of other classes for each of these images, the same for the same state of the generator.
 
         Remainders of 63 random bits: of N − n images one is likelier than another by less than a part in 2⁶³/N.
@@ -36,13 +43,15 @@ class NegativeSampler:
             images: (B,) int64 indices into the training set.
             count: K, how many each gets.
             generator: Random numbers of the labels' device; None: its default ones.
+            part: Of how many images, and where among them, `images` are a part: they get what they would get there.
 
         Returns:
             (B, K) int64 indices into the training set.
         """
         own = self._class[images]
         end, others = self._end[own][:, None], (len(self._class) - self._size)[own][:, None]
-        bits = torch.randint(2**63 - 1, (len(images), count), generator=generator, device=self._class.device)
+        drawn, own_rows = part or (len(images), slice(None))
+        bits = torch.randint(2**63 - 1, (drawn, count), generator=generator, device=self._class.device)[own_rows]
         # In place, as each of these is a large tensor.
         place = bits.remainder_(others).add_(end)
-        return self._order_twice.index_select(0, place.view(-1)).view_as(place)
+        return self._order_twice.index_select(0, place.reshape(-1)).view_as(place)

@@ -24,7 +24,8 @@ class Pkt(StudentMethod):
     """`icckd.functional.pkt` of both networks' features."""
 
     name = "pkt"
+    spans_ranks = True
     settings: PktSettings
 
     def forward(self, student: Outputs, teacher: Outputs, samples: Samples) -> Tensor:
-        return pkt(student.features, teacher.features, backend=self.backend)
+        return pkt(student.features, teacher.features, group=samples.ranks, backend=self.backend)

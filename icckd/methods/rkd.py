@@ -26,9 +26,11 @@ class Rkd(StudentMethod):
     """`icckd.functional.rkd_distance` and `rkd_angle` of both networks' features."""
 
     name = "rkd"
+    spans_ranks = True
     settings: RkdSettings
 
     def forward(self, student: Outputs, teacher: Outputs, samples: Samples) -> Tensor:
-        distance = rkd_distance(student.features, teacher.features, backend=self.backend)
-        angle = rkd_angle(student.features, teacher.features, backend=self.backend)
+        ranks, backend = samples.ranks, self.backend
+        distance = rkd_distance(student.features, teacher.features, group=ranks, backend=backend)
+        angle = rkd_angle(student.features, teacher.features, group=ranks, backend=backend)
         return self.settings.distance * distance + self.settings.angle * angle

@@ -26,6 +26,7 @@ class SimilarityPreserving(StudentMethod):
     """`icckd.functional.similarity_preserving` of the maps of both networks' last stages."""
 
     name = "similarity-preserving"
+    spans_ranks = True
     settings: SimilarityPreservingSettings
 
     def __init__(self, settings: Any, pair: Pair, backend: str):
@@ -37,4 +38,4 @@ class SimilarityPreserving(StudentMethod):
 
     def forward(self, student: Outputs, teacher: Outputs, samples: Samples) -> Tensor:
         own, other = student.maps[self.student_stages[0]], teacher.maps[self.teacher_stages[0]]
-        return similarity_preserving(own, other, backend=self.backend)
+        return similarity_preserving(own, other, group=samples.ranks, backend=self.backend)

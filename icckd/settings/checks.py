@@ -166,6 +166,8 @@ def _training_rules(name: str, stage: TrainingSettings) -> list[_Rule]:
          f"false beside {name}.optimizer {stage.optimizer}, whose learning rate a graph would not change"),
         (f"{name}.accumulate", stage.accumulate, stage.accumulate == 1 or not stage.cuda_graph,
          f"1 beside {name}.cuda_graph: a graph does not draw the same random numbers twice"),
+        (f"{name}.optimizer", stage.optimizer, stage.optimizer == "sgd" or not stage.shard_parameters,
+         f"sgd beside {name}.shard_parameters: a process does not know the norms of whole tensors"),
         (f"{name}.learning_rate", stage.learning_rate, 0 < stage.learning_rate <= largest_rate,
          f"above 0, and {largest_rate:.3g} at most with {name}.rate_scaling {stage.rate_scaling}"),
         (f"{name}.momentum", stage.momentum, 0 < stage.momentum < 1, "between 0 and 1"),

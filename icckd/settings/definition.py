@@ -81,7 +81,8 @@ class TrainingSettings:
     Args:
         arch: The network's name; `icckd doctor` lists them all.
         epochs: Passes over the training images.
-        batch_size: Images per step, unless data.classes_per_batch and data.samples_per_class say how many.
+        batch_size: Images per step, of all processes together, unless data.classes_per_batch and data.samples_per_class
+            say how many.
         optimizer: Stochastic gradient descent, or one for large batches, whose steps are in proportion to the norm of
             each weight tensor: lars or lamb, which need pip install 'icckd[large-batch]'.
         learning_rate: Peak learning rate; beside rate_scaling, of a batch of 256 images.
@@ -104,6 +105,10 @@ class TrainingSettings:
         accumulate: Ask the network about a batch in so many parts, one after another, where a batch is larger than the
             memory. Losses and gradients are those of the whole batch, at the price of a second forward pass; batch
             normalisation sees a part at a time.
+        sync_batch_norm: Several processes only: batch normalisation by the images of all, as one process would do it,
+            rather than by each process's own.
+        shard_parameters: Several processes only: keep a part of the network's parameters, gradients and optimiser state
+            in each (FSDP2) rather than a replica of all (DistributedDataParallel).
     """
 
     arch: str = "convnet-large"
@@ -126,6 +131,8 @@ class TrainingSettings:
     compile: bool = False
     cuda_graph: bool = False
     accumulate: int = 1
+    sync_batch_norm: bool = False
+    shard_parameters: bool = False
 
 
 @dataclass

@@ -10,7 +10,8 @@ Batch normalisation sees a part at a time, the same in both passes; running stat
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,9 +28,14 @@ def accumulate(
 ) -> dict[str, Tensor]:
     """The losses of `batch`, by name, without gradient; their gradient is added to that of the parameters of `task`.
 
-    Networks are asked about `parts` parts of it, as even as can be, or fewer where that would leave one image to some,
-    and within `precision()`, as losses are computed. Random numbers are those of asking once.
+    Networks are asked about `parts` parts of it, as even as can be, or fewer where that would leave one image to some
+    (of several processes, each splits its own images, into as many), and within `precision()`, as losses are computed.
+    Random numbers are those of asking once.
     """
+    if parts > 1:
+        parts = _possible(batch, parts)
+    if parts == 1:
+        return _at_once(task, batch, precision)
     pieces = _split(batch, parts)
     states, said, others = [], [], []
     with torch.no_grad(), unmoved_statistics(task), precision():
@@ -49,17 +55,34 @@ def accumulate(
     gradients = _of_parts([leaf.grad for leaf in leaves], pieces)
     for piece, state, gradient in zip(pieces, states, gradients, strict=True):
         set_random_state(state)
-        with precision():
-            again = _tensors(task.ask(piece))
-        pairs = [(x, g) for x, g in zip(again, gradient, strict=True) if g is not None and x.requires_grad]
-        torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])
+        with _averaging(task, last=piece is pieces[-1]):
+            with precision():
+                again = _tensors(task.ask(piece))
+            pairs = [(x, g) for x, g in zip(again, gradient, strict=True) if g is not None and x.requires_grad]
+            torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])
     set_random_state(after)
     return {name: value.detach() for name, value in losses.items()}
 
 
+def _at_once(task: Task, batch: Batch, precision: Callable[[], AbstractContextManager[object]]) -> dict[str, Tensor]:
+    with precision():
+        losses = task(batch)
+    losses["loss"].backward()
+    return {name: value.detach() for name, value in losses.items()}
+
+
+def _averaging(task: Task, *, last: bool) -> AbstractContextManager[Any]:
+    """Several processes average gradients in backward: once, when those of all parts have been added up."""
+    return nullcontext() if last or task.replicas is None else task.replicas.without_averaging()
+
+
+def _possible(batch: Batch, parts: int) -> int:
+    """`parts`, or as many as leave two images to each, on every rank: one alone has no variance to normalise by."""
+    fewest = len(batch.labels) if batch.whole is None else min(batch.whole.counts)
+    return max(1, min(parts, fewest // 2))
+
+
 def _split(batch: Batch, parts: int) -> list[Batch]:
-    # One image has no variance to normalise by, and the last batch of an epoch may be small.
-    parts = max(1, min(parts, len(batch.labels) // 2))
     views = zip(*(view.tensor_split(parts) for view in batch.views), strict=True)
     rest = zip(batch.labels.tensor_split(parts), batch.indices.tensor_split(parts), strict=True)
     return [Batch(of_part, labels, indices) for of_part, (labels, indices) in zip(views, rest, strict=True)]

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from icckd.data import Batch, Batches
+from icckd.distributed import ALONE, World
+from icckd.distributed.parts import own_gradient, own_part
 from icckd.errors import Interrupted, TrainingDiverged, UserError
 from icckd.models import not_finite
 from icckd.settings import TrainingSettings
@@ -38,10 +40,14 @@ class Training:
 
     A step whose loss or gradient is not finite is skipped by the device, and counted there. The host looks at losses
     and counts every so many steps, at checkpoints and at the end of an epoch: between these it never waits.
+
+    The processes of `world` train together, each with its part of every batch. What is skipped, reported or saved, and
+    when they stop, is the same on all.
     """
 
-    def __init__(self, task: Task, batches: Batches, settings: TrainingSettings):
+    def __init__(self, task: Task, batches: Batches, settings: TrainingSettings, world: World = ALONE):
         self.task = task
+        self.world = world
         self.batches = batches
         self.settings = settings
         self.device = next(task.model.parameters()).device
@@ -82,13 +88,16 @@ class Training:
             while self.epoch < self.settings.epochs:
                 self._begin_epoch()
                 for batch in self.batches.epoch(self.epoch, first_step=self.step):
+                    vote = self.world.vote(stop.received or 0)
                     loss = self.train_step(batch)
                     on_step(self.epoch, self.step, self._look(loss))
                     due = checkpoint_every and self.step % checkpoint_every == 0 and self.step < len(self.batches)
-                    if stop.received or due:
+                    # The vote is of signals before the step, so that nobody waits for it; one process need not ask.
+                    stopped_by = vote() if self.world.size > 1 else stop.received
+                    if stopped_by or due:
                         self._save(checkpoint)
-                    if stop.received:
-                        raise Interrupted(stop.received)
+                    if stopped_by:
+                        raise Interrupted(stopped_by)
                 self._check_skips()
                 self._check_network()
                 if self.counts.in_a_row and self.epoch + 1 == self.settings.epochs:
@@ -98,10 +107,11 @@ class Training:
                 self._finish_epoch(evaluate())
                 self._save(checkpoint)
                 on_epoch(self.history)
-                if stop.received:  # During the evaluation.
-                    raise Interrupted(stop.received)
+                stopped_by = self.world.most(stop.received or 0)
+                if stopped_by:  # During the evaluation.
+                    raise Interrupted(stopped_by)
         except UserError:
-            if not stop.received:
+            if not stop.received or self.world.size > 1:
                 raise
             # A signal to all processes of a group ends those that decode images, too: that is no error.
             self._save(checkpoint)
@@ -114,7 +124,7 @@ class Training:
 
     def _save(self, checkpoint: Checkpoint) -> None:
         # What made the last step not finite may be the weights themselves: the last good state stays.
-        if not self.counts.in_a_row and not not_finite(self.task.state_dict()):
+        if not self.counts.in_a_row and not self._not_finite(self.task.state_dict()):
             checkpoint.save(self.state())
 
     def train_step(self, batch: Batch) -> Tensor:
@@ -137,26 +147,43 @@ class Training:
         self._statistics.keep()
         self.optimizer.zero_grad()
         losses = self._losses_and_gradients(batch)
-        taken = losses["loss"].detach().isfinite() & self._gradient_norm().isfinite()
+        finite = losses["loss"].isfinite() & self._gradient_norm().isfinite()
+        losses, statistics, taken = self._of_all_ranks(losses, finite, batch)
         self.optimizer.step(taken)
-        self._statistics.restore_unless(taken)
+        self._statistics.become(statistics, taken)
         self.task.after_step(taken)
         self.counts.add(losses, taken)
-        return losses["loss"].detach()
+        return losses["loss"]
+
+    def _of_all_ranks(
+        self, losses: dict[str, Tensor], finite: Tensor, batch: Batch
+    ) -> tuple[dict[str, Tensor], list[Tensor], Tensor]:
+        """The losses and running statistics, and whether all is finite: of several processes, on which all agree.
+
+        Statistics that each has of its own rows alone become their mean, weighted by the number of rows.
+        """
+        statistics = self._statistics.now()
+        if self.task.replicas is None or batch.whole is None:
+            return losses, statistics, finite
+        counts = batch.whole.counts
+        share = len(batch.labels) * len(counts) / sum(counts)
+        weighted = [x * share for x in statistics]
+        together = [finite.to(losses["loss"].dtype), *losses.values(), *weighted]
+        agreed, *means = self.task.replicas.means(together)
+        return dict(zip(losses, means, strict=False)), means[len(losses) :], agreed == 1
 
     def _losses_and_gradients(self, batch: Batch) -> dict[str, Tensor]:
-        if self.settings.accumulate > 1:
-            return accumulate(self.task, batch, self.settings.accumulate, self._precision)
-        with self._precision():
-            losses = self.task(batch)
-        losses["loss"].backward()
+        losses = accumulate(self.task, batch, self.settings.accumulate, self._precision)
+        if self.task.replicas is not None:
+            self.task.replicas.average_others()
         return losses
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.autocast)
 
     def _gradient_norm(self) -> Tensor:
-        return nn.utils.get_total_norm([p.grad for p in self.task.parameters() if p.grad is not None])
+        gradients = [own_gradient(p) for p in self.task.parameters()]
+        return nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
 
     def _look(self, loss: Tensor) -> float | None:
         """The loss of the last step, where it is time to read it; and whether too many were skipped."""
@@ -173,11 +200,17 @@ class Training:
             )
 
     def _check_network(self) -> None:
-        spoilt = not_finite({name.removeprefix("model."): x for name, x in self.task.state_dict().items()})
+        spoilt = self._not_finite({name.removeprefix("model."): x for name, x in self.task.state_dict().items()})
         if spoilt:
             raise TrainingDiverged(
                 f"after {self.epoch * len(self.batches) + self.step} steps the network is not finite, in {spoilt}"
             )
+
+    def _not_finite(self, tensors: dict[str, Tensor]) -> str:
+        """What of `tensors`, of which each rank has its own or a part, is not finite; "" where all is, on all ranks."""
+        own = not_finite({name: own_part(x) for name, x in tensors.items()})
+        anywhere = self.world.most(bool(own))
+        return own or ("what another process has of it" if anywhere else "")
 
     def _finish_epoch(self, evaluation: Record) -> None:
         self.epoch += 1
@@ -203,7 +236,10 @@ class Training:
         self._clock = now
 
     def state(self) -> Record:
-        """Everything that `restore` needs, as dicts, lists, numbers and tensors."""
+        """Everything that `restore` needs, as dicts, lists, numbers and tensors: that of one process.
+
+        Of several, the first has all of it; all call this together.
+        """
         self._tick()
         return {
             "format": _STATE_FORMAT,
@@ -212,7 +248,7 @@ class Training:
             "seconds": self.seconds,
             "history": self.history,
             "steps": self.counts.state(),
-            "task": self.task.state_dict(),
+            "task": self.task.whole_state(),
             "optimizer": self.optimizer.state_dict(),
             "rng": random_state(),
         }
@@ -222,7 +258,7 @@ class Training:
         try:
             if state["format"] != _STATE_FORMAT:
                 raise ValueError(f"format {state['format']}, this version reads {_STATE_FORMAT}")
-            self.task.load_state_dict(state["task"])
+            self.task.load_whole_state(state["task"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.epoch, self.step = int(state["epoch"]), int(state["step"])
             self.seconds = float(state["seconds"])

@@ -6,12 +6,14 @@ weight tensor, are pytorch_optimizer's (Kim, github.com/kozistr/pytorch_optimize
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from icckd.distributed.parts import own_gradient, own_part, part_of, whole
 from icckd.errors import UserError
 from icckd.settings import TrainingSettings
 
@@ -28,6 +30,7 @@ class Optimizer(ABC):
             optimizer.state[parameter] = {name: torch.zeros_like(parameter) for name in buffers}
 
     def zero_grad(self) -> None:
+        """Forget the gradients of the step before."""
         self._optimizer.zero_grad()
 
     @abstractmethod
@@ -39,6 +42,7 @@ class Optimizer(ABC):
         """Update by the gradients, if `taken`, 0-dim bool; else parameters and state keep their bits."""
 
     def state_dict(self) -> dict[str, Any]:
+        """All of its state, whole on every rank."""
         return self._optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -48,13 +52,15 @@ class Optimizer(ABC):
 class GradientDescent(Optimizer):
     """PyTorch's fused SGD, which takes its learning rate, and whether it is to update, from tensors on the device.
 
-    So its steps can be part of a CUDA graph.
+    So its steps can be part of a CUDA graph. Of parameters that are in parts it knows this rank's.
     """
 
     def __init__(self, module: nn.Module, settings: TrainingSettings):
         groups = _parameter_groups(module, settings.weight_decay, settings.decay_all)
+        self._whole = [p for group in groups for p in group["params"]]
+        parts = [{**group, "params": [own_part(p) for p in group["params"]]} for group in groups]
         momentum, nesterov = settings.momentum, settings.nesterov
-        sgd = torch.optim.SGD(groups, lr=settings.learning_rate, momentum=momentum, nesterov=nesterov, fused=True)
+        sgd = torch.optim.SGD(parts, lr=settings.learning_rate, momentum=momentum, nesterov=nesterov, fused=True)
         super().__init__(sgd, ("momentum_buffer",))
         self._rate = torch.tensor(settings.learning_rate, device=self._parameters[0].device)
         self._use_rate()
@@ -62,15 +68,30 @@ class GradientDescent(Optimizer):
     def set_rate(self, rate: float) -> None:
         self._rate.fill_(rate)
 
+    def zero_grad(self) -> None:
+        for parameter in self._whole:
+            parameter.grad = None
+
     def step(self, taken: Tensor) -> None:
+        for parameter, part in zip(self._whole, self._parameters, strict=True):
+            part.grad = own_gradient(parameter)
         # As `torch.amp.GradScaler` tells a fused optimiser.
         self._optimizer.found_inf = taken.logical_not().float()  # type: ignore[attr-defined]
         self._optimizer.grad_scale = None  # type: ignore[attr-defined]
         self._optimizer.step()
 
+    def state_dict(self) -> dict[str, Any]:
+        return self._each_buffer(super().state_dict(), whole)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
+        super().load_state_dict(self._each_buffer(state, part_of))
         self._use_rate()
+
+    def _each_buffer(self, state: dict[str, Any], change: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Any]:
+        """`state` with `change(buffer, parameter)` for each buffer."""
+        numbered = enumerate(self._whole)
+        buffers = {n: {name: change(x, p) for name, x in state["state"][n].items()} for n, p in numbered}
+        return {**state, "state": buffers}
 
     def _use_rate(self) -> None:
         for group in self._optimizer.param_groups:

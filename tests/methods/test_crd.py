@@ -25,7 +25,7 @@ def test_losses_banks_and_normalisers_over_three_steps(distillation, monkeypatch
     crd = task.methods["crd"]
     drawn = []
     draw = crd.sampler.draw
-    monkeypatch.setattr(crd.sampler, "draw", lambda *a: (drawn.append(draw(*a)), drawn[-1])[1])
+    monkeypatch.setattr(crd.sampler, "draw", lambda *a, **b: (drawn.append(draw(*a, **b)), drawn[-1])[1])
     banks = [double(side.bank) for side in (crd.student, crd.teacher)]
     for bank in banks:
         torch.testing.assert_close(bank.norm(dim=1), torch.ones(IMAGES, dtype=torch.float64), rtol=1e-6, atol=0)

@@ -117,7 +117,8 @@ def test_no_part_is_a_single_image_of_several(rows, sizes, monkeypatch):
     ask, asked = task.ask, []
     monkeypatch.setattr(task, "ask", lambda part: asked.append(len(part.labels)) or ask(part))
     in_parts(task, of, 5)
-    assert asked == 2 * sizes
+    # One part is asked about once.
+    assert asked == (2 * sizes if len(sizes) > 1 else sizes)
 
 
 def test_the_loop_accumulates():

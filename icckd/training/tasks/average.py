@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from icckd.distributed.parts import own_part
+
 
 class MovingAverage(nn.Module):
     """A copy of `network` that follows it: x ← decay · x + (1 − decay) · x of the network, at each update.
@@ -33,4 +35,4 @@ class MovingAverage(nn.Module):
 
 
 def _numbers(network: nn.Module) -> list[Tensor]:
-    return [x for x in (*network.parameters(), *network.buffers()) if x.is_floating_point()]
+    return [own_part(x) for x in (*network.parameters(), *network.buffers()) if x.is_floating_point()]

@@ -1,7 +1,7 @@
 """Training a student."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,10 @@ from icckd.data import Batch
 from icckd.methods import Outputs, Pair, StudentMethod
 from icckd.models import Model
 from icckd.settings import StudentLossSettings
-from icckd.training.tasks.task import Task, ask, describe, samples_of
+from icckd.training.tasks.task import Task, ask, describe, weighted
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _TEACHER = "teacher"
 
@@ -47,12 +50,20 @@ class DistillationTask(Task):
     """A student that learns from the labels and, by the methods that `settings` name, from a frozen teacher.
 
     Teacher and student see the same view, the teacher once a batch however many methods there are. `labels` are those
-    of all training images.
+    of all training images, `group` are the processes that train it, if there are several.
     """
 
-    def __init__(self, model: Model, teacher: FrozenTeacher, labels: Tensor, settings: StudentLossSettings):
+    def __init__(
+        self,
+        model: Model,
+        teacher: FrozenTeacher,
+        labels: Tensor,
+        settings: StudentLossSettings,
+        group: "ProcessGroup | None" = None,
+    ):
         super().__init__()
         self.model = model
+        self.group = group
         self.views = 1
         self.teacher = teacher
         pair = Pair(describe(model), describe(teacher.model), labels)
@@ -68,17 +79,20 @@ class DistillationTask(Task):
 
     def ask(self, batch: Batch) -> Outputs:
         (images,) = batch.views
-        return ask(self.model, images, _all(method.student_stages for method in self._by_name().values()))
+        return ask(self.asked, images, _all(method.student_stages for method in self._by_name().values()))
 
     def ask_without_gradient(self, batch: Batch) -> dict[str, Outputs]:
         methods, (images,) = self._by_name(), batch.views
         return {_TEACHER: self.teacher(images, _all(m.teacher_stages for m in methods.values()))} if methods else {}
 
     def losses(self, outputs: Outputs, others: Mapping[str, Outputs], batch: Batch) -> dict[str, Tensor]:
-        methods, samples = self._by_name(), samples_of(batch)
-        logits = outputs.logits.to(accumulation_dtype(outputs.logits))
-        cross_entropy = nn.functional.cross_entropy(logits, batch.labels)
+        methods, samples = self._by_name(), self.samples_of(batch)
         losses = {name: method(outputs, others[_TEACHER], samples) for name, method in methods.items()}
+        by_row = {name: value for name, value in losses.items() if not methods[name].spans_ranks}
+        logits = outputs.logits.to(accumulation_dtype(outputs.logits))
+        by_row["cross_entropy"] = nn.functional.cross_entropy(logits, batch.labels)
+        losses |= weighted(by_row, samples.ranks)
+        cross_entropy = losses.pop("cross_entropy")
         loss = self.cross_entropy_weight * cross_entropy
         for name, method in methods.items():
             loss = loss + self.weights[name] * method.settings.warmth(self.epoch) * losses[name]

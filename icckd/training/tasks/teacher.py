@@ -1,11 +1,13 @@
 """Training a teacher."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from icckd.data import Batch
+from icckd.distributed import World
 from icckd.environment import free_memory
 from icckd.errors import UserError
 from icckd.memory import ClassMemory, memory_bytes
@@ -15,7 +17,10 @@ from icckd.settings import MemorySettings, TeacherSettings
 from icckd.training.statistics import unmoved_statistics
 from icckd.training.tasks.average import MovingAverage
 from icckd.training.tasks.embeddings import LatestEmbeddings
-from icckd.training.tasks.task import Task, ask, describe, samples_of
+from icckd.training.tasks.task import Task, ask, describe, weighted
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _AVERAGE, _SECOND_VIEW = "average", "second view"
 _DTYPES = {
@@ -29,14 +34,15 @@ _DTYPES = {
 class TeacherTask(Task):
     """A network trained by the method that `settings` name, on so many `images`.
 
-    What earlier steps leave for later ones is kept on the network's device. Raises UserError, naming the setting, where
-    there is no room for that.
+    What earlier steps leave for later ones is kept on the network's device, divided among the processes of `group` if
+    several train it. Raises UserError, naming the setting, where there is no room for that.
     """
 
-    def __init__(self, model: Model, settings: TeacherSettings, images: int):
+    def __init__(self, model: Model, settings: TeacherSettings, images: int, group: "ProcessGroup | None" = None):
         super().__init__()
         loss = settings.loss
         self.model = model
+        self.group = group
         self.method = loss.method_class()(loss.method_settings(), describe(model), loss.backend)
         self.positive = settings.positive if self.method.views > 1 else "second-view"
         self.views = 1 if self.positive == "previous-epoch" else self.method.views
@@ -45,17 +51,17 @@ class TeacherTask(Task):
         self.latest: LatestEmbeddings | None = None
         self.memory_warmup = settings.memory.warmup_epochs
         if self.method.uses_memory and settings.memory.capacity:
-            self.memory = _memory(model, settings.memory)
+            self.memory = _memory(model, settings.memory, group)
             if settings.memory.average:
                 self.average = MovingAverage(model, settings.memory.average)
         if self.positive == "previous-epoch":
-            self.latest = _latest_embeddings(model, images)
-        # Of the step under way: embeddings of the first views, those to put into the memory, and of which images.
-        self._step: tuple[Tensor, Tensor, Batch] | None = None
+            self.latest = _latest_embeddings(model, images, group)
+        # Of the step under way: embeddings of the first views, those of the moving average, if any, and which they are.
+        self._step: tuple[Tensor, Tensor | None, Samples] | None = None
 
     def ask(self, batch: Batch) -> Outputs:
         images = torch.cat(batch.views) if self.positive == "second-view" else batch.views[0]
-        return ask(self.model, images, self.method.stages)
+        return ask(self.asked, images, self.method.stages)
 
     @torch.no_grad()
     def ask_without_gradient(self, batch: Batch) -> dict[str, Outputs]:
@@ -68,9 +74,21 @@ class TeacherTask(Task):
         return others
 
     def losses(self, outputs: Outputs, others: Mapping[str, Outputs], batch: Batch) -> dict[str, Tensor]:
+        samples = self._samples(others, batch)
         own = outputs.features[: len(batch.labels)].detach()
-        self._step = (own, others[_AVERAGE].features if self.average is not None else own, batch)
-        return self.method(outputs, self._samples(others, batch))
+        self._step = (own, others[_AVERAGE].features if self.average is not None else None, samples)
+        losses: dict[str, Tensor] = self.method(outputs, samples)
+        return losses if self.method.spans_ranks else weighted(losses, samples.ranks)
+
+    def train_together(self, world: World, *, sharded: bool) -> None:
+        super().train_together(world, sharded=sharded)
+        if self.average is not None and self.replicas is not None and sharded:
+            from icckd.distributed.replicas import shard
+
+            shard(self.average.network)
+
+    def divided(self) -> Mapping[str, ClassMemory | LatestEmbeddings]:
+        return {name: kept for name, kept in (("memory", self.memory), ("latest", self.latest)) if kept is not None}
 
     def networks(self) -> list[nn.Module]:
         return [self.model] if self.average is None else [self.model, self.average.network]
@@ -79,48 +97,66 @@ class TeacherTask(Task):
         self.method.after_step(taken)
         if self._step is None:
             return
-        own, remembered, batch = self._step
+        own, averages, samples = self._step
         self._step = None
         if self.memory is not None:
-            self.memory.push(remembered, torch.where(taken, batch.labels, -1))
+            remembered, labels = _at_owners(own, averages, samples)
+            self.memory.push(remembered, torch.where(taken, labels, -1))
         if self.average is not None:
             self.average.follow(self.model, taken)
         if self.latest is not None:
-            self.latest.keep(batch.indices, own, taken)
+            self.latest.keep(samples.indices, own, taken, samples.ranks)
 
     def _samples(self, others: Mapping[str, Outputs], batch: Batch) -> Samples:
         """The images of `batch` with what the method may know of them and of others."""
-        samples = samples_of(batch)._replace(memory=self.memory if self.epoch >= self.memory_warmup else None)
+        samples = self.samples_of(batch)._replace(memory=self.memory if self.epoch >= self.memory_warmup else None)
         if self.latest is not None:
-            positives, known = self.latest.find(batch.indices)
+            positives, known = self.latest.find(batch.indices, samples.ranks)
             # In the first epoch only a sampler that repeats images would find any.
             return samples._replace(positives=positives, anchors=known & (self.epoch > 0))
         return samples._replace(positives=others[_SECOND_VIEW].features if _SECOND_VIEW in others else None)
 
 
-def _memory(model: Model, settings: MemorySettings) -> ClassMemory:
+def _at_owners(own: Tensor, averages: Tensor | None, samples: Samples) -> tuple[Tensor, Tensor]:
+    """The embeddings to remember (M, F) and their labels (M,): of several processes those of the classes of this one.
+
+    Those of the network itself have come for the loss, unless that has left them where they were.
+    """
+    remembered, ranks = own if averages is None else averages, samples.ranks
+    if ranks is None:
+        return remembered, samples.labels
+    if averages is None and ranks.arrived is not None:
+        return ranks.arrived
+    return ranks.to_owners(remembered, samples.labels)
+
+
+def _memory(model: Model, settings: MemorySettings, group: "ProcessGroup | None") -> ClassMemory:
     sizes, dtype = (model.classes, settings.capacity, model.feature_dim), _DTYPES[settings.dtype]
+    ranks = 1 if group is None else group.size()
+    among = f", divided among {ranks} processes" if ranks > 1 else ""
     _check_room(
         model,
-        memory_bytes(*sizes, dtype),
+        memory_bytes(*sizes, dtype, ranks),
         f"teacher.memory.capacity is {settings.capacity}",
-        f"{model.classes} classes of as many embeddings of {model.feature_dim} numbers in {settings.dtype}",
+        f"{model.classes} classes of as many embeddings of {model.feature_dim} numbers in {settings.dtype}{among}",
         "give less, or a narrower teacher.memory.dtype",
     )
     with _device(model):
-        return ClassMemory(*sizes, dtype)
+        return ClassMemory(*sizes, dtype, group)
 
 
-def _latest_embeddings(model: Model, images: int) -> LatestEmbeddings:
+def _latest_embeddings(model: Model, images: int, group: "ProcessGroup | None") -> LatestEmbeddings:
+    ranks = 1 if group is None else group.size()
+    among = f", divided among {ranks} processes" if ranks > 1 else ""
     _check_room(
         model,
-        4 * images * model.feature_dim,
+        4 * -(-images // ranks) * model.feature_dim,
         "teacher.positive is previous-epoch",
-        f"an embedding of {model.feature_dim} float32 numbers for each of {images} images",
+        f"an embedding of {model.feature_dim} float32 numbers for each of {images} images{among}",
         "use second-view-detached",
     )
     with _device(model):
-        return LatestEmbeddings(images, model.feature_dim)
+        return LatestEmbeddings(images, model.feature_dim, group)
 
 
 def _check_room(model: Model, needed: int, setting: str, what: str, remedy: str) -> None:
