@@ -138,11 +138,13 @@ class Gradients:
     def __init__(self, plan: Plan, d_anchor: Tensor, d_positive: Tensor | None):
         self._plan = plan
         both = [d_anchor] if d_positive is None else [d_anchor, d_positive]
-        self._home = [x.new_zeros((plan.count, *x.shape[1:])) for x in both]
+        self._home: list[Tensor] = []
         self._travelling: Return | None = None
         self._gathered: Sum | None = None
         if plan.route is not None:
             self._travelling = plan.route.send_back(*map(plan.arrived, both))
+        else:
+            self._home = [x.new_zeros((plan.count, *x.shape[1:])) for x in both]
         if plan.together is not None:
             d_anchor, *rest = [x[len(plan.arrived(x)) :] for x in both]
             self._gathered = plan.together.send_back(d_anchor)
