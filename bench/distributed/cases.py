@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.distributed.all_gather import all_gather
@@ -64,17 +66,21 @@ QUICK = [Shape("many classes", 24, 12, 16)]
 def contenders(place: Place, batch: Inputs) -> dict[str, Loss]:
     """Who computes the loss of `batch` from each rank's rows of it, by name.
 
-    This project's know the labels of all rows, as a run's hosts do.
+    This project's plan each step anew, from the labels of all rows, as a run's hosts do, which know them.
     """
-    counts = [len(batch.labels) // place.world] * place.world
-    labels = batch.labels.cpu().numpy()
-    known = {name: Ranks.known(place.group, counts, labels, name) for name in STRATEGIES}
+    counts, labels = [len(batch.labels) // place.world] * place.world, batch.labels.cpu().numpy()
     return {
-        **{f"icckd, {name}": partial(_ours, group=ranks) for name, ranks in known.items()},
+        **{f"icckd, {name}": partial(_by_strategy, name, place.group, counts, labels) for name in STRATEGIES},
         "all-gather with gradients": partial(all_gather, group=place.group),
         "ring": partial(ring, group=place.group),
         LOCAL: partial(_ours, group=None),
     }
+
+
+def _by_strategy(
+    strategy: str, group: dist.ProcessGroup, counts: list[int], labels: NDArray[np.int64], x: Inputs
+) -> Tensor:
+    return _ours(x, Ranks.known(group, counts, labels, strategy))
 
 
 def _ours(x: Inputs, group: Ranks | None) -> Tensor:

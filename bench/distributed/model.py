@@ -23,7 +23,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-# The published share of a network adapter is 46 to 49 of 50 GB/s (nccl-tests, issues 267 and 290); NVLink's is lower.
+# Of a network adapter's 50 GB/s 46 to 49 are reported (nccl-tests, issues 267 and 290); of NVLink's this is a guess.
 ACHIEVED = 0.8
 # Bytes of a label, and of a weight or a sum of weights.
 _LABEL, _SCALAR = 8, 4

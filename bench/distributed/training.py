@@ -65,7 +65,7 @@ def measure_hidden(shape: Shape, place: Place, seconds: float) -> Iterator[Row]:
     """A row for each contender that exchanges anything, the same on every rank."""
     batch = shape.batch(place.world, 0, place.device)
     own, losses, clock = place.own(batch), contenders(place, batch), Together(place)
-    network = Network.of(own, _head_layers(own, losses, clock))
+    network = Network.of(own, _head_layers(own, losses, clock, seconds / 5))
     calls: dict[tuple[str, str], measure.Contender] = {}
     for name, loss in losses.items():
         calls["alone", name] = _alone(loss, own)
@@ -94,7 +94,7 @@ def _median_difference(these: list[float], others: list[float]) -> float:
     return measure.quantiles([x - y for x, y in zip(these, others, strict=False)])["median_ms"]
 
 
-def _head_layers(own: Inputs, losses: dict[str, Loss], clock: Together) -> int:
+def _head_layers(own: Inputs, losses: dict[str, Loss], clock: Together, seconds: float) -> int:
     """As many as take about as long as the exchange by owners; the same on every rank, as all see the same clock."""
     network = Network.of(own, 1)
     calls = {
@@ -102,7 +102,7 @@ def _head_layers(own: Inputs, losses: dict[str, Loss], clock: Together) -> int:
         "own": _alone(losses[LOCAL], own),
         "layer": lambda k: network.head_only(),
     }
-    times = measure.interleaved(calls, clock, 0.2, too_slow=float("inf"))
+    times = measure.interleaved(calls, clock, seconds, too_slow=float("inf"))
     exchange, own_rows, layer = (measure.quantiles(times[name])["median_ms"] for name in calls)
     return min(_MOST_HEAD_LAYERS, max(1, round((exchange - own_rows) / layer)))
 

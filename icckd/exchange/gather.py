@@ -10,7 +10,7 @@ from torch import Tensor
 from icckd.ops.saved_gradient import depending_once
 
 
-@dataclass
+@dataclass(eq=False)
 class RankRows:
     """Rows of the ranks of a group, lined up rank by rank: N in all.
 

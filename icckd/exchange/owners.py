@@ -8,6 +8,7 @@ of a bucket have one owner. Where classes are few all are split so, where they a
 project's choice.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,10 +26,14 @@ _BUCKETS = 512
 _DOMINATING = 2
 
 
-def rows_of_buckets(labels: NDArray[np.int64], ranks: int) -> NDArray[np.int64]:
-    """How many rows of these labels each bucket of classes holds, (buckets,). Negative labels name no class."""
-    buckets = ranks * max(1, _BUCKETS // ranks)
-    return np.bincount(labels[labels >= 0] % buckets, minlength=buckets)
+def rows_of_buckets(labels: NDArray[np.int64], counts: Sequence[int], ranks: int) -> NDArray[np.int64]:
+    """How many rows each bucket of classes holds of each part of `labels`, of `counts` rows each: (parts, buckets).
+
+    Buckets are those of so many ranks. Negative labels name no class.
+    """
+    parts, buckets = len(counts), ranks * max(1, _BUCKETS // ranks)
+    places = np.repeat(np.arange(parts), counts) * buckets + labels % buckets
+    return np.bincount(places[labels >= 0], minlength=parts * buckets).reshape(parts, buckets)
 
 
 class Held(NamedTuple):
@@ -132,30 +137,26 @@ class Gradients:
 
     def __init__(self, plan: Plan, d_anchor: Tensor, d_positive: Tensor | None):
         self._plan = plan
-        self._shape = (plan.count, *d_anchor.shape[1:])
         both = [d_anchor] if d_positive is None else [d_anchor, d_positive]
+        self._home = [x.new_zeros((plan.count, *x.shape[1:])) for x in both]
         self._travelling: Return | None = None
         self._gathered: Sum | None = None
         if plan.route is not None:
             self._travelling = plan.route.send_back(*map(plan.arrived, both))
         if plan.together is not None:
-            of_all = [x[len(plan.arrived(x)) :] for x in both]
-            self._gathered = plan.together.send_back(of_all[0])
+            d_anchor, *rest = [x[len(plan.arrived(x)) :] for x in both]
+            self._gathered = plan.together.send_back(d_anchor)
             # Positives are compared with their own anchors only.
-            self._own = [x[plan.together.own] for x in of_all[1:]]
-        self._home: list[Tensor] | None = None
-        self._like = [x[:0] for x in both]
+            self._own = [x[plan.together.own] for x in rest]
 
     def wait(self) -> list[Tensor]:
         """(n, D) each, 0 in rows that are neither compared nor gathered. A GPU's stream waits, not the host."""
-        if self._home is None:
-            if self._travelling is None:
-                self._home = [x.new_zeros(self._shape) for x in self._like]
-            else:
-                self._home = list(self._travelling.wait())
-            if self._gathered is not None:
-                for home, own in zip(self._home, [self._gathered.wait(), *self._own], strict=True):
-                    home.index_copy_(0, self._plan.staying, own)
+        if self._travelling is not None:
+            self._home = list(self._travelling.wait())
+        if self._gathered is not None:
+            for home, own in zip(self._home, [self._gathered.wait(), *self._own], strict=True):
+                home.index_copy_(0, self._plan.staying, own)
+        self._travelling = self._gathered = None
         return self._home
 
 

@@ -15,7 +15,7 @@ from icckd.exchange.route import Route, on_device
 from icckd.ops.transforms import transformed
 
 
-@dataclass
+@dataclass(eq=False)
 class Ranks(RankRows):
     """The ranks of a group and the rows that each of them has in one step, lined up rank by rank.
 
@@ -70,8 +70,7 @@ class Ranks(RankRows):
             raise ValueError(f"strategy is {strategy!r}; it should be one of {', '.join(STRATEGIES)}")
         ranks = cls(group, tuple(counts), rank, labels, indices, strategy)
         if labels is not None:
-            of_ranks = np.split(labels, np.cumsum(ranks.counts)[:-1])
-            ranks._classes = of_ranks[rank], np.stack([rows_of_buckets(x, size) for x in of_ranks])
+            ranks._classes = labels[ranks.own], rows_of_buckets(labels, counts, size)
         return ranks
 
     @property
@@ -133,7 +132,8 @@ class Ranks(RankRows):
     def _known_classes(self, labels: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if self._classes is None:
             own = labels.detach().cpu().numpy()
-            self._classes = own, _all_gather(self.group, rows_of_buckets(own, self.size), labels.device)
+            of_buckets = rows_of_buckets(own, [len(own)], self.size)[0]
+            self._classes = own, _all_gather(self.group, of_buckets, labels.device)
         return self._classes
 
 
@@ -189,7 +189,7 @@ def _ask(
     mine: list = [[len(first), torch.is_grad_enabled()], *([x.shape[1], x.requires_grad] for x in values.values())]
     if labels is not None:
         own = labels.detach().cpu().numpy()
-        mine += [[own.max(initial=-1)], rows_of_buckets(own, size)]
+        mine += [[own.max(initial=-1)], *rows_of_buckets(own, [len(own)], size)]
     table = _all_gather(group, np.concatenate(mine).astype(np.int64), first.device)
     counts, gradients, *of_values = table.T[: 2 + 2 * len(values)].tolist()
     for name, widths in zip(values, of_values[::2], strict=True):

@@ -164,7 +164,10 @@ def _of_ranks(
         # This rank has a part in backward even if its own rows need no gradient.
         anchor = batch.anchor if batch.anchor.requires_grad else batch.anchor.detach().requires_grad_()
         inputs = (anchor, batch.positive, batch.labels, weight, memory, memory_labels, temperature)
-        return _MeanOfRanks.apply(ranks, plan, need_positive, settings, backend, *inputs)
+        loss = _MeanOfRanks.apply(ranks, plan, need_positive, settings, backend, *inputs)
+        # Backward comes to it after all that does not depend on it: what it waits for has had the time meanwhile.
+        loss.grad_fn._set_sequence_nr(0)
+        return loss
     if reduction == "mean":
         total = ranks.mean(weight.sum())
         weight = weight / torch.where(total > 0, total, 1)

@@ -32,6 +32,9 @@ def test_a_run_of_two_processes(tmp_path, monkeypatch, capsys):
             # Owners get as many rows as the labels say, half of all on average.
             close = 0.4 if name in ("icckd, owner", "icckd, auto") else 1e-9
             assert row["sent_mean_bytes"] == pytest.approx(row["predicted_bytes"], rel=close)
+            if name != "ring":  # Which sends labels and rows by themselves.
+                transfers = model.STRATEGIES[name](model.Batch(2, rows=24, classes=12, dim=16))
+                assert row["messages"] == sum(transfer.steps for transfer in transfers)
     hidden = [row for row in rows if row["part"] == "hidden"]
     assert {row["contender"] for row in hidden} == set(model.STRATEGIES)
     filled = table.fill("<!-- table: distributed -->\n<!-- end -->\n".replace("-->\n<", "-->\n\n<"), rows)

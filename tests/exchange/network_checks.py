@@ -12,9 +12,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-import icckd.exchange.ranks
 from icckd import ClassMemory, TeacherLoss, reference
-from icckd.exchange import Ranks
+from icckd.exchange import Ranks, owners, ranks
 from tests.exchange.owner_checks import counts_of, mean_over_ranks
 
 CLASSES, PIXELS, DIM = 7, 5, 6
@@ -157,6 +156,30 @@ def check_nothing_labelled(here):
             assert all(x.grad is None or not x.grad.any() for x in step.network.parameters())
 
 
+class Watched(nn.Module):
+    """A classifier that writes into `log` when backward has come through it."""
+
+    def __init__(self, classifier, log):
+        super().__init__()
+        self.classifier, self.log = classifier, log
+
+    def forward(self, x):
+        logits = self.classifier(x)
+        logits.grad_fn.register_hook(lambda *_: self.log.append("classifier"))
+        return logits
+
+
+def check_backward_waits_as_late_as_it_can(here, monkeypatch):
+    step, log = Step(here, 7), []
+    step.network.classifier = Watched(step.network.classifier, log)
+    losses = step.losses(step.network, step.groups()[1], None)
+    wait = owners.Gradients.wait
+    with monkeypatch.context() as patch:
+        patch.setattr(owners.Gradients, "wait", lambda gradients: log.append("wait") or wait(gradients))
+        losses.total.backward()
+    assert log == ["classifier", "wait"]
+
+
 def check_compiled_steps(here):
     step = Step(here, 5)
     expected, single = step.of_one_process(True)
@@ -192,7 +215,7 @@ def check_nothing_is_asked_of_known_ranks(here, monkeypatch):
         for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__"):
             patch.setattr(torch.Tensor, name, refused_to_us(getattr(torch.Tensor, name)))
         # Labels are compared with those known on a CPU only.
-        patch.setattr(icckd.exchange.ranks, "_check_rows", lambda *_: None)
+        patch.setattr(ranks, "_check_rows", lambda *_: None)
         patch.setattr(dist, "all_gather", refuse)
         step.losses(step.network, group, step.part).total.backward()
         step.part.push(*group.arrived)
@@ -207,3 +230,4 @@ def every_check(here):
         check_compiled_steps(here)
     with pytest.MonkeyPatch.context() as monkeypatch:
         check_nothing_is_asked_of_known_ranks(here, monkeypatch)
+        check_backward_waits_as_late_as_it_can(here, monkeypatch)
