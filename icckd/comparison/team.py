@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from icckd.comparison.starting import SIGNALS, start
-from icckd.comparison.worker import Failed, Order, Reply, Stop, Worker
+from icckd.comparison.worker import Failed, Order, Reply, Stop, Stopped, Worker
 from icckd.distributed import ALONE, Launch, World, join
 from icckd.errors import TrainingDiverged, ending, printable
 from icckd.training import StopSignal
@@ -48,6 +48,8 @@ def serve(line: Connection, threads: int, processes: int, debug: bool) -> None:
             while not stop.received and (order := orders.get()) is not None:
                 give(order)
                 tell(worker.answer(order))
+        if stop.received:  # An order that came too late is answered, too.
+            tell(Stopped(stop.received))
 
 
 def _teller(line: Connection) -> Callable[[Reply], None]:

@@ -209,7 +209,8 @@ class Training:
     def _not_finite(self, tensors: dict[str, Tensor]) -> str:
         """What of `tensors`, of which each rank has its own or a part, is not finite; "" where all is, on all ranks."""
         own = not_finite({name: own_part(x) for name, x in tensors.items()})
-        return own or ("what another process has of it" if self.world.most(bool(own)) else "")
+        anywhere = self.world.most(bool(own))
+        return own or ("what another process has of it" if anywhere else "")
 
     def _finish_epoch(self, evaluation: Record) -> None:
         self.epoch += 1

@@ -10,8 +10,8 @@ from icckd.distributed.batch_norm import synchronise_batch_norm
 from icckd.distributed.parts import whole_tensors
 from icckd.models import build_model
 from icckd.settings import MemorySettings, StudentLossSettings, TeacherLossSettings, TeacherSettings, TrainingSettings
-from icckd.training import DistillationTask, FrozenTeacher, TeacherTask, Training
-from tests.distributed.processes import needs_gloo, run_in
+from icckd.training import DistillationTask, FrozenTeacher, TeacherTask, Training, loop
+from tests.training.test_waiting import waits_of_a_step
 
 CLASSES, ROWS, IMAGES = 4, 12, 30
 NORMALIZATION = ((0.5,), (0.25,))
@@ -89,7 +89,7 @@ def training(make, world, sharded=False, **settings):
     return Training(task, Batches(), TrainingSettings(learning_rate=0.05, warmup_epochs=0, **settings), world)
 
 
-def check_steps(world, name, sharded, settings):
+def check_steps(world, name, sharded=False, **settings):
     torch.manual_seed(9)
     alone = training(TASKS[name], ALONE, **settings)
     expected = []
@@ -111,20 +111,28 @@ def check_steps(world, name, sharded, settings):
         torch.testing.assert_close(found[key], wanted, **close, msg=lambda text, key=key: f"{name} {key}: {text}")
 
 
-def check_every_task(world, ways):
+def check_every_task(world):
     for name in TASKS:
-        for sharded, settings in ways:
-            check_steps(world, name, sharded, settings)
+        check_steps(world, name)
+        check_steps(world, name, sharded=True)
+        check_steps(world, name, accumulate=2)
 
 
-@needs_gloo
-@pytest.mark.parametrize(
-    ("size", "ways"),
-    [
-        (2, [(False, {}), (True, {}), (False, {"accumulate": 2})]),
-        (3, [(False, {})]),
-        (4, [(True, {})]),
-    ],
-)
-def test_losses_and_networks_are_those_of_one_process(size, ways, tmp_path):
-    run_in(size, tmp_path, check_every_task, ways)
+def check_replicas_of_three(world):
+    for name in ("memory", "student"):
+        check_steps(world, name)
+
+
+def check_parts_of_four(world):
+    for name in ("memory of an average", "previous epoch"):
+        check_steps(world, name, sharded=True)
+    check_steps(world, "student", accumulate=2, sharded=True)
+
+
+def check_nothing_waits(world):
+    for name in TASKS:
+        together = training(TASKS[name], world)
+        together._look_every = loop.LOOK_EVERY["cuda"]
+        of = part(batch(0, together.task.views), COUNTS[2][0], world.rank)
+        seen = waits_of_a_step(together, of)
+        assert not seen, (name, seen)

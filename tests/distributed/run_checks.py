@@ -1,0 +1,113 @@
+"""Whole runs of several processes against those of one: files, learning curves, checkpoints, ends."""
+
+import json
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from icckd.distributed import ALONE
+from icckd.errors import Interrupted, TrainingDiverged
+from icckd.experiment import Experiment, RunFolder
+from icckd.settings import settings_from
+from icckd.training import StopSignal
+
+# Margins make a step of the loss of what is rounded: with every sample an anchor rounding stays small.
+SETTINGS = settings_from(
+    {
+        "data.train_fraction": 0.15,
+        "data.validation": 0.5,
+        "checkpoint_every": 3,
+        "device": "cpu",
+        **{
+            f"{stage}.{name}": value
+            for stage in ("teacher", "student")
+            for name, value in {
+                "arch": "resnet8",
+                "epochs": 2,
+                "batch_size": 20,
+                "drop_last": False,
+                "learning_rate": 0.02,
+                "sync_batch_norm": True,
+            }.items()
+        },
+        "teacher.loss.margin": -1.0,
+        "teacher.loss.weight": 0.2,
+        "teacher.memory.capacity": 2,
+    },
+    "test",
+)
+
+
+def sharded(settings):
+    parts = {"shard_parameters": True}
+    return replace(settings, teacher=replace(settings.teacher, **parts), student=replace(settings.student, **parts))
+
+
+class StopAfter(StopSignal):
+    """As if a signal came to the second process after so many looks."""
+
+    def __init__(self, looks, rank):
+        self.looks = looks if rank == 1 else 10**9
+
+    @property
+    def received(self):
+        self.looks -= 1
+        return 15 if self.looks < 0 else None
+
+
+def run(path, settings, world, stages=("teacher", "student"), stop=None, **how):
+    signals = StopSignal if stop is None else lambda: nullcontext(stop)
+    return Experiment(settings, stages, world=world, stop=signals).run(RunFolder(path), **how)
+
+
+def curve(path):
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "stage")} for line in lines]
+
+
+def assert_same_curve(path, expected):
+    for found, wanted in zip(curve(path), curve(expected), strict=True):
+        assert found["train_loss"] == pytest.approx(wanted["train_loss"], rel=1e-3), path
+        # Rounding may decide about a few images.
+        assert found == pytest.approx(wanted, rel=0.01, abs=0.01), path
+
+
+def check_runs(folder, world):
+    torch.manual_seed(world.rank)
+    one, two, parts = folder / "one", folder / "two", folder / "parts"
+    if world.first:
+        run(one, SETTINGS, ALONE)
+    run(two, SETTINGS, world)
+    with pytest.raises(Interrupted):
+        run(parts, sharded(SETTINGS), world, stop=StopAfter(5, world.rank))
+    if not world.first:
+        return
+    assert_same_curve(two, one)
+    assert {x.relative_to(two) for x in two.rglob("*")} == {x.relative_to(one) for x in one.rglob("*")}
+    assert json.loads((two / "summary.json").read_text())["environment"]["processes"] == 2
+    for stage in ("teacher", "student"):
+        found, wanted = (load_file(path / stage / "model.safetensors") for path in (two, one))
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-2, atol=1e-2, msg=lambda t, n=name: f"{n}: {t}")
+    assert not (parts / "metrics.jsonl").exists()
+
+
+def check_continued_by_more(folder, world):
+    """What two began in parts three go on with as replicas, and one ends."""
+    parts = folder / "parts"
+    with pytest.raises(Interrupted):
+        run(parts, SETTINGS, world, resume=True, stop=StopAfter(6, world.rank))
+    if world.first:
+        run(parts, sharded(SETTINGS), ALONE, resume=True)
+        assert_same_curve(parts, folder / "one")
+
+
+def check_divergence(folder, world):
+    """It is every process's, and the last good checkpoint stays."""
+    broken = replace(SETTINGS, teacher=replace(SETTINGS.teacher, learning_rate=1e30, warmup_epochs=0))
+    with pytest.raises(TrainingDiverged, match="the teacher's training diverged"):
+        run(folder / f"broken-{world.size}", broken, world, ("teacher",))
+    assert (folder / f"broken-{world.size}" / "teacher" / "checkpoint" / "state.pt").exists()
