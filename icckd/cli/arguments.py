@@ -24,7 +24,8 @@ _COMMANDS = {
     "doctor": "say which versions, devices, backends and networks there are here, and why a backend is missing",
 }
 _DESCRIPTION = """Teachers with richer soft labels: intra-class contrastive training and knowledge distillation
-(arXiv 2509.22053). Without settings, `icckd run` trains on the built-in digits in under two minutes."""
+(arXiv 2509.22053). Without settings, `icckd run` trains on the built-in digits in under two minutes.
+Several processes share the batches of a run that torchrun --nproc-per-node W -m icckd run, or SLURM's srun, starts."""
 _COMPARE_DESCRIPTION = """icckd compare: train several variants of a run with several seeds, and say what their
 differences amount to: means with standard deviations, and a 95 % interval of each difference to the baseline, paired
 by seed.

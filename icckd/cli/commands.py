@@ -1,10 +1,12 @@
 """The commands: arguments in, exit codes out. What they do is in `icckd.experiment`."""
 
 import argparse
+import json
 import os
 import sys
 import traceback
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from icckd.cli.arguments import parse
 from icckd.cli.streams import make_forgiving, nowhere
 from icckd.distributed import Launch, World, join, launched, tell
 from icckd.errors import Interrupted, TrainingDiverged, UserError, ending
-from icckd.settings import STAGES, Settings, one_line
+from icckd.settings import STAGES, Settings, flat, one_line
 
 # What each command trains.
 _TRAINED = {"run": STAGES, "teacher": ("teacher",), "distill": ("student",), "evaluate": ()}
@@ -117,6 +119,7 @@ def _experiment(command: str, options: Namespace, launch: Launch, world: World) 
                 f"--output is not given, and {launch.launcher} may start this again: give the folder to go on in"
             )
         output = world.from_first(lambda: datetime.now().strftime("runs/%Y%m%d-%H%M%S"))
+    _check_same(settings, world)
     folder = RunFolder(Path(output)) if output else None
     stop = partial(StopSignal, launched=world.size > 1)
     experiment = Experiment(settings, _TRAINED[command], world=world, stop=stop)
@@ -128,6 +131,14 @@ def _experiment(command: str, options: Namespace, launch: Launch, world: World) 
     if folder is not None:
         print(f"report: {folder.path / 'report.html'}")
     return 0
+
+
+def _check_same(settings: Settings, world: World) -> None:
+    """Raise UserError where a process read other settings than the first, as from a file of its own host."""
+    own = {name: json.dumps(value) for name, value in flat(asdict(settings)).items()}
+    for name, value in world.from_first(lambda: own).items():
+        if own[name] != value:
+            raise UserError(f"{name} is {own[name]}, but {value} in the first process; give all the same settings")
 
 
 def _settings(options: Namespace) -> Settings:

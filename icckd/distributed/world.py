@@ -87,8 +87,8 @@ class World:
             return 0
         if self.local_rank >= count:
             raise UserError(
-                f"this host has {count} GPUs, and process {self.local_rank + 1} on it would need one more; start at "
-                "most as many processes on a host as it has GPUs, or use --device cpu"
+                f"{self.local_rank + 1} processes or more were started on this host, which has {count} GPUs; start at "
+                "most one for each, or use --device cpu"
             )
         return self.local_rank
 

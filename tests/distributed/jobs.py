@@ -24,7 +24,7 @@ class Job:
         for process in self.processes:
             process.start()
 
-    def codes(self, seconds: float = 30.0) -> list[int]:
+    def codes(self, seconds: float = 120.0) -> list[int]:
         """The exit code of every process; a failure where one is still there after this time."""
         try:
             for process in self.processes:
@@ -37,7 +37,7 @@ class Job:
                 process.kill()
                 process.join()
 
-    def wait_for(self, text: str, seconds: float = 30.0) -> None:
+    def wait_for(self, text: str, seconds: float = 120.0) -> None:
         """Wait until one of the processes has written `text`."""
         until = time.monotonic() + seconds
         while not any(text in line for line in self.output() + self.errors()):

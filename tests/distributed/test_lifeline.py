@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from icckd.distributed import Launch, join
+from icckd.distributed import Launch, World, join
 from icckd.errors import Interrupted, TrainingDiverged, UserError
 from tests.distributed.jobs import Job
 
@@ -65,6 +65,13 @@ def test_processes_agree_and_leave_in_silence_also_where_others_met_before(tmp_p
         assert started.codes() == [0] * SIZE, started.errors()
         assert started.errors() == []
         assert started.output() == [f"{rank} left" for rank in range(SIZE)]
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    world = World(Launch(rank=6, size=8, local_rank=2, launcher="torchrun"))
+    with pytest.raises(UserError, match="3 processes or more were started on this host, which has 2 GPUs"):
+        world.connect(torch.device("cuda"))
 
 
 # --- one dies --------------------------------------------------------------------------------------------------------
