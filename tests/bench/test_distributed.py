@@ -1,23 +1,23 @@
 """`bench.distributed`: contenders compute one loss, bytes are counted as they should be, and the model agrees."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from bench import table
 from bench.distributed import __main__, model, picture
 from bench.distributed.cases import LOCAL, Shape
 from bench.distributed.traffic import Traffic
-
-NEEDS_GLOO = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="PyTorch was built without gloo"
-)
+from tests.distributed.processes import needs_gloo
 
 
-@NEEDS_GLOO
+@needs_gloo
 def test_a_run_of_two_processes(tmp_path, monkeypatch, capsys):
+    # Spawned, each would import PyTorch by itself.
+    monkeypatch.setattr(mp, "spawn", partial(mp.start_processes, start_method="forkserver"))
     monkeypatch.setattr("sys.argv", ["bench.distributed", "--quick", "--json", str(tmp_path / "rows.json")])
     __main__.main()
     rows = json.loads((tmp_path / "rows.json").read_text())
