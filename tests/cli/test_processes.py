@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,9 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from icckd.cli import main
 from icckd.training import Training
-from tests.distributed.jobs import Job
+from tests.distributed.jobs import Job, command, free_port, icckd
 from tests.distributed.processes import needs_gloo
 
 pytestmark = needs_gloo
@@ -23,31 +21,6 @@ SHORT = [
     *("--teacher.arch", "resnet8", "--teacher.epochs", "2", "--teacher.warmup_epochs", "0.5"),
     *("--teacher.batch_size", "64", "--data.train_fraction", "0.4", "--checkpoint_every", "1"),
 ]
-
-
-def free_port():
-    with socket.create_server(("localhost", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-def command(rank, folder, size, port, arguments, variables):
-    """`icckd` as torchrun would start it."""
-    os.chdir(folder)
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(size),
-        LOCAL_WORLD_SIZE=str(size),
-        MASTER_ADDR="localhost",
-        MASTER_PORT=str(port),
-        **variables,
-    )
-    main(list(map(str, arguments)))
-
-
-def icckd(folder, *arguments, size=2, part=command, variables=None):
-    folder.mkdir(parents=True, exist_ok=True)
-    return Job(folder, size, part, str(folder), size, free_port(), arguments, variables or {})
 
 
 def records(output):
