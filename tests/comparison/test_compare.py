@@ -357,11 +357,16 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
     wait_for(tmp_path, "out/runs/calm/0/metrics.jsonl", started)
     started.kill()
     started.wait()
+    assert_all_end(started.pid)
+
+
+def assert_all_end(group):
+    """No process of the group is left, soon."""
     for _ in range(600):
-        if not _group_lives(started.pid):
+        if not _group_lives(group):
             break
         time.sleep(0.05)
-    assert not _group_lives(started.pid)
+    assert not _group_lives(group)
 
 
 def _group_lives(group):
@@ -402,7 +407,7 @@ def test_a_process_of_a_run_that_is_killed_fails_that_run_only(tmp_path, of_work
     assert last.startswith(f"icckd: error: a/0 failed; a/0: {reason}")
     assert of_worker or f"pid {other}) is gone" in last
     assert (tmp_path / "out/runs/calm/0/summary.json").exists()
-    assert not _group_lives(started.pid)
+    assert_all_end(started.pid)
 
 
 @pytest.mark.slow
@@ -417,7 +422,7 @@ def test_a_signal_stops_runs_of_several_processes_in_good_order(tmp_path, group)
     assert started.returncode == 130, err
     assert err.splitlines()[-1] == "icckd: stopped by signal 2 after saving a checkpoint; --resume continues"
     assert "Traceback" not in err
-    assert not _group_lives(started.pid)
+    assert_all_end(started.pid)
 
 
 def children(process):
