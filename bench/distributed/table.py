@@ -6,6 +6,8 @@ from bench.distributed import model
 from icckd.bench.measure import Row
 
 _MACHINES = (model.H100, model.A100)
+# What stands for a table of rows that nobody has recorded.
+OWED = "Owed: no rows are recorded."
 # What the model's tables are of: rows of bfloat16.
 _RANKS, _ROWS, _CLASSES, _DIM, _WIDTH = (8, 64, 1024), 256, 1000, 512, 2
 
@@ -13,6 +15,8 @@ _RANKS, _ROWS, _CLASSES, _DIM, _WIDTH = (8, 64, 1024), 256, 1000, 512, 2
 def exchange(rows: list[Row]) -> str:
     """A table for each case: time and bytes by number of processes, the errors, and the kernel's count of bytes."""
     chosen = [r for r in rows if r["benchmark"] == "distributed" and r["part"] == "exchange"]
+    if not chosen:
+        return OWED
     cases = list(dict.fromkeys(r["case"] for r in chosen))
     return "\n\n".join([*(_of_case([r for r in chosen if r["case"] == case]) for case in cases), conditions(chosen)])
 
@@ -50,6 +54,8 @@ def _kernels_count(rows: Iterable[Row]) -> str:
 def hidden(rows: list[Row]) -> str:
     """What of the exchange a training step hides."""
     chosen = [r for r in rows if r["benchmark"] == "distributed" and r["part"] == "hidden"]
+    if not chosen:
+        return OWED
     head = ["processes", "step, ms", "exchange alone, ms", "step longer by, ms", "hidden"]
     lines = [_line(["training step", *head]), _line(["---", *("--:" for _ in head)])]
     for row in chosen:

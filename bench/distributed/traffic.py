@@ -90,6 +90,7 @@ _OF_COLLECTIVE: dict[str, _Parts] = {
     "all_reduce": lambda args, rank, world: _twice_around([args[0]], world),
     "all_reduce_": lambda args, rank, world: _twice_around([args[0]], world),
     "_reduce_scatter_base_": lambda args, rank, world: _around([args[1]], world),
+    "reduce_scatter_": lambda args, rank, world: _around(args[1][0], world),
     "reduce_scatter_tensor": lambda args, rank, world: _around([args[0]], world),
     "broadcast_": lambda args, rank, world: _around(args[0], world),
     "alltoall_base_": lambda args, rank, world: _all_to_all(args[1], args[4], rank, world),

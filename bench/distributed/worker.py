@@ -14,14 +14,15 @@ from icckd.bench.measure import Row
 from icckd.bench.output import write_rows_json
 
 
-def work(rank: int, world: int, device: str, shapes: list[Shape], seconds: float, folder: Path) -> None:
-    """Measure as rank `rank` of `world`; rank 0 writes the rows to `folder`/rows.json."""
-    torch.set_num_threads(1)
+def work(rank: int, world: int, threads: int, device: str, shapes: list[Shape], seconds: float, folder: Path) -> None:
+    """Measure as rank `rank` of `world`, with so many threads; rank 0 writes the rows to `folder`/rows.json."""
+    torch.set_num_threads(threads)
     own_device = torch.device(device) if device == "cpu" else torch.device(device, rank)
     if own_device.type == "cuda":
         torch.cuda.set_device(own_device)
-    backend = "gloo" if own_device.type == "cpu" else "nccl"
-    dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    backend, gpu = ("gloo", None) if own_device.type == "cpu" else ("nccl", own_device)
+    store = f"file://{folder}/store"
+    dist.init_process_group(backend, init_method=store, rank=rank, world_size=world, device_id=gpu)
     assert dist.group.WORLD is not None
     place = Place(rank, world, own_device, dist.group.WORLD)
     try:

@@ -95,7 +95,7 @@ class Plan:
 
     def there(self, anchor: Tensor, positive: Tensor, labels: Tensor, weight: Tensor, need_positive: bool) -> Held:
         """What this rank holds of all ranks' rows, each (n, …), with gradient to anchors and, if needed, positives."""
-        parts = [Held(anchor[:0], positive[:0], labels[:0], weight[:0])]
+        parts = []
         if self.route is not None:
             if need_positive:
                 parts.append(Held(*self.route.there(anchor, positive, constants=(labels, weight))))
@@ -107,7 +107,7 @@ class Plan:
             parts.append(
                 Held(self.together.gather_with_gradient(rows[0]), place(rows[1]), gather(rows[2]), place(rows[3]))
             )
-        return Held(*map(torch.cat, zip(*parts, strict=True)))
+        return parts[0] if len(parts) == 1 else Held(*map(torch.cat, zip(*parts, strict=True)))
 
     def arrived(self, held: Tensor) -> Tensor:
         """Those of the rows that a rank holds (M, …) that came to their class's owner."""
@@ -138,11 +138,13 @@ class Gradients:
     def __init__(self, plan: Plan, d_anchor: Tensor, d_positive: Tensor | None):
         self._plan = plan
         both = [d_anchor] if d_positive is None else [d_anchor, d_positive]
-        self._home = [x.new_zeros((plan.count, *x.shape[1:])) for x in both]
+        self._home: list[Tensor] = []
         self._travelling: Return | None = None
         self._gathered: Sum | None = None
         if plan.route is not None:
             self._travelling = plan.route.send_back(*map(plan.arrived, both))
+        else:
+            self._home = [x.new_zeros((plan.count, *x.shape[1:])) for x in both]
         if plan.together is not None:
             d_anchor, *rest = [x[len(plan.arrived(x)) :] for x in both]
             self._gathered = plan.together.send_back(d_anchor)

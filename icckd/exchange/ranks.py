@@ -9,6 +9,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from icckd.compiling import disable
 from icckd.exchange.gather import RankRows
 from icckd.exchange.owners import STRATEGIES, Held, Plan, rows_of_buckets
 from icckd.exchange.route import Route, on_device
@@ -87,6 +88,7 @@ class Ranks(RankRows):
         dist.all_reduce(total, group=self.group)
         return total / self.size
 
+    @disable
     def labelled(self, labels: Tensor) -> int:
         """How many of all ranks' rows have a label that is not negative; `labels` (n,) are this rank's."""
         _, of_buckets = self._known_classes(labels)

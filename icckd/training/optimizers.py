@@ -84,7 +84,7 @@ class GradientDescent(Optimizer):
         return self._each_buffer(super().state_dict(), whole)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(self._each_buffer(state, part_of))
+        super().load_state_dict(self._each_buffer(state, _laid_out_as))
         self._use_rate()
 
     def _each_buffer(self, state: dict[str, Any], change: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Any]:
@@ -149,6 +149,11 @@ class LayerWise(Optimizer):
         for parameter in self._parameters:
             state = self._optimizer.state[parameter]
             self._optimizer.state[parameter] = {name: state[name] for name in self._buffers}
+
+
+def _laid_out_as(buffer: Tensor, parameter: Tensor) -> Tensor:
+    """This rank's part of a buffer, its numbers in memory in the parameter's order: the fused update goes by that."""
+    return torch.empty_like(own_part(parameter)).copy_(part_of(buffer, parameter))
 
 
 def make_optimizer(module: nn.Module, settings: TrainingSettings) -> Optimizer:

@@ -52,6 +52,7 @@ def test_collectives_send_what_their_algorithms_must():
     assert sent("_allgather_base_", all_rows, rows) == (3 * 96, 3)
     assert sent("allreduce_", [rows]) == (2 * 3 * 96 / 4, 6)
     assert sent("_reduce_scatter_base_", rows, all_rows) == (3 * 384 / 4, 3)
+    assert sent("reduce_scatter_", [rows], [[rows] * 4]) == (3 * 384 / 4, 3)
     assert sent("alltoall_base_", rows, rows, None, [2] * 4, [1, 4, 3, 0]) == (4 * 12, 2)
     assert sent("alltoall_base_", rows, rows, None, [], []) == (6 * 12, 3)
     assert sent("scatter_", [rows], [[rows] * 4], None, 1) == (3 * 96, 3)

@@ -52,7 +52,8 @@ def check_strategies(here, counts, dtype=torch.float64, tolerance=1e-12, sweep=F
             groups += [rows.known(here, "gather"), Ranks.known(here.group, counts, strategy="owner")]
         for reduction in ("mean", "sum", "none") if sweep else ("mean", "none"):
             expected = one_batch(rows, reduction)
-            for group in groups:
+            # A sum is one of what "none" gives.
+            for group in groups[:1] if reduction == "sum" else groups:
                 check_one_batch(here, rows, expected, reduction, group, dtype, tolerance)
 
 
