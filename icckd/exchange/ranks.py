@@ -58,8 +58,8 @@ class Ranks(RankRows):
     ) -> "Ranks":
         """What every rank knows of a step without asking; all of them say the same.
 
-        Nothing then waits for a GPU. Not checked is that ranks agree on widths, dtypes, and which of a loss's arguments a
-        gradient is wanted of, of which a rank without rows must say the same as the others.
+        Nothing then waits for a GPU. It is not checked that ranks agree on widths and dtypes, nor on which of a loss's
+        arguments a gradient is wanted of, of which a rank without rows must say the same as the others.
 
         Raises ValueError where the arguments are not of this group, or not of each other.
         """
