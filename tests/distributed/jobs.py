@@ -1,6 +1,5 @@
-"""Jobs of several processes, for tests: forked from a server that has imported what takes long to import."""
+"""Jobs of several processes, for tests: forked, as all of tests are."""
 
-import multiprocessing
 import os
 import socket
 import sys
@@ -9,10 +8,14 @@ from pathlib import Path
 
 import torch
 
+<<<<<<< HEAD
 from icckd.cli import main
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["icckd.cli.commands", "icckd.experiment", "torch.distributed", "tests.distributed.jobs"])
+=======
+from tests.distributed.processes import SERVER
+>>>>>>> simplifier
 
 
 class Job:
