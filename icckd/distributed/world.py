@@ -76,7 +76,6 @@ class World:
                 rank=self.rank,
                 world_size=self.size,
                 timeout=_PATIENCE,
-                device_id=device if device.type == "cuda" else None,
             )
             self.group = dist.group.WORLD
             # One of its own, so that no agreement waits behind gradients.

@@ -32,6 +32,9 @@ def check_ranks_that_disagree_all_get_an_error(here):
     x = torch.ones(2, 4 + here.rank)
     with pytest.raises(ValueError, match=r"anchor has \[4, 5, 6\] columns on the ranks of group"):
         intra_class_contrastive(x, x, labels, group=here.group)
+    x = torch.ones(2, 4, dtype=torch.float64 if here.rank == 1 else torch.float32)
+    with pytest.raises(ValueError, match=r"anchor is torch.float32, torch.float64, torch.float32 on the ranks of"):
+        intra_class_contrastive(x, x, labels, group=here.group)
 
 
 def check_transforms_are_refused(here):
