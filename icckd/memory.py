@@ -155,7 +155,7 @@ class ClassMemory(nn.Module):
         All ranks of the group that the memory is divided among call it.
         """
         # Not every build of PyTorch has torch.distributed.
-        from icckd.exchange.parts import whole
+        from icckd.exchange.divided import whole
 
         state = {}
         for name, buffer in self.named_buffers():

@@ -1,7 +1,7 @@
 """The processes of a run.
 
-`launch` says who and how many they are; `lifeline` ends all where one dies or fails; `world` is what the rest of the
-package sees of them.
+`launch` says who and how many they are; `lifeline` ends all where one dies or fails, as the `hub` decides, which has a
+`line` to each; `world` is what the rest of the package sees of them. Training has `replicas`, `parts` and `batch_norm`.
 """
 
 from icckd.distributed.launch import Launch, launched

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from icckd.distributed.hub import JOIN_SECONDS, Tell
 from icckd.distributed.launch import Launch, launched
-from icckd.distributed.lifeline import JOIN_SECONDS, Lifeline
+from icckd.distributed.lifeline import Lifeline
 from icckd.errors import Interrupted, UserError, ending
 
 if TYPE_CHECKING:
@@ -75,7 +76,6 @@ class World:
                 rank=self.rank,
                 world_size=self.size,
                 timeout=_PATIENCE,
-                device_id=device if device.type == "cuda" else None,
             )
             self.group = dist.group.WORLD
             # One of its own, so that no agreement waits behind gradients.
@@ -177,7 +177,7 @@ def join(
     launch: Launch | None = None,
     *,
     store: "Store | None" = None,
-    tell: Callable[[int, str], None] = tell,
+    tell: Tell = tell,
     debug: bool = False,
 ) -> Iterator[World]:
     """Context in which this process is one of those of a job: that of `launch`, or as torchrun or srun say.
@@ -226,7 +226,7 @@ def check_available() -> None:
         raise UserError("this build of PyTorch has no torch.distributed, which several processes need; start one")
 
 
-def _met(launch: Launch, store: "Store | None", tell: Callable[[int, str], None]) -> tuple[Lifeline, World]:
+def _met(launch: Launch, store: "Store | None", tell: Tell) -> tuple[Lifeline, World]:
     check_available()
     from torch.distributed import PrefixStore
 

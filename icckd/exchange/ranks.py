@@ -15,6 +15,9 @@ from icckd.exchange.owners import STRATEGIES, Held, Plan, rows_of_buckets
 from icckd.exchange.route import Route, on_device
 from icckd.ops.transforms import transformed
 
+# What rows may be; a message of one is no message of another.
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 @dataclass(eq=False)
 class Ranks(RankRows):
@@ -56,8 +59,8 @@ class Ranks(RankRows):
     ) -> "Ranks":
         """What every rank knows of a step without asking; all of them say the same.
 
-        Nothing then waits for a GPU. It is not checked that ranks agree on widths, nor on which of a loss's arguments a
-        gradient is wanted of, of which a rank without rows must say the same as the others.
+        Nothing then waits for a GPU. It is not checked that ranks agree on widths and dtypes, nor on which of a loss's
+        arguments a gradient is wanted of, of which a rank without rows must say the same as the others.
 
         Raises ValueError where the arguments are not of this group, or not of each other.
         """
@@ -158,8 +161,8 @@ def line_up(
         num_classes: A promise that they are below it, checked on a CPU.
 
     Raises: RuntimeError within a transform; ValueError where this rank has other rows than `group` knows of. Where it
-    is asked, on every rank alike: ValueError where the ranks' rows differ in D, or a label is wrong; RuntimeError where
-    some ranks compute gradients and others do not, which would leave the former waiting in backward.
+    is asked, on every rank alike: ValueError where the ranks' rows differ in D or dtype, or a label is wrong;
+    RuntimeError where some ranks compute gradients and others do not, which would leave the former waiting in backward.
     """
     if transformed(*values.values(), *others):
         raise RuntimeError(
@@ -188,20 +191,24 @@ def _ask(
     group: dist.ProcessGroup, values: Mapping[str, Tensor], labels: Tensor | None, num_classes: int | None
 ) -> Ranks:
     rank, size, first = _rank_in(group), dist.get_world_size(group), next(iter(values.values()))
-    mine: list = [[len(first), torch.is_grad_enabled()], *([x.shape[1], x.requires_grad] for x in values.values())]
+    mine: list = [[len(first), torch.is_grad_enabled()]]
+    mine += [[x.shape[1], x.requires_grad, _DTYPES.index(x.dtype)] for x in values.values()]
     if labels is not None:
         own = labels.detach().cpu().numpy()
         mine += [[own.max(initial=-1)], *rows_of_buckets(own, [len(own)], size)]
     table = _all_gather(group, np.concatenate(mine).astype(np.int64), first.device)
-    counts, gradients, *of_values = table.T[: 2 + 2 * len(values)].tolist()
-    for name, widths in zip(values, of_values[::2], strict=True):
+    counts, gradients, *of_values = table.T[: 2 + 3 * len(values)].tolist()
+    for name, widths, dtypes in zip(values, of_values[::3], of_values[2::3], strict=True):
         if len(set(widths)) > 1:
             raise ValueError(f"{name} has {widths} columns on the ranks of group; they should be equal")
+        if len(set(dtypes)) > 1:
+            found = ", ".join(str(_DTYPES[dtype]) for dtype in dtypes)
+            raise ValueError(f"{name} is {found} on the ranks of group; they should be equal")
     if len(set(gradients)) > 1:
         raise RuntimeError("gradients are enabled on some ranks of group only; they should be on all ranks or none")
-    ranks = Ranks(group, tuple(counts), rank, _wanted=tuple(map(any, of_values[1::2])))
+    ranks = Ranks(group, tuple(counts), rank, _wanted=tuple(map(any, of_values[1::3])))
     if labels is not None:
-        highest, ranks._classes = table[:, 2 + 2 * len(values)], (own, table[:, 3 + 2 * len(values) :])
+        highest, ranks._classes = table[:, 2 + 3 * len(values)], (own, table[:, 3 + 3 * len(values) :])
         if labels.device.type == "cpu":
             _check_labels(highest.max(), num_classes)
     return ranks

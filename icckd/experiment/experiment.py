@@ -377,7 +377,10 @@ class Experiment:
             size, name = balance.batch_size, "data.classes_per_batch · data.samples_per_class"
         most = max(size // self.world.size // 2, 1)
         if settings.accumulate > most:
-            raise UserError(f"{stage}.accumulate is {settings.accumulate}; {name} is {size}: give {most} at most")
+            among = "" if self.world.size == 1 else f" for {self.world.size} processes"
+            raise UserError(
+                f"{stage}.accumulate is {settings.accumulate}; {name} is {size}{among}: give {most} at most"
+            )
         if size > images:
             raise UserError(f"{name} is {size}, more than the {images} training images")
         if images % size == 1 and not settings.drop_last:

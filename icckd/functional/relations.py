@@ -154,7 +154,7 @@ def _flat_rows(
     own, ranks = slice(None), 1
     if group is not None:
         student, teacher, together = gather_sides({"student": student}, {"teacher": teacher}, group)
-        own, ranks = together.own, len(together.counts)
+        own, ranks = together.own, together.size
     return *accumulated(student, teacher), own, ranks / max(student.shape[0] ** 2, 1)
 
 

@@ -130,7 +130,7 @@ class _Side(nn.Module):
         """log Z, of (B, 1 + K) similarities v·u/τ, of all ranks, where there is none yet. No look at the device."""
         total, rows = similarity.detach().logsumexp(dim=(0, 1)), len(similarity)
         if ranks is not None:
-            total, rows = ranks.mean(total.double().exp()).mul(len(ranks.counts)).log().float(), sum(ranks.counts)
+            total, rows = ranks.mean(total.double().exp()).mul(ranks.size).log().float(), sum(ranks.counts)
         own = total + math.log(len(self.bank) / (max(rows, 1) * similarity.shape[1]))
         self._proposed = torch.where(self.known, self.log_z, own)
         return self._proposed

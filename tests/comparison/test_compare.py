@@ -21,6 +21,7 @@ from icckd.cli import main
 from icckd.comparison import ComparisonFolder, Run, Shard, compare
 from icckd.experiment import NUMBERS, Experiment, RunFolder
 from icckd.settings import comparison_from
+from tests.distributed.jobs import icckd
 
 SHORT = {"arch": "convnet-small", "epochs": 1, "batch_size": 256, "warmup_epochs": 0}
 DEFINITION = {
@@ -156,6 +157,7 @@ def test_a_folder_with_runs_is_refused_and_left_as_it_is(finished, tmp_path, cap
         (["--overwrite", "--shard", "0/2"], "without --shard"),
         (["--resume", "--teacher.epochs", "2"], "teacher.epochs is 2, but the run in"),
         (["--resume", "--jobs", "0"], "--jobs is 0"),
+        (["--resume", "--processes", "0"], "--processes is 0"),
         (["--seed", "3"], "--seeds"),
         (["--seeds", "3-1"], "--seeds holds 3-1"),
         (["--shard", "2/2"], "--shard is '2/2'"),
@@ -355,11 +357,16 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
     wait_for(tmp_path, "out/runs/calm/0/metrics.jsonl", started)
     started.kill()
     started.wait()
+    assert_all_end(started.pid)
+
+
+def assert_all_end(group):
+    """No process of the group is left, soon."""
     for _ in range(600):
-        if not _group_lives(started.pid):
+        if not _group_lives(group):
             break
         time.sleep(0.05)
-    assert not _group_lives(started.pid)
+    assert not _group_lives(group)
 
 
 def _group_lives(group):
@@ -368,6 +375,62 @@ def _group_lives(group):
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.mark.slow
+def test_runs_of_several_processes_are_those_of_a_launcher(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # One each.
+    config = write(tmp_path / "c.yaml", **TEACHERS)
+    command = ["--config", config, "--output", tmp_path / "out", "--seeds", "0", "--processes", "2"]
+    assert run(*command) == 3
+    line = error_line(capsys)
+    assert line.startswith("icckd: error: wild/0 failed; wild/0: the teacher's training diverged: ")
+    settings = [word for name, value in SHORT.items() for word in (f"--teacher.{name}", value)]
+    job = icckd(tmp_path, "teacher", *settings, "--output", "launched")
+    assert job.codes() == [0, 0], job.errors()
+    assert_same_network(tmp_path / "launched", tmp_path / "out/runs/calm/0", "teacher")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of_worker", [False, True])
+def test_a_process_of_a_run_that_is_killed_fails_that_run_only(tmp_path, of_worker):
+    config = write(tmp_path / "c.yaml", **{**TEACHERS, "variants": {"a": {"teacher.epochs": 5000}, "calm": {}}})
+    started = process("--config", config, "--output", tmp_path / "out", "--seeds", "0", "--processes", "2")
+    wait_for(tmp_path, "out/runs/a/0/metrics.jsonl", started)
+    (worker,) = children(started.pid)
+    (other,) = children(worker)
+    os.kill(worker if of_worker else other, signal.SIGKILL)
+    _, err = started.communicate(timeout=300)
+    assert started.returncode == 2
+    reason = "its process was ended by SIGKILL" if of_worker else "rank 1 of 2 processes"
+    last = err.splitlines()[-1]
+    assert last.startswith(f"icckd: error: a/0 failed; a/0: {reason}")
+    assert of_worker or f"pid {other}) is gone" in last
+    assert (tmp_path / "out/runs/calm/0/summary.json").exists()
+    assert_all_end(started.pid)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [False, True])
+def test_a_signal_stops_runs_of_several_processes_in_good_order(tmp_path, group):
+    config = write(tmp_path / "c.yaml", **{**TEACHERS, "variants": {"calm": {}}})
+    settings = ["--seeds", "0", "--processes", "2", "--teacher.epochs", 5000]
+    started = process("--config", config, "--output", tmp_path / "out", *settings)
+    wait_for(tmp_path, "out/runs/calm/0/metrics.jsonl", started)
+    (os.killpg if group else os.kill)(started.pid, signal.SIGINT)
+    _, err = started.communicate(timeout=300)
+    assert started.returncode == 130, err
+    assert err.splitlines()[-1] == "icckd: stopped by signal 2 after saving a checkpoint; --resume continues"
+    assert "Traceback" not in err
+    assert_all_end(started.pid)
+
+
+def children(process):
+    """The processes that `process` started, but for Python's own tracker."""
+    found = subprocess.run(
+        ["pgrep", "-P", str(process), "-f", "spawn_main"], capture_output=True, text=True, check=True
+    )
+    return [int(word) for word in found.stdout.split()]
 
 
 def test_the_file_that_help_shows_is_one(capsys):

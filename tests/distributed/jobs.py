@@ -1,15 +1,21 @@
-"""Jobs of several processes, for tests: forked from a server that has imported what takes long to import."""
+"""Jobs of several processes, for tests: forked, as all of tests are."""
 
-import multiprocessing
 import os
+import socket
 import sys
 import time
 from pathlib import Path
 
 import torch
 
+<<<<<<< HEAD
+from icckd.cli import main
+
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["icckd.cli.commands", "icckd.experiment", "torch.distributed", "tests.distributed.jobs"])
+=======
+from tests.distributed.processes import SERVER
+>>>>>>> simplifier
 
 
 class Job:
@@ -64,3 +70,28 @@ def _process(rank, folder, part, arguments):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         stream.reconfigure(line_buffering=True)
     part(rank, *arguments)
+
+
+def free_port():
+    with socket.create_server(("localhost", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def command(rank, folder, size, port, arguments, variables):
+    """`icckd` as torchrun would start it."""
+    os.chdir(folder)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(size),
+        LOCAL_WORLD_SIZE=str(size),
+        MASTER_ADDR="localhost",
+        MASTER_PORT=str(port),
+        **variables,
+    )
+    main(list(map(str, arguments)))
+
+
+def icckd(folder, *arguments, size=2, part=command, variables=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    return Job(folder, size, part, str(folder), size, free_port(), arguments, variables or {})

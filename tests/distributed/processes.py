@@ -11,7 +11,14 @@ import torch.multiprocessing as mp
 
 from icckd.distributed import Launch, World
 
-multiprocessing.set_forkserver_preload(["icckd.experiment", "torch.distributed", "tests.distributed.processes"])
+SERVER = multiprocessing.get_context("forkserver")
+# What takes long to import, once for all processes of all tests.
+SERVER.set_forkserver_preload(
+    [
+        *("icckd.cli.commands", "icckd.experiment", "icckd.distributed.replicas", "icckd.distributed.batch_norm"),
+        *("torch.distributed.checkpoint.state_dict", "torch._dynamo", "pytest", "tests.distributed.jobs"),
+    ]
+)
 needs_gloo = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="PyTorch was built without gloo"
 )

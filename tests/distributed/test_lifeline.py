@@ -14,10 +14,9 @@ import torch.distributed as dist
 from icckd.distributed import Launch, World, join
 from icckd.errors import Interrupted, TrainingDiverged, UserError
 from tests.distributed.jobs import Job
+from tests.distributed.processes import needs_gloo
 
-pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="PyTorch was built without gloo"
-)
+pytestmark = needs_gloo
 SIZE = 3
 CPU = torch.device("cpu")
 

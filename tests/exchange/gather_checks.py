@@ -126,6 +126,9 @@ def check_ranks_that_disagree_all_get_an_error(rank):
     x = torch.ones(2, 4 + rank)
     with pytest.raises(ValueError, match=r"anchor has \[4, 5, 6\] columns on the ranks of group"):
         intra_class_contrastive(x, x, labels, group=GROUP)
+    x = torch.ones(2, 4, dtype=torch.float64 if rank == 1 else torch.float32)
+    with pytest.raises(ValueError, match=r"anchor is torch.float32, torch.float64, torch.float32 on the ranks of"):
+        intra_class_contrastive(x, x, labels, group=GROUP)
 
 
 def check_transforms_are_refused(rank):

@@ -59,7 +59,7 @@ class LatestEmbeddings(nn.Module):
         All ranks of the group that they are divided among call it.
         """
         # Not every build of PyTorch has torch.distributed.
-        from icckd.exchange.parts import whole
+        from icckd.exchange.divided import whole
 
         state = {name: whole(part, self.images, group) for name, part in self.named_buffers()}
         return None if self.rank else {name: part for name, part in state.items() if part is not None}

@@ -133,12 +133,12 @@ def _at_owners(own: Tensor, averages: Tensor | None, samples: Samples) -> tuple[
 def _memory(model: Model, settings: MemorySettings, group: "ProcessGroup | None") -> ClassMemory:
     sizes, dtype = (model.classes, settings.capacity, model.feature_dim), _DTYPES[settings.dtype]
     ranks = 1 if group is None else group.size()
-    among = f", divided among {ranks} processes" if ranks > 1 else ""
     _check_room(
         model,
+        ranks,
         memory_bytes(*sizes, dtype, ranks),
         f"teacher.memory.capacity is {settings.capacity}",
-        f"{model.classes} classes of as many embeddings of {model.feature_dim} numbers in {settings.dtype}{among}",
+        f"{model.classes} classes of as many embeddings of {model.feature_dim} numbers in {settings.dtype}",
         "give less, or a narrower teacher.memory.dtype",
     )
     with _device(model):
@@ -147,24 +147,26 @@ def _memory(model: Model, settings: MemorySettings, group: "ProcessGroup | None"
 
 def _latest_embeddings(model: Model, images: int, group: "ProcessGroup | None") -> LatestEmbeddings:
     ranks = 1 if group is None else group.size()
-    among = f", divided among {ranks} processes" if ranks > 1 else ""
     _check_room(
         model,
+        ranks,
         4 * -(-images // ranks) * model.feature_dim,
         "teacher.positive is previous-epoch",
-        f"an embedding of {model.feature_dim} float32 numbers for each of {images} images{among}",
+        f"an embedding of {model.feature_dim} float32 numbers for each of {images} images",
         "use second-view-detached",
     )
     with _device(model):
         return LatestEmbeddings(images, model.feature_dim, group)
 
 
-def _check_room(model: Model, needed: int, setting: str, what: str, remedy: str) -> None:
+def _check_room(model: Model, ranks: int, needed: int, setting: str, what: str, remedy: str) -> None:
+    """Raise UserError where each of so many ranks needs more bytes than are free."""
     device = _device(model)
+    among = f", divided among {ranks} processes" if ranks > 1 else ""
     free = free_memory(device)
     if needed > free:
         raise UserError(
-            f"{setting}, which takes {needed / 1e9:,.1f} GB: {what}; {free / 1e9:,.1f} GB are free on the "
+            f"{setting}, which takes {needed / 1e9:,.1f} GB: {what}{among}; {free / 1e9:,.1f} GB are free on the "
             f"{device.type}: {remedy}"
         )
 
