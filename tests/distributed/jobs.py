@@ -8,14 +8,8 @@ from pathlib import Path
 
 import torch
 
-<<<<<<< HEAD
 from icckd.cli import main
-
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["icckd.cli.commands", "icckd.experiment", "torch.distributed", "tests.distributed.jobs"])
-=======
 from tests.distributed.processes import SERVER
->>>>>>> simplifier
 
 
 class Job:
