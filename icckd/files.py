@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Make `path` by calling `write(temporary)`; a crash at any moment leaves the old file or the new one.
 
-    Raises OSError as the file system does; the temporary file is then removed.
+    Raises OSError as the file system does, also where what writes says it in its own way; the temporary file is then
+    removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Machines that share a folder may have processes of one number.
@@ -21,6 +24,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
+    except (RuntimeError, SafetensorError) as error:  # So do torch.save and safetensors say that a disk is full.
+        raise OSError(f"{path} cannot be written; is the disk full? ({' '.join(str(error).split())[:120]})") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -100,7 +100,7 @@ class ClassMemory(nn.Module):
             features: (N, D) float. A row with a number that is not finite, or would not be in the memory's dtype, is
                 skipped: one batch that overflowed must not spoil the losses of all that come after it.
             labels: (N,) integers; rows with a negative label are skipped, and so are those of classes that another rank
-                of the group owns.
+                of the group owns: with a group push what has come to this rank, not its own rows (see above).
 
         Raises:
             TypeError, ValueError: A wrong type, shape, device or label. A label of C or more is noticed on the CPU

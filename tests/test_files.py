@@ -3,6 +3,8 @@ import math
 import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from icckd.files import is_utf8, json_line, write_json, write_text, write_whole
 
@@ -15,10 +17,23 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
         temporary.write_text("half")
         raise RuntimeError("power loss")
 
-    with pytest.raises(RuntimeError):
+    with pytest.raises(OSError, match=r"file cannot be written; is the disk full\? \(power loss\)"):
         write_whole(target, fail_midway)
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("save", [torch.save, save_file])
+def test_that_a_disk_is_full_is_said_in_one_way(tmp_path, save):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"tensors cannot be written; is the disk full\?"):
+            write_whole(tmp_path / "tensors", lambda path: save({"x": torch.zeros(10_000)}, path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not os.listdir(tmp_path)
 
 
 def test_write_text_creates_folders_and_replaces(tmp_path):

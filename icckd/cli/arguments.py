@@ -44,8 +44,9 @@ by seed.
 Settings on the command line are laid over base and under the variants. Each run is a folder as that of icckd run,
 DIR/runs/VARIANT/SEED; a teacher that several variants have in common is trained once. Where every metric is the
 teacher's, no student is trained. DIR then holds compare.html, compare.md, compare.csv and compare.json."""
-_EPILOG = """exit codes: 0 done; 2 the input or a setting is wrong, one line on standard error says what;
-3 training diverged, the last good checkpoint is kept; 130/143 stopped by a signal, after saving a checkpoint."""
+_EPILOG = """exit codes: 0 done; 1 one of several processes died; 2 the input or a setting is wrong, one line on
+standard error says what; 3 training diverged, the last good checkpoint is kept; 130/143 stopped by a signal, after
+saving a checkpoint."""
 
 
 def parse(arguments: list[str], *, restarted: bool = False) -> tuple[str, Any]:

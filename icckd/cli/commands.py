@@ -67,8 +67,10 @@ def _dispatch(command: str, options: Any, launch: Launch, world: World) -> int:
     if command in _TRAINED:
         return _experiment(command, options, launch, world)
     if world.size > 1:
+        instead = ", with --processes for its runs" if command == "compare" else ""
         raise UserError(
-            f"icckd {command} is the work of one process, and {launch.launcher} started {world.size}; start it without"
+            f"icckd {command} is the work of one process, and {launch.launcher} started {world.size}; "
+            f"start it without{instead}"
         )
     if command == "doctor":
         from icckd.cli.doctor import diagnose

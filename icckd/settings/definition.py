@@ -101,7 +101,7 @@ class TrainingSettings:
         autocast: Run the network in bfloat16 where that is safe.
         channels_last: Keep images and weights with their channels last in memory, which many processors prefer.
         compile: Compile the network with torch.compile; the first step of each kind takes a minute or so.
-        cuda_graph: Replay whole steps as a CUDA graph, captured anew each epoch (on a GPU only).
+        cuda_graph: Replay whole steps as a CUDA graph, captured anew each epoch (one process on a GPU only).
         accumulate: Ask the network about a batch in so many parts, one after another, where a batch is larger than the
             memory. Losses and gradients are those of the whole batch, at the price of a second forward pass; batch
             normalisation sees a part at a time.
