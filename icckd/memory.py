@@ -10,7 +10,7 @@ from icckd import backends
 from icckd.functional import checks
 from icckd.ops.class_memory import class_memory_push
 from icckd.ops.transforms import mapped
-from icckd.ops.values import labels_below
+from icckd.ops.values import labels_below, labels_owned
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -99,12 +99,12 @@ class ClassMemory(nn.Module):
         Args:
             features: (N, D) float. A row with a number that is not finite, or would not be in the memory's dtype, is
                 skipped: one batch that overflowed must not spoil the losses of all that come after it.
-            labels: (N,) integers; rows with a negative label are skipped, and so are those of classes that another rank
-                of the group owns: with a group push what has come to this rank, not its own rows (see above).
+            labels: (N,) integers; rows with a negative label are skipped. With a group they are of classes that this
+                rank owns: push what has come to it, not its own rows (see above).
 
         Raises:
-            TypeError, ValueError: A wrong type, shape, device or label. A label of C or more is noticed on the CPU
-                only; a GPU skips the row.
+            TypeError, ValueError: A wrong type, shape, device or label. A label of C or more, or of a class that
+                another rank owns, is noticed on the CPU only; a GPU skips the row.
             RuntimeError: Within torch.vmap; or the memory was made under torch.inference_mode(), and this is outside.
         """
         self._check_changeable()
@@ -115,6 +115,7 @@ class ClassMemory(nn.Module):
         features, labels = features.detach(), labels.long()
         if self.ranks > 1:
             labels_below("labels", labels, self.num_classes)
+            labels_owned("labels", labels, self.rank, self.ranks)
             own = (labels % self.ranks == self.rank) & (labels >= 0) & (labels < self.num_classes)
             labels = torch.where(own, labels // self.ranks, -1)
         if self.dtype == _FLOAT8:

@@ -44,6 +44,19 @@ def labels_below(name: str, labels: Tensor | None, num_classes: int | None) -> N
         raise ValueError(f"{name} reach {highest}; they should be below num_classes = {num_classes}")
 
 
+def labels_owned(name: str, labels: Tensor, rank: int, ranks: int) -> None:
+    """Raise ValueError for a label of a class that is not this rank's, as those that are its number mod `ranks` are."""
+    if not readable(labels):
+        return
+    others = labels[(labels >= 0) & (labels % ranks != rank)]
+    if len(others):
+        label = int(others[0])
+        raise ValueError(
+            f"{name} holds {label}, a class that rank {label % ranks} owns, not {rank}: give what "
+            "icckd.exchange.Ranks has sent here, its `arrived` or what `to_owners` returns"
+        )
+
+
 def labels_name_classes(name: str, labels: Tensor, classes: int) -> None:
     """Raise ValueError for a label that is none of `classes` classes."""
     if not readable(labels) or labels.numel() == 0:

@@ -49,7 +49,8 @@ class Step:
         self.single = ClassMemory(CLASSES, 3, DIM)
         self.part = ClassMemory(CLASSES, 3, DIM, group=here.group)
         self.single.push(rows, labels)
-        self.part.push(rows, labels)
+        own = labels % here.size == here.rank
+        self.part.push(rows[own], labels[own])
 
     def groups(self):
         labels = self.labels.numpy()

@@ -61,9 +61,14 @@ def check_its_rows_are_negatives_of_all_ranks(here, part, single):
         check_one_batch(here, rows, expected, reduction, rows.known(here, "owner"), **own)
 
 
-def check_rows_of_others_are_skipped(here):
+def check_rows_of_others_are_refused(here):
     part = ClassMemory(CLASSES, CAPACITY, DIM, group=here.group)
-    part.push(torch.ones(CLASSES, DIM), torch.arange(CLASSES))
+    other = 0 if here.rank else 1
+    with pytest.raises(ValueError, match=f"labels holds {other}, a class that rank {other} owns, not {here.rank}"):
+        part.push(torch.ones(CLASSES, DIM), torch.arange(CLASSES))
+    assert len(part) == 0
+    own = torch.arange(here.rank, CLASSES, here.size)
+    part.push(torch.ones(len(own) + 1, DIM), torch.cat([own, torch.tensor([-1])]))
     assert sorted(part.tensors()[1].unique().tolist()) == [-1, *range(here.rank, CLASSES, here.size)]
     assert len(part) == len(range(here.rank, CLASSES, here.size))
     with pytest.raises(ValueError, match=f"labels reach {CLASSES}; they should be below num_classes = {CLASSES}"):
@@ -103,5 +108,5 @@ def every_check(here):
         part, single = check_a_memory_in_parts_is_one(here, dtype)
         check_it_is_loaded_by_any_number_of_ranks(here, part, single)
         check_its_rows_are_negatives_of_all_ranks(here, part, single)
-    check_rows_of_others_are_skipped(here)
+    check_rows_of_others_are_refused(here)
     check_embeddings_in_parts_are_one(here)
