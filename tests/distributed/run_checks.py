@@ -111,3 +111,15 @@ def check_divergence(folder, world):
     with pytest.raises(TrainingDiverged, match="the teacher's training diverged"):
         run(folder / f"broken-{world.size}", broken, world, ("teacher",))
     assert (folder / f"broken-{world.size}" / "teacher" / "checkpoint" / "state.pt").exists()
+
+
+def check_resumed_in_the_same_bits(folder, world):
+    """Three sum in an order, which has to be the same again."""
+    whole, stopped = folder / "whole", folder / "stopped"
+    run(whole, SETTINGS, world, ("teacher",))
+    with pytest.raises(Interrupted):
+        run(stopped, SETTINGS, world, ("teacher",), stop=StopAfter(4, world.rank))
+    run(stopped, SETTINGS, world, ("teacher",), resume=True)
+    if world.first:
+        found, wanted = (load_file(path / "teacher" / "model.safetensors") for path in (stopped, whole))
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())

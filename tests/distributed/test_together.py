@@ -22,6 +22,7 @@ def test_processes_do_together_what_one_does(tmp_path):
                 batch_norm_checks.check_statistics_stay_where_they_should,
                 step_checks.check_replicas_of_three,
                 partial(run_checks.check_continued_by_more, tmp_path),
+                partial(run_checks.check_resumed_in_the_same_bits, tmp_path),
             ],
             4: [step_checks.check_parts_of_four],
         },

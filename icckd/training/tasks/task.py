@@ -1,16 +1,18 @@
 """What a task is: networks to ask about a batch, and losses of what they say."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from icckd.data import Batch
 from icckd.distributed import World
-from icckd.distributed.parts import load_whole_state, whole_state
+from icckd.distributed.parts import load_whole_state, own_part, whole_state
 from icckd.methods import Network, Outputs, Samples
 from icckd.models import Model
+from icckd.training.randomness import random_state, set_random_state
+from icckd.training.statistics import unmoved_statistics
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -91,6 +93,21 @@ class Task(nn.Module):
         own = {id(parameter) for parameter in self.model.parameters()}
         others = [p for p in self.parameters() if p.requires_grad and id(p) not in own]
         self.replicas = Replicas(self.model, others, world.group, sharded=sharded)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Go through the network once, there and back, on black images; nothing of it changes.
+
+        From its first backward on DistributedDataParallel adds gradients up in the order in which they came: a training
+        that is resumed is to have the order, and the bits, of one that was not stopped.
+        """
+        images, state = _black_images(cast(Model, self.model), 2), random_state()
+        with torch.compiler.set_stance("force_eager"), unmoved_statistics(self.model):
+            outputs = ask(self.asked, images)
+            (outputs.features.sum() + outputs.logits.sum()).backward()
+        set_random_state(state)
+        for parameter in self.model.parameters():
+            parameter.grad = None
 
     def whole_state(self) -> dict[str, Tensor]:
         """The state dict, as of one process that has all of it; of several the first gets it. All call together."""
@@ -135,13 +152,17 @@ def ask(model: nn.Module, images: Tensor, stages: Sequence[str] = ()) -> Outputs
 def describe(model: Model) -> Network:
     """What a method may know of `model`, found by asking it about an empty image; nothing of the model changes."""
     modes = [(module, module.training) for module in model.modules()]
-    image = next(model.parameters()).new_zeros(1, model.channels, model.image_size, model.image_size)
     with torch.no_grad():
-        maps = ask(model.eval(), image, model.stage_names).maps
+        maps = ask(model.eval(), _black_images(model, 1), model.stage_names).maps
     for module, mode in modes:
         module.training = mode
     shapes = {name: (maps[name].shape[1], maps[name].shape[2], maps[name].shape[3]) for name in model.stage_names}
     return Network(model.feature_dim, model.classes, shapes)
+
+
+def _black_images(model: Model, count: int) -> Tensor:
+    parameter = own_part(next(model.parameters()))
+    return parameter.new_zeros(count, model.channels, model.image_size, model.image_size)
 
 
 def _below(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
