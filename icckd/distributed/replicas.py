@@ -12,6 +12,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from icckd.models import Model
+
 # That buffers stay each rank's own has a new name in newer versions of PyTorch.
 _KNOWN = inspect.signature(DistributedDataParallel).parameters
 _OWN_BUFFERS: dict[str, Any] = {
@@ -27,7 +29,7 @@ class Replicas:
     which are small and of which every rank has a replica.
     """
 
-    def __init__(self, network: nn.Module, others: list[nn.Parameter], group: dist.ProcessGroup, *, sharded: bool):
+    def __init__(self, network: Model, others: list[nn.Parameter], group: dist.ProcessGroup, *, sharded: bool):
         self._group = group
         self._others = others
         self.asked: nn.Module = network
@@ -66,21 +68,13 @@ def _unsynchronised(network: FSDPModule) -> Iterator[None]:
         network.set_requires_gradient_sync(True)
 
 
-def shard(network: nn.Module) -> None:
-    """Divide the parameters of `network` among all ranks: those of each sequence of layers together, then the rest."""
+def shard(network: Model) -> None:
+    """Divide the parameters of `network` among all ranks: those of each layer of its trunk together, then the rest."""
     for parameter in network.parameters():
         # It takes them in no other order.
         parameter.data = parameter.data.contiguous(memory_format=torch.contiguous_format)
     mesh = init_device_mesh(next(network.parameters()).device.type, (dist.get_world_size(),))
+    layers = [layer for layer in network.trunk.layers() if any(True for _ in layer.parameters())]
     # Those of the whole are parts again after a forward, too: it may be one that no backward follows.
-    for part in (*_outermost_sequences(network), network):
+    for part in (*layers, network):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
-
-
-def _outermost_sequences(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
-        if isinstance(child, nn.Sequential):
-            if any(True for _ in child.parameters()):
-                yield child
-        else:
-            yield from _outermost_sequences(child)

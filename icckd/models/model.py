@@ -23,6 +23,10 @@ class Trunk(nn.Module):
         """The features, and the maps of `stages`, each a name in `stage_names`, by name."""
         raise NotImplementedError
 
+    def layers(self) -> list[nn.Module]:
+        """The modules that its forward calls one after another, so far as they can be told; by default none."""
+        return []
+
     def initialise(self) -> None:
         """Draw the weights anew; by default those that the modules were made with stay."""
 
@@ -62,6 +66,9 @@ class Stages(Trunk):
             if stages and self._ends.get(number) in stages:
                 maps[self._ends[number]] = x
         return x.mean(dim=(2, 3)), maps
+
+    def layers(self) -> list[nn.Module]:
+        return list(self.children())
 
     def tensor_name(self, place: str) -> str:
         """`stage2.0.weight` is of the second stage's first layer, whose number it gets; others stay as they are."""

@@ -92,7 +92,7 @@ class Task(nn.Module):
 
         own = {id(parameter) for parameter in self.model.parameters()}
         others = [p for p in self.parameters() if p.requires_grad and id(p) not in own]
-        self.replicas = Replicas(self.model, others, world.group, sharded=sharded)
+        self.replicas = Replicas(cast(Model, self.model), others, world.group, sharded=sharded)
         self._settle()
 
     def _settle(self) -> None:

@@ -1,7 +1,7 @@
 """Training a teacher."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ class TeacherTask(Task):
         if self.average is not None and self.replicas is not None and sharded:
             from icckd.distributed.replicas import shard
 
-            shard(self.average.network)
+            shard(cast(Model, self.average.network))
 
     def divided(self) -> Mapping[str, ClassMemory | LatestEmbeddings]:
         return {name: kept for name, kept in (("memory", self.memory), ("latest", self.latest)) if kept is not None}
