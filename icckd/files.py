@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Make `path` by calling `write(temporary)`; a crash at any moment leaves the old file or the new one.
@@ -24,7 +22,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
-    except (RuntimeError, SafetensorError) as error:  # So do torch.save and safetensors say that a disk is full.
+    except Exception as error:
+        # So do torch.save and safetensors, which is not loaded for that, say that a disk is full.
+        if not isinstance(error, RuntimeError) and type(error).__name__ != "SafetensorError":
+            raise
         raise OSError(f"{path} cannot be written; is the disk full? ({' '.join(str(error).split())[:120]})") from error
     finally:
         temporary.unlink(missing_ok=True)
