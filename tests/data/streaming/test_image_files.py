@@ -42,7 +42,7 @@ def batches(data, **changes):
 
 
 def flat(batches):
-    return [(*batch.views, *batch[1:]) for batch in batches]
+    return [(*batch.views, batch.labels, batch.indices) for batch in batches]
 
 
 def assert_same(first, second, **tolerance):
