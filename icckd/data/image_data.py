@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from icckd.data.augmentation import Augmentation
+from icckd.data.label_noise import with_noise
 from icckd.data.streaming import ImageFiles
 from icckd.errors import UserError
-from icckd.settings import AugmentationSettings, DataSettings
+from icckd.settings import AugmentationSettings, DataSettings, label_noise_of
 
 # Of which mean and deviation are found where images are not in memory.
 _SAMPLE = 4096
@@ -24,13 +25,17 @@ class ImageData:
     Args:
         name: The data set's name.
         train_images: uint8 (N, C, H, H), in memory or in files.
-        train_labels: int64 (N,), in [0, len(classes)).
+        train_labels: int64 (N,), in [0, len(classes)): what training sees, with data.label_noise not the true ones.
         test_images: uint8 (M, C, H, H), likewise.
         test_labels: int64 (M,), in [0, len(classes)).
         classes: The classes' names, in label order.
         mean: What is subtracted from each channel of images scaled to [0, 1].
         std: What each channel is then divided by, above 0.
         augmentation: How training images are varied.
+        strong_augmentation: How strong views of them are, for what learns from such.
+        candidates: With data.label_noise partial, the candidate labels of training images, bool (N, len(classes)), of
+            which train_labels are one each.
+        wrong_labels: The fraction of train_labels that data.label_noise made wrong.
     """
 
     name: str
@@ -42,6 +47,9 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: Augmentation
+    strong_augmentation: Augmentation
+    candidates: Tensor | None = None
+    wrong_labels: float = 0.0
 
 
 class Split(NamedTuple):
@@ -63,10 +71,11 @@ def image_data(
     """The data set of two splits, as `settings` want it.
 
     With data.validation above 0 that fraction of `train` takes the place of `test`; data.train_fraction is a part of
-    what is left. Mean and standard deviation are those of the images that are then trained on, or of 4096 of them at
-    most where they are in files, and `augmentation` is the data set's own, where `settings` say nothing else. Raises
-    UserError where images and labels do not fit together, a fraction leaves a side empty, a setting does not fit the
-    images, or all training images, as far as they are looked at, are of one and the same colour.
+    what is left, whose labels data.label_noise then changes. Mean and standard deviation are those of the images that
+    are then trained on, or of 4096 of them at most where they are in files, and `augmentation` is the data set's own,
+    where `settings` say nothing else. Raises UserError where images and labels do not fit together, a fraction leaves a
+    side empty, a setting does not fit the images, or all training images, as far as they are looked at, are of one and
+    the same colour.
     """
     for split in (train, test):
         _check_split(split, len(classes))
@@ -82,14 +91,22 @@ def image_data(
     if settings.train_fraction < 1:
         train = part_of(train, settings.train_fraction)
     mean, std = _statistics(name, train, settings)
+    labels, candidates = train.labels, None
+    if settings.label_noise is not None:
+        labels, candidates = with_noise(labels, len(classes), label_noise_of(settings.label_noise))
+    size = train.images.shape[-1]
     return ImageData(
         name,
-        *train[:2],
+        train.images,
+        labels,
         *test[:2],
         tuple(classes),
         mean,
         std,
-        _augmentation(augmentation, settings.augmentation, train.images.shape[-1]),
+        _augmentation(augmentation, settings.augmentation, size, "data.augmentation"),
+        _augmentation(augmentation, settings.strong_augmentation, size, "data.strong_augmentation"),
+        candidates,
+        (labels != train.labels).double().mean().item(),
     )
 
 
@@ -112,14 +129,17 @@ def _statistics(name: str, train: Split, settings: DataSettings) -> tuple[tuple[
     return tuple(settings.mean or mean), tuple(settings.std or std)
 
 
-def _augmentation(own: Augmentation, settings: AugmentationSettings, size: int) -> Augmentation:
-    """The augmentation in force for images of `size` pixels a side; `own` is what the data set has by itself."""
+def _augmentation(own: Augmentation, settings: AugmentationSettings, size: int, name: str) -> Augmentation:
+    """The augmentation in force for images of `size` pixels a side; `own` is what the data set has by itself.
+
+    `name` is that of `settings`.
+    """
     resized_crop = None if settings.resized_crop is None else (settings.resized_crop[0], settings.resized_crop[1])
     padding = settings.crop_padding
     if padding is None:
         padding = own.crop_padding if resized_crop is None else 0
     if padding >= size:
-        raise UserError(f"data.augmentation.crop_padding is {padding}; the images' side is {size}: give less")
+        raise UserError(f"{name}.crop_padding is {padding}; the images' side is {size}: give less")
     flip = own.flip if settings.flip is None else settings.flip
     return Augmentation(padding, flip, settings.rotation, resized_crop)
 

@@ -215,7 +215,7 @@ class Experiment:
         Returns the training, and what the network then says about the test images. Raises TrainingDiverged where
         training or those answers are not finite.
         """
-        batches, world = self._training_batches(stage, task.views), self.world
+        batches, world = self._training_batches(stage, task), self.world
         settings_in_force = replace(settings, batch_size=batches.batch_size)
         training = Training(self._prepared(task, settings), batches, settings_in_force, world)
         checkpoint = folder.checkpoint(stage, world)
@@ -304,14 +304,21 @@ class Experiment:
 
     def _data_in_force(self) -> Results:
         """What the settings of the data came to: those that were null too."""
-        data = self.data
-        return {
+        data, teacher = self.data, self.settings.teacher.loss.method_class()
+        in_force: Results = {
             "train_images": len(data.train_images),
             "test_images": len(data.test_images),
             "mean": list(data.mean),
             "std": list(data.std),
             "augmentation": data.augmentation._asdict(),
         }
+        if "teacher" in self.stages and teacher.strong_views:
+            in_force["strong_augmentation"] = data.strong_augmentation._asdict()
+        if self.settings.data.label_noise is not None:
+            in_force["label_noise"] = {"wrong": data.wrong_labels}
+        if data.candidates is not None:
+            in_force["label_noise"]["mean_candidates"] = data.candidates.sum(1).double().mean().item()
+        return in_force
 
     def _untrained(self, stage: str) -> Trained:
         torch.manual_seed(self.settings.seed)
@@ -408,7 +415,7 @@ class Experiment:
         batch_size = getattr(self.settings, stage).batch_size
         return balance_of(self.settings.data, batch_size, self.data.train_labels.numpy(), stage)
 
-    def _training_batches(self, stage: str, views: int) -> Batches:
+    def _training_batches(self, stage: str, task: Task) -> Batches:
         settings, balance = getattr(self.settings, stage), self._balance(stage)
         return Batches(
             self.data.train_images,
@@ -417,13 +424,15 @@ class Experiment:
             mean=self.data.mean,
             std=self.data.std,
             augmentation=self.data.augmentation,
-            views=views,
+            views=task.views,
             shuffle=True,
             seed=self.settings.seed,
             device=self.device,
             drop_last=settings.drop_last,
             balance=balance,
             part=(self.world.rank, self.world.size),
+            strong_views=task.strong_views,
+            strong_augmentation=self.data.strong_augmentation,
         )
 
     def _test_batches(self, mean: Sequence[float], std: Sequence[float]) -> Batches:

@@ -179,6 +179,8 @@ class TeacherMethod(Method):
     Attributes:
         settings: Annotate it with a subclass of MethodSettings.
         views: How many augmented views of each image it needs.
+        strong_views: How many of them, the last ones, are varied by data.strong_augmentation; fewer than all. Set it in
+            the class: that setting is shown where the method in force has any.
         takes_positives: Whether of a second view it needs no more than features to compare with, which `samples` can
             then hold instead (`teacher.positive`).
         uses_memory: Whether it reads the memory of earlier embeddings, if there is one, which others fill.
@@ -187,6 +189,7 @@ class TeacherMethod(Method):
 
     takes_positives: ClassVar[bool] = False
     views: int = 1
+    strong_views: int = 0
     uses_memory: bool = False
     stages: tuple[str, ...] = ()
 

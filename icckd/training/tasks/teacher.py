@@ -45,7 +45,9 @@ class TeacherTask(Task):
         self.group = group
         self.method = loss.method_class()(loss.method_settings(), describe(model), loss.backend)
         self.positive = settings.positive if self.method.views > 1 else "second-view"
-        self.views = 1 if self.positive == "previous-epoch" else self.method.views
+        self.views, self.strong_views = self.method.views, self.method.strong_views
+        if self.positive == "previous-epoch":
+            self.views, self.strong_views = 1, 0
         self.memory: ClassMemory | None = None
         self.average: MovingAverage | None = None
         self.latest: LatestEmbeddings | None = None
