@@ -176,7 +176,7 @@ class Experiment:
 
     def _teaching(self, teacher: Trained) -> Task:
         model, images = teacher.model.to(self.device), len(self.data.train_images)
-        return TeacherTask(model, self.settings.teacher, images, self.world.group)
+        return TeacherTask(model, self.settings.teacher, images, self.world.group, self.data.candidates)
 
     def _distillation(self, student: Trained, teacher: Trained) -> Task:
         own = (teacher.description.mean, teacher.description.std)
