@@ -18,6 +18,30 @@ from icckd.settings import AugmentationSettings, DataSettings, label_noise_of
 _SAMPLE = 4096
 
 
+class CoarseClasses(NamedTuple):
+    """Classes that are made of finer ones.
+
+    names: The coarse classes' names, in label order.
+    of: The coarse class of each fine one, int64 (F,); −1 for one that no image is of.
+    """
+
+    names: tuple[str, ...]
+    of: Tensor
+
+
+class FineLabels(NamedTuple):
+    """The true fine labels of images whose labels are coarse.
+
+    train: int64 (N,), in [0, F).
+    test: int64 (M,), likewise.
+    coarse_of: The coarse class of each fine one, int64 (F,); −1 for one that no image is of.
+    """
+
+    train: Tensor
+    test: Tensor
+    coarse_of: Tensor
+
+
 @dataclass(frozen=True)
 class ImageData:
     """Square images of one size, and their classes.
@@ -36,6 +60,8 @@ class ImageData:
         candidates: With data.label_noise partial, the candidate labels of training images, bool (N, len(classes)), of
             which train_labels are one each.
         wrong_labels: The fraction of train_labels that data.label_noise made wrong.
+        fine_labels: With data.labels coarse, the true fine labels of all images; labels and classes are then the coarse
+            ones.
     """
 
     name: str
@@ -50,6 +76,7 @@ class ImageData:
     strong_augmentation: Augmentation
     candidates: Tensor | None = None
     wrong_labels: float = 0.0
+    fine_labels: FineLabels | None = None
 
 
 class Split(NamedTuple):
@@ -67,15 +94,16 @@ def image_data(
     classes: Sequence[str],
     augmentation: Augmentation,
     settings: DataSettings,
+    coarse: CoarseClasses | None = None,
 ) -> ImageData:
     """The data set of two splits, as `settings` want it.
 
     With data.validation above 0 that fraction of `train` takes the place of `test`; data.train_fraction is a part of
-    what is left, whose labels data.label_noise then changes. Mean and standard deviation are those of the images that
-    are then trained on, or of 4096 of them at most where they are in files, and `augmentation` is the data set's own,
-    where `settings` say nothing else. Raises UserError where images and labels do not fit together, a fraction leaves a
-    side empty, a setting does not fit the images, or all training images, as far as they are looked at, are of one and
-    the same colour.
+    what is left. Labels and `classes` then become those of `coarse`, if given, and data.label_noise changes labels of
+    training images. Mean and standard deviation are those of the images that are then trained on, or of 4096 of them at
+    most where they are in files, and `augmentation` is the data set's own, where `settings` say nothing else. Raises
+    UserError where images and labels do not fit together, a fraction leaves a side empty, a setting does not fit the
+    images, or all training images, as far as they are looked at, are of one and the same colour.
     """
     for split in (train, test):
         _check_split(split, len(classes))
@@ -84,13 +112,17 @@ def image_data(
             f"{test.source} holds {_size(test.images)} images; "
             f"they should be {_size(train.images)}, as in {train.source}"
         )
-    if len(train.labels.unique()) < 2:
+    if len((train.labels if coarse is None else coarse.of[train.labels]).unique()) < 2:
         raise UserError(f"{train.source} holds images of one class only; there should be at least 2 classes")
     if settings.validation > 0:
         train, test = hold_out(train, settings.validation)
     if settings.train_fraction < 1:
         train = part_of(train, settings.train_fraction)
     mean, std = _statistics(name, train, settings)
+    fine = None
+    if coarse is not None:
+        fine, classes = FineLabels(train.labels, test.labels, coarse.of), coarse.names
+        train, test = (split._replace(labels=coarse.of[split.labels]) for split in (train, test))
     labels, candidates = train.labels, None
     if settings.label_noise is not None:
         labels, candidates = with_noise(labels, len(classes), label_noise_of(settings.label_noise))
@@ -107,6 +139,7 @@ def image_data(
         _augmentation(augmentation, settings.strong_augmentation, size, "data.strong_augmentation"),
         candidates,
         (labels != train.labels).double().mean().item(),
+        fine,
     )
 
 

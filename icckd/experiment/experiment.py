@@ -16,12 +16,14 @@ from icckd import backends
 from icckd.data import Batch, Batches, ImageData, WholeBatch, load_data
 from icckd.data.digest import digests
 from icckd.data.order import Balance, balance_of
+from icckd.data.streaming import ImageFiles
 from icckd.distributed import ALONE, World
 from icckd.distributed.parts import whole_tensors
 from icckd.environment import describe
 from icckd.errors import BackendUnavailable, TrainingDiverged, UserError
 from icckd.experiment.evaluation import Predictions, finite, measure, predict, recall_at_1
 from icckd.experiment.examples import choose_examples
+from icckd.experiment.probe import FineProbe
 from icckd.experiment.progress import Progress, TrainingProgress, no_progress
 from icckd.experiment.run_folder import RunFolder
 from icckd.files import write_whole
@@ -284,14 +286,32 @@ class Experiment:
     ) -> None:
         """Save a stage's network, some of its predictions on the test images, and the summary so far.
 
-        All of that is the first process's to do; the others wait until it is done.
+        All of that is the first process's to do, but to ask the network about training images; the others wait.
         """
-        self.world.from_first(lambda: self._write_conclusion(folder, stage, trained, predictions, results))
+        probe = self._fine_probe(trained)
+        self.world.from_first(lambda: self._write_conclusion(folder, stage, trained, predictions, results, probe))
+
+    def _fine_probe(self, trained: Trained) -> FineProbe | None:
+        """Where networks are trained on coarse classes, a probe of what `trained` says about the training images."""
+        fine = self.data.fine_labels
+        if fine is None:
+            return None
+        description = trained.description
+        batches = self._plain_batches(self.data.train_images, fine.train, description.mean, description.std)
+        return FineProbe(fine).fit(trained.model.to(self.device), batches, self.world)
 
     def _write_conclusion(
-        self, folder: RunFolder | None, stage: str, trained: Trained, predictions: Predictions, results: Results
+        self,
+        folder: RunFolder | None,
+        stage: str,
+        trained: Trained,
+        predictions: Predictions,
+        results: Results,
+        probe: FineProbe | None,
     ) -> None:
         measures = {**measure(predictions), "recall_at_1": recall_at_1(predictions)}
+        if probe is not None:
+            measures |= probe.measure(predictions)
         self.summary[stage] = {**measures, "seconds": None, **results}
         if self.stages:
             self.summary["data"] = self._data_in_force()
@@ -314,6 +334,8 @@ class Experiment:
         }
         if "teacher" in self.stages and teacher.strong_views:
             in_force["strong_augmentation"] = data.strong_augmentation._asdict()
+        if data.fine_labels is not None:
+            in_force["fine_classes"] = len(data.fine_labels.coarse_of)
         if self.settings.data.label_noise is not None:
             in_force["label_noise"] = {"wrong": data.wrong_labels}
         if data.candidates is not None:
@@ -436,9 +458,15 @@ class Experiment:
         )
 
     def _test_batches(self, mean: Sequence[float], std: Sequence[float]) -> Batches:
+        return self._plain_batches(self.data.test_images, self.data.test_labels, mean, std)
+
+    def _plain_batches(
+        self, images: Tensor | ImageFiles, labels: Tensor, mean: Sequence[float], std: Sequence[float]
+    ) -> Batches:
+        """All of the images in their order, as they are."""
         return Batches(
-            self.data.test_images,
-            self.data.test_labels,
+            images,
+            labels,
             batch_size=_EVALUATION_BATCH,
             mean=mean,
             std=std,

@@ -21,6 +21,7 @@ def recipe(results: Results) -> list[tuple[str, str]]:
     """What is in force, by name, of the images and of each network that was trained here; what is known of it."""
     rows = [
         ("Training images", _images(results)),
+        ("Labels", _labels(results)),
         ("Label noise", _label_noise(results)),
         ("Augmentation", _augmentation(results, "augmentation")),
         ("Augmentation of strong views", _augmentation(results, "strong_augmentation")),
@@ -50,6 +51,11 @@ def _images(results: Results) -> str:
         return ""
     streamed = ", streamed from their files" if _setting(results, "data.streaming") else ""
     return f"{count:,}{streamed}; of each channel, less the mean {_plain(mean)}, divided by {_plain(std)}"
+
+
+def _labels(results: Results) -> str:
+    fine = number(results.data.get("fine_classes"))
+    return "" if fine is None else f"{len(results.classes)} coarse classes, which are made of {fine:g} fine ones"
 
 
 def _label_noise(results: Results) -> str:

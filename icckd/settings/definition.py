@@ -48,6 +48,11 @@ class DataSettings:
             the test images: choose settings with it, then set it back to 0.
         train_fraction: Train on this fraction of the training images (of those left by validation), class by class, at
             least one of each; the same images whatever the seed.
+        labels: Train on the data set's fine classes, which are its usual ones, or on coarse ones (cifar100: its 20;
+            cifar10: animals and vehicles; digits: even and odd). With coarse, fine_probe in the summary tells what
+            features know of the fine classes, and fine_probe_soft_labels what soft labels do: the accuracy of a ridge
+            regression within the true coarse class. validation and train_fraction go by the fine classes, label_noise
+            by the coarse ones.
         label_noise: Wrong labels for training images, the same whatever the seed (null: none). symmetric:P, as in
             symmetric:0.4: this fraction of each class's images has one of the other classes, uniformly. partial:Q: a
             set of candidate labels for each image, which holds its class and each other one with this probability;
@@ -77,6 +82,7 @@ class DataSettings:
     image_size: int | None = None
     validation: float = 0.0
     train_fraction: float = 1.0
+    labels: Literal["fine", "coarse"] = "fine"
     label_noise: str | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
