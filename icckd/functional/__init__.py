@@ -5,6 +5,7 @@
 
 import icckd.ops.flops  # noqa: F401  (FlopCounterMode then knows the operators)
 from icckd.functional.bank import bank_products
+from icckd.functional.center_contrastive import center_contrastive
 from icckd.functional.cross_entropy import classification_margin, cross_entropy_with_margin
 from icckd.functional.intra_class import intra_class_contrastive
 from icckd.functional.maps import attention_transfer
@@ -14,6 +15,7 @@ from icckd.functional.relations import pkt, rkd_angle, rkd_distance, similarity_
 __all__ = [
     "attention_transfer",
     "bank_products",
+    "center_contrastive",
     "classification_margin",
     "cross_entropy_with_margin",
     "dist",

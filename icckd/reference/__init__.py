@@ -7,6 +7,7 @@ as wanted.
 """
 
 from icckd.reference.bank import bank_products
+from icckd.reference.center_contrastive import center_contrastive
 from icckd.reference.cross_entropy import classification_margin, cross_entropy_with_margin
 from icckd.reference.intra_class import intra_class_contrastive
 from icckd.reference.maps import attention_transfer
@@ -16,6 +17,7 @@ from icckd.reference.relations import pkt, rkd_angle, rkd_distance, similarity_p
 __all__ = [
     "attention_transfer",
     "bank_products",
+    "center_contrastive",
     "classification_margin",
     "cross_entropy_with_margin",
     "dist",
