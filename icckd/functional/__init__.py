@@ -11,6 +11,7 @@ from icckd.functional.intra_class import intra_class_contrastive
 from icckd.functional.maps import attention_transfer
 from icckd.functional.predictions import dist, dkd, kd_kl, nkd, ttm
 from icckd.functional.relations import pkt, rkd_angle, rkd_distance, similarity_preserving
+from icckd.functional.weak_spectral import weak_spectral
 
 __all__ = [
     "attention_transfer",
@@ -28,4 +29,5 @@ __all__ = [
     "rkd_distance",
     "similarity_preserving",
     "ttm",
+    "weak_spectral",
 ]

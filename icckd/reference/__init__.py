@@ -13,6 +13,7 @@ from icckd.reference.intra_class import intra_class_contrastive
 from icckd.reference.maps import attention_transfer
 from icckd.reference.predictions import dist, dkd, kd_kl, nkd, ttm
 from icckd.reference.relations import pkt, rkd_angle, rkd_distance, similarity_preserving
+from icckd.reference.weak_spectral import weak_spectral
 
 __all__ = [
     "attention_transfer",
@@ -30,4 +31,5 @@ __all__ = [
     "rkd_distance",
     "similarity_preserving",
     "ttm",
+    "weak_spectral",
 ]
