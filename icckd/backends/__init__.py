@@ -25,9 +25,9 @@ PARTLY_SERVED: dict[str, tuple[str, ...]] = {
     "dist": (),
     "similarity_preserving": (),
     "pkt": (),
+    "weak_spectral": (),
     "attention_transfer": (),
     "bank": ("cpu", "triton"),
-    "weak_spectral": (),
 }
 _MODULES = {
     "reference": "icckd.backends.eager",
