@@ -27,6 +27,7 @@ PARTLY_SERVED: dict[str, tuple[str, ...]] = {
     "pkt": (),
     "attention_transfer": (),
     "bank": ("cpu", "triton"),
+    "hierarchical": (),
 }
 _MODULES = {
     "reference": "icckd.backends.eager",

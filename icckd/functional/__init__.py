@@ -6,6 +6,7 @@
 import icckd.ops.flops  # noqa: F401  (FlopCounterMode then knows the operators)
 from icckd.functional.bank import bank_products
 from icckd.functional.cross_entropy import classification_margin, cross_entropy_with_margin
+from icckd.functional.hierarchical_similarity import hierarchical_similarity
 from icckd.functional.intra_class import intra_class_contrastive
 from icckd.functional.maps import attention_transfer
 from icckd.functional.predictions import dist, dkd, kd_kl, nkd, ttm
@@ -18,6 +19,7 @@ __all__ = [
     "cross_entropy_with_margin",
     "dist",
     "dkd",
+    "hierarchical_similarity",
     "intra_class_contrastive",
     "kd_kl",
     "nkd",
