@@ -28,6 +28,7 @@ PARTLY_SERVED: dict[str, tuple[str, ...]] = {
     "weak_spectral": (),
     "attention_transfer": (),
     "bank": ("cpu", "triton"),
+    "hierarchical": (),
 }
 _MODULES = {
     "reference": "icckd.backends.eager",

@@ -7,6 +7,7 @@ import icckd.ops.flops  # noqa: F401  (FlopCounterMode then knows the operators)
 from icckd.functional.bank import bank_products
 from icckd.functional.center_contrastive import center_contrastive
 from icckd.functional.cross_entropy import classification_margin, cross_entropy_with_margin
+from icckd.functional.hierarchical_similarity import hierarchical_similarity
 from icckd.functional.intra_class import intra_class_contrastive
 from icckd.functional.maps import attention_transfer
 from icckd.functional.predictions import dist, dkd, kd_kl, nkd, ttm
@@ -21,6 +22,7 @@ __all__ = [
     "cross_entropy_with_margin",
     "dist",
     "dkd",
+    "hierarchical_similarity",
     "intra_class_contrastive",
     "kd_kl",
     "nkd",

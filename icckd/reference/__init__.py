@@ -9,6 +9,7 @@ as wanted.
 from icckd.reference.bank import bank_products
 from icckd.reference.center_contrastive import center_contrastive
 from icckd.reference.cross_entropy import classification_margin, cross_entropy_with_margin
+from icckd.reference.hierarchical_similarity import hierarchical_similarity
 from icckd.reference.intra_class import intra_class_contrastive
 from icckd.reference.maps import attention_transfer
 from icckd.reference.predictions import dist, dkd, kd_kl, nkd, ttm
@@ -23,6 +24,7 @@ __all__ = [
     "cross_entropy_with_margin",
     "dist",
     "dkd",
+    "hierarchical_similarity",
     "intra_class_contrastive",
     "kd_kl",
     "nkd",
