@@ -68,6 +68,8 @@ class Batches:
         balance: Shuffle so that batches are balanced; their size is then the product of both numbers.
         part: (rank, ranks): which of so many contiguous parts of each batch this is. They are as even as can be, and
             empty where a batch has fewer images than ranks. `len()`, order and augmentation are the whole batch's.
+        crop_areas: float64 (C, 2), for the labels below C the bounds of the crop's area, as fractions of the image's,
+            in place of augmentation.resized_crop, which then is not None; None: that, for all.
 
     Raises:
         TypeError, ValueError: An argument is not as said above.
@@ -89,6 +91,7 @@ class Batches:
         drop_last: bool,
         balance: Balance | None = None,
         part: tuple[int, int] = (0, 1),
+        crop_areas: Tensor | None = None,
     ):
         _check_images(images, labels)
         _check_statistics(mean, std, channels=images.shape[1])
@@ -100,6 +103,8 @@ class Batches:
         _check_balance(balance, batch_size, shuffle)
         if not 0 <= part[0] < part[1]:
             raise ValueError(f"part is {part}; it should be (rank, ranks) with 0 <= rank < ranks")
+        if crop_areas is not None:
+            _check_crop_areas(crop_areas, labels, augmentation)
         self.images = images.to(device) if isinstance(images, Tensor) else images
         self.labels = labels.to(device)
         self.batch_size = batch_size
@@ -110,6 +115,7 @@ class Batches:
         self.drop_last = drop_last
         self.balance = balance
         self.part = part
+        self._crop_areas = None if crop_areas is None else crop_areas.cpu().numpy()
         self._on_host = labels.cpu().numpy()
         channel_mean, channel_std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
         self._scale = (1 / (255 * channel_std)).float().to(device)
@@ -169,7 +175,8 @@ class Batches:
         if self.augmentation is None:
             return batch[part], NOTHING
         random = np.random.default_rng([_AUGMENTATION, self.seed, epoch, step])
-        return batch[part], draw(random, self.augmentation, self.views, len(batch)).part(part)
+        areas = None if self._crop_areas is None else self._crop_areas[self._on_host[batch]]
+        return batch[part], draw(random, self.augmentation, self.views, len(batch), areas).part(part)
 
     def _views(self, images: Tensor, count: int, how: Parameters) -> tuple[Tensor, ...]:
         """The views of `count` images, or of what are their views already, but for what follows the boxes."""
@@ -218,6 +225,21 @@ def _check_images(images: Tensor | ImageFiles, labels: Tensor) -> None:
         raise ValueError(f"images has shape {tuple(images.shape)}; it should be (N, C, H, W)")
     if labels.shape != images.shape[:1]:
         raise ValueError(f"labels has shape {tuple(labels.shape)}; it should be ({len(images)},), one per image")
+
+
+def _check_crop_areas(areas: Tensor, labels: Tensor, augmentation: Augmentation | None) -> None:
+    if augmentation is None or augmentation.resized_crop is None:
+        raise ValueError(f"crop_areas is given, but augmentation is {augmentation}; it should have a resized_crop")
+    if areas.dtype != torch.float64:
+        raise TypeError(f"crop_areas has dtype {areas.dtype}; it should be torch.float64")
+    if areas.ndim != 2 or areas.shape[1] != 2 or len(areas) <= labels.max():
+        raise ValueError(
+            f"crop_areas has shape {tuple(areas.shape)}; it should be (C, 2) with C above {int(labels.max())}, the "
+            "largest label"
+        )
+    low, high = areas.unbind(1)
+    if not ((low > 0) & (low <= high) & (high <= 1)).all():
+        raise ValueError(f"crop_areas is {areas.tolist()}; each class should have 0 < low <= high <= 1")
 
 
 def _check_balance(balance: Balance | None, batch_size: int, shuffle: bool) -> None:
