@@ -10,6 +10,7 @@ from icckd.functional.intra_class import intra_class_contrastive
 from icckd.functional.maps import attention_transfer
 from icckd.functional.predictions import dist, dkd, kd_kl, nkd, ttm
 from icckd.functional.relations import pkt, rkd_angle, rkd_distance, similarity_preserving
+from icckd.functional.supervised_contrastive import supervised_contrastive
 
 __all__ = [
     "attention_transfer",
@@ -25,5 +26,6 @@ __all__ = [
     "rkd_angle",
     "rkd_distance",
     "similarity_preserving",
+    "supervised_contrastive",
     "ttm",
 ]
