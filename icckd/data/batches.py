@@ -71,6 +71,8 @@ class Batches:
         strong_views: How many of the views, the last ones, vary by `strong_augmentation`; fewer than all, and none of
             images in files.
         strong_augmentation: How those vary; given where there are any.
+        crop_areas: float64 (C, 2), for the labels below C the bounds of the crop's area, as fractions of the image's,
+            in place of augmentation.resized_crop, which then is not None; None: that, for all.
 
     Raises:
         TypeError, ValueError: An argument is not as said above.
@@ -94,6 +96,7 @@ class Batches:
         part: tuple[int, int] = (0, 1),
         strong_views: int = 0,
         strong_augmentation: Augmentation | None = None,
+        crop_areas: Tensor | None = None,
     ):
         _check_images(images, labels)
         _check_statistics(mean, std, channels=images.shape[1])
@@ -106,6 +109,8 @@ class Batches:
         _check_strong(strong_views, strong_augmentation, views, images)
         if not 0 <= part[0] < part[1]:
             raise ValueError(f"part is {part}; it should be (rank, ranks) with 0 <= rank < ranks")
+        if crop_areas is not None:
+            _check_crop_areas(crop_areas, labels, augmentation)
         self.images = images.to(device) if isinstance(images, Tensor) else images
         self.labels = labels.to(device)
         self.batch_size = batch_size
@@ -118,6 +123,7 @@ class Batches:
         self.drop_last = drop_last
         self.balance = balance
         self.part = part
+        self._crop_areas = None if crop_areas is None else crop_areas.cpu().numpy()
         self._on_host = labels.cpu().numpy()
         channel_mean, channel_std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
         self._scale = (1 / (255 * channel_std)).float().to(device)
@@ -179,7 +185,8 @@ class Batches:
         drawn, strong = NOTHING, NOTHING
         random = np.random.default_rng([_AUGMENTATION, self.seed, epoch, step])
         if self.augmentation is not None:
-            drawn = draw(random, self.augmentation, self._weak_views, len(batch)).part(part)
+            areas = None if self._crop_areas is None else self._crop_areas[self._on_host[batch]]
+            drawn = draw(random, self.augmentation, self._weak_views, len(batch), areas).part(part)
         if self.strong_augmentation is not None and self.strong_views:
             strong = draw(random, self.strong_augmentation, self.strong_views, len(batch)).part(part)
         return batch[part], drawn, strong
@@ -249,6 +256,21 @@ def _check_images(images: Tensor | ImageFiles, labels: Tensor) -> None:
         raise ValueError(f"images has shape {tuple(images.shape)}; it should be (N, C, H, W)")
     if labels.shape != images.shape[:1]:
         raise ValueError(f"labels has shape {tuple(labels.shape)}; it should be ({len(images)},), one per image")
+
+
+def _check_crop_areas(areas: Tensor, labels: Tensor, augmentation: Augmentation | None) -> None:
+    if augmentation is None or augmentation.resized_crop is None:
+        raise ValueError(f"crop_areas is given, but augmentation is {augmentation}; it should have a resized_crop")
+    if areas.dtype != torch.float64:
+        raise TypeError(f"crop_areas has dtype {areas.dtype}; it should be torch.float64")
+    if areas.ndim != 2 or areas.shape[1] != 2 or len(areas) <= labels.max():
+        raise ValueError(
+            f"crop_areas has shape {tuple(areas.shape)}; it should be (C, 2) with C above {int(labels.max())}, the "
+            "largest label"
+        )
+    low, high = areas.unbind(1)
+    if not ((low > 0) & (low <= high) & (high <= 1)).all():
+        raise ValueError(f"crop_areas is {areas.tolist()}; each class should have 0 < low <= high <= 1")
 
 
 def _check_balance(balance: Balance | None, batch_size: int, shuffle: bool) -> None:

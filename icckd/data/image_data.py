@@ -1,7 +1,7 @@
 """A data set, checked, and the class-stratified splits made of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -177,10 +177,22 @@ def _augmentation(own: Augmentation, settings: AugmentationSettings, size: int, 
     return Augmentation(padding, flip, settings.rotation, resized_crop)
 
 
-def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
+def train_part(data: ImageData, held_out: float, setting: str) -> ImageData:
+    """`data` without its test images: `held_out` of the training images, class by class, take their place.
+
+    They are drawn the same way every time. Raises UserError, naming the setting, where a class has one image only.
+    """
+    rest, held = hold_out(Split(data.train_images, data.train_labels, data.name), held_out, setting)
+    return replace(
+        data, train_images=rest.images, train_labels=rest.labels, test_images=held.images, test_labels=held.labels
+    )
+
+
+def hold_out(split: Split, fraction: float, setting: str = "data.validation") -> tuple[Split, Split]:
     """`split` in two: the rest, and `fraction` of each class, drawn the same way every time.
 
-    Both keep the images' order, and at least one image of every class. Raises UserError where a class has only one.
+    Both keep the images' order, and at least one image of every class. Raises UserError, naming the setting that wants
+    it, where a class has only one.
     """
     random = np.random.default_rng(0)
     labels = split.labels.numpy()
@@ -189,7 +201,7 @@ def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
             raise UserError(
-                f"{split.source} has one image of class {label}; data.validation needs at least 2 images of each class"
+                f"{split.source} has one image of class {label}; {setting} needs at least 2 images of each class"
             )
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         held_out[random.choice(members, count, replace=False)] = True

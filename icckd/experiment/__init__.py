@@ -1,8 +1,9 @@
 """A run: its stages, its folder, what is measured and shown on the way.
 
-`experiment` goes from data to teacher to student to report; `run_folder` knows which file means what; `evaluation`
-measures a network, `probe` what it knows of finer classes than it was trained on; `examples` chooses test images to
-show; `progress` tells how far training is.
+`experiment` goes from data to teacher to student to report; `class_augmentation` chooses crops by class before that;
+`requirements` says early what is missing; `run_folder` knows which file means what; `evaluation` measures a network,
+`probe` what it knows of finer classes than it was trained on; `examples` chooses test images to show; `progress` tells
+how far training is.
 """
 
 from icckd.experiment.evaluation import FINE_NUMBERS, NUMBERS

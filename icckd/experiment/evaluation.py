@@ -83,6 +83,7 @@ def measure(predictions: Predictions) -> dict[str, float | list[float]]:
       predicted class's probability (Guo et al., "On Calibration of Modern Neural Networks", 2017).
     - per_class_accuracy: the accuracy of each class, in class order; nan for a class without images.
     - worst_class_accuracy, class_accuracy_gap: the lowest accuracy of a class that has images; the highest less it.
+    - per_class_false_positives: of each class, in class order, how many images of other classes are called it.
 
     Raises ValueError where shapes disagree, there is no image, or a label is not in [0, C).
     """
@@ -106,6 +107,7 @@ def measure(predictions: Predictions) -> dict[str, float | list[float]]:
         "worst_class_accuracy": lowest.item(),
         "class_accuracy_gap": (highest - lowest).item(),
         "per_class_accuracy": by_class.tolist(),
+        "per_class_false_positives": torch.bincount(predicted[predicted != labels], minlength=classes).tolist(),
     }
 
 

@@ -9,6 +9,7 @@ from icckd.settings.comparison import Comparison, comparison_from, read_comparis
 from icckd.settings.definition import (
     STAGES,
     AugmentationSettings,
+    ClassAugmentationSettings,
     DataSettings,
     MemorySettings,
     Settings,
@@ -26,6 +27,7 @@ __all__ = [
     "NO_METHOD",
     "STAGES",
     "AugmentationSettings",
+    "ClassAugmentationSettings",
     "Comparison",
     "DataSettings",
     "LabelNoise",

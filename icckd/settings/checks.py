@@ -47,6 +47,8 @@ def check(settings: Settings, stages: Sequence[str] = STAGES) -> None:
         ("checkpoint_every", settings.checkpoint_every, settings.checkpoint_every >= 0, "0 or more"),
         ("seed", settings.seed, 0 <= settings.seed < 2**63, "in [0, 2^63)"),
     ]
+    if stages:
+        rules += _class_augmentation_rules(settings, stages)
     if "teacher" in stages:
         rules += _teacher_rules(settings.teacher)
         rules.append(_strong_views_rule(settings))
@@ -99,6 +101,29 @@ def _augmentation_rules(prefix: str, augmentation: AugmentationSettings) -> list
             (f"{prefix}.crop_padding", padding, not padding, f"null or 0 beside {prefix}.resized_crop"),
         ]
     return rules
+
+
+def _class_augmentation_rules(settings: Settings, stages: Sequence[str]) -> list[_Rule]:
+    prefix, tried = "data.class_augmentation", settings.data.class_augmentation
+    epochs, areas = tried.epochs, tried.areas
+    rules: list[_Rule] = [
+        (f"{prefix}.classes", tried.classes, tried.classes >= 0, "0 or more"),
+        (f"{prefix}.areas", areas, all(0 < area <= 1 for area in areas), "fractions in (0, 1]"),
+        (f"{prefix}.holdout", tried.holdout, 0 < tried.holdout < 1, "between 0 and 1"),
+        (f"{prefix}.epochs", epochs, epochs is None or epochs >= 1, "null, or 1 or more"),
+    ]
+    if tried.classes == 0:
+        return rules
+    crop, warmup = settings.data.augmentation.resized_crop, settings.teacher.warmup_epochs
+    milder = crop is not None and len(crop) == 2 and len(tried.tried(crop)) > 1
+    beside = f"where {prefix}.classes is above 0"
+    return [
+        *rules,
+        ("data.augmentation.resized_crop", crop, crop is not None, f"two fractions, the strongest crop, {beside}"),
+        (f"{prefix}.areas", areas, milder, f"fractions of which one lies above the lower bound of {crop}"),
+        (f"{prefix}.epochs", epochs, epochs is None or epochs >= warmup, f"teacher.warmup_epochs, {warmup}, or more"),
+        ("teacher.weights", settings.teacher.weights, "teacher" in stages, f"null {beside}: teachers are trained"),
+    ]
 
 
 def _sampler_rules(data: DataSettings) -> list[_Rule]:

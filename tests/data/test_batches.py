@@ -290,6 +290,60 @@ def test_balanced_batches_have_their_samples_of_every_class_and_resume(images):
     assert_same(flat(batches.epoch(2, first_step=4)), flat(whole)[4:])
 
 
+AREAS = torch.tensor([[0.2, 0.9], [0.8, 1.0], [0.5, 0.5]], dtype=torch.float64)
+CROPS = Augmentation(0, flip=True, resized_crop=(0.2, 0.9))
+
+
+def crops_of_ramps(**changes):
+    """Views of images that hold the place of each of their pixels, by class, and the areas of which boxes they are."""
+    ramp = torch.arange(64, dtype=torch.uint8).repeat(64, 1)
+    images, labels = torch.stack([ramp, ramp.T]).repeat(90, 1, 1, 1), torch.arange(90) % 3
+    batches = make(images, labels, mean=(0.0,) * 2, std=(1 / 255,) * 2, augmentation=CROPS, **changes)
+    found = [(batch.labels, view) for batch in batches.epoch(1) for view in batch.views]
+    labels, views = (torch.cat(parts) for parts in zip(*found, strict=True))
+    areas = (views.amax(dim=(2, 3)) - views.amin(dim=(2, 3)) + 1).prod(1) / 64**2
+    return tuple([tensor[labels == label] for label in range(3)] for tensor in (views, areas))
+
+
+def test_each_class_has_its_bounds_of_areas_and_nothing_else_changes():
+    views, areas = crops_of_ramps(crop_areas=AREAS)
+    for found, (low, high) in zip(areas, AREAS.tolist(), strict=True):
+        # A box's sides are whole pixels, of which the smallest has 25.
+        assert low - 0.03 < found.min() < low + (high - low) / 5 + 0.03
+        assert high - (high - low) / 3 - 0.03 < found.max() < high + 0.03
+    plain, _ = crops_of_ramps()
+    assert torch.equal(views[0], plain[0])
+    assert not torch.equal(views[1], plain[1])
+    same, _ = crops_of_ramps(crop_areas=AREAS[:1].expand(3, 2))
+    assert all(torch.equal(one, other) for one, other in zip(same, plain, strict=True))
+
+
+def test_bounds_of_classes_resume_and_are_the_same_in_parts(images):
+    changes = {"labels": torch.arange(50) % 3, "augmentation": CROPS, "crop_areas": AREAS, "drop_last": False}
+    whole = flat(make(images, **changes).epoch(2))
+    assert_same(flat(make(images, **changes).epoch(2, first_step=4)), whole[4:])
+    parts = [flat(make(images, **changes, part=(rank, 3)).epoch(2)) for rank in range(3)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert all(torch.equal(one, torch.cat(others)) for one, *others in zip(batch, *shares, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("areas", "augmentation", "error", "words"),
+    [
+        (AREAS, None, ValueError, "it should have a resized_crop"),
+        (AREAS, Augmentation(2, flip=True), ValueError, "it should have a resized_crop"),
+        (AREAS.float(), CROPS, TypeError, "crop_areas has dtype torch.float32"),
+        (AREAS[:2], CROPS, ValueError, "C above 2"),
+        (AREAS.flatten(), CROPS, ValueError, r"crop_areas has shape \(6,\)"),
+        (AREAS.flip(1), CROPS, ValueError, "0 < low <= high <= 1"),
+        (AREAS - 0.2, CROPS, ValueError, "0 < low <= high <= 1"),
+    ],
+)
+def test_wrong_bounds_of_classes(images, areas, augmentation, error, words):
+    with pytest.raises(error, match=words):
+        make(images, torch.arange(50) % 3, augmentation=augmentation, crop_areas=areas)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
