@@ -20,7 +20,7 @@ from icckd.training import Checkpoint
 
 _RESULTS = (
     *("config.yaml", "inputs.json", "metrics.jsonl", "summary.json", "report.html", "report.md"),
-    *STAGES,
+    *("class_augmentation", *STAGES),
 )
 # What may be another when a run is continued: no result depends on it but by rounding.
 _FREE = ("data.workers", *(f"{stage}.shard_parameters" for stage in STAGES))
@@ -56,6 +56,10 @@ class RunFolder:
     def stage(self, name: str) -> Path:
         """The folder of the stage "teacher" or "student"."""
         return self.path / name
+
+    def trial(self, name: str) -> "RunFolder":
+        """That of a trial of class augmentation: a run of its own within this one."""
+        return RunFolder(self.path / "class_augmentation" / name)
 
     def checkpoint(self, stage: str, world: World = ALONE) -> Checkpoint:
         """That of a stage; the processes of `world` use it together."""

@@ -101,6 +101,14 @@ def test_processes_ranks_and_resuming_change_no_bit(squares, photographs, augmen
         assert all(torch.equal(x, torch.cat(xs)) for x, *xs in zip(batch, *shares, strict=True))
 
 
+def test_bounds_of_classes_are_those_in_memory(both):
+    areas = torch.tensor([[0.1, 1.0], [0.9, 1.0]], dtype=torch.float64).repeat(len(both[0].classes), 1)
+    changes = {"augmentation": Augmentation(0, flip=True, resized_crop=(0.1, 1.0)), "crop_areas": areas}
+    changes |= {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
+    streamed, resident = (batches(data, **changes) for data in both)
+    assert_same(flat(streamed.epoch(1)), flat(resident.epoch(1)), atol=1.01)
+
+
 def test_a_part_without_images_is_empty(both):
     last = flat(batches(both[0], part=(0, 3)).epoch(0))[-1]
     assert [len(tensor) for tensor in last] == [0, 0, 0, 0]
