@@ -15,6 +15,7 @@ from torch import Tensor
 from icckd.data import Batch, Batches, ImageData, WholeBatch, load_data
 from icckd.data.digest import digests
 from icckd.data.order import Balance, balance_of
+from icckd.data.streaming import ImageFiles
 from icckd.distributed import ALONE, World
 from icckd.distributed.parts import whole_tensors
 from icckd.environment import describe
@@ -22,6 +23,7 @@ from icckd.errors import BackendUnavailable, TrainingDiverged, UserError
 from icckd.experiment.class_augmentation import Trial, crop_areas, search, trials
 from icckd.experiment.evaluation import Predictions, finite, measure, predict, recall_at_1
 from icckd.experiment.examples import choose_examples
+from icckd.experiment.probe import FineProbe
 from icckd.experiment.progress import Progress, TrainingProgress, no_progress
 from icckd.experiment.requirements import check_batch_size, check_stage, device_of
 from icckd.experiment.run_folder import RunFolder
@@ -212,7 +214,7 @@ class Experiment:
 
     def _teaching(self, teacher: Trained) -> Task:
         model, images = teacher.model.to(self.device), len(self.data.train_images)
-        return TeacherTask(model, self.settings.teacher, images, self.world.group)
+        return TeacherTask(model, self.settings.teacher, images, self.world.group, self.data.candidates)
 
     def _distillation(self, student: Trained, teacher: Trained) -> Task:
         own = (teacher.description.mean, teacher.description.std)
@@ -251,7 +253,7 @@ class Experiment:
         Returns the training, and what the network then says about the test images. Raises TrainingDiverged where
         training or those answers are not finite.
         """
-        batches, world = self._training_batches(stage, task.views), self.world
+        batches, world = self._training_batches(stage, task), self.world
         settings_in_force = replace(settings, batch_size=batches.batch_size)
         training = Training(self._prepared(task, settings), batches, settings_in_force, world)
         checkpoint = folder.checkpoint(stage, world)
@@ -320,14 +322,32 @@ class Experiment:
     ) -> None:
         """Save a stage's network, some of its predictions on the test images, and the summary so far.
 
-        All of that is the first process's to do; the others wait until it is done.
+        All of that is the first process's to do, but to ask the network about training images; the others wait.
         """
-        self.world.from_first(lambda: self._write_conclusion(folder, stage, trained, predictions, results))
+        probe = self._fine_probe(trained)
+        self.world.from_first(lambda: self._write_conclusion(folder, stage, trained, predictions, results, probe))
+
+    def _fine_probe(self, trained: Trained) -> FineProbe | None:
+        """Where networks are trained on coarse classes, a probe of what `trained` says about the training images."""
+        fine = self.data.fine_labels
+        if fine is None:
+            return None
+        description = trained.description
+        batches = self._plain_batches(self.data.train_images, fine.train, description.mean, description.std)
+        return FineProbe(fine).fit(trained.model.to(self.device), batches, self.world)
 
     def _write_conclusion(
-        self, folder: RunFolder | None, stage: str, trained: Trained, predictions: Predictions, results: Results
+        self,
+        folder: RunFolder | None,
+        stage: str,
+        trained: Trained,
+        predictions: Predictions,
+        results: Results,
+        probe: FineProbe | None,
     ) -> None:
         measures = {**measure(predictions), "recall_at_1": recall_at_1(predictions)}
+        if probe is not None:
+            measures |= probe.measure(predictions)
         self.summary[stage] = {**measures, "seconds": None, **results}
         if self.stages:
             self.summary["data"] = self._data_in_force()
@@ -340,14 +360,23 @@ class Experiment:
 
     def _data_in_force(self) -> Results:
         """What the settings of the data came to: those that were null too."""
-        data = self.data
-        return {
+        data, teacher = self.data, self.settings.teacher.loss.method_class()
+        in_force: Results = {
             "train_images": len(data.train_images),
             "test_images": len(data.test_images),
             "mean": list(data.mean),
             "std": list(data.std),
             "augmentation": data.augmentation._asdict(),
         }
+        if "teacher" in self.stages and teacher.strong_views:
+            in_force["strong_augmentation"] = data.strong_augmentation._asdict()
+        if data.fine_labels is not None:
+            in_force["fine_classes"] = len(data.fine_labels.coarse_of)
+        if self.settings.data.label_noise is not None:
+            in_force["label_noise"] = {"wrong": data.wrong_labels}
+        if data.candidates is not None:
+            in_force["label_noise"]["mean_candidates"] = data.candidates.sum(1).double().mean().item()
+        return in_force
 
     def _untrained(self, stage: str) -> Trained:
         torch.manual_seed(self.settings.seed)
@@ -413,7 +442,7 @@ class Experiment:
         batch_size = getattr(self.settings, stage).batch_size
         return balance_of(self.settings.data, batch_size, self.data.train_labels.numpy(), stage)
 
-    def _training_batches(self, stage: str, views: int) -> Batches:
+    def _training_batches(self, stage: str, task: Task) -> Batches:
         settings, balance = getattr(self.settings, stage), self._balance(stage)
         return Batches(
             self.data.train_images,
@@ -422,20 +451,28 @@ class Experiment:
             mean=self.data.mean,
             std=self.data.std,
             augmentation=self.data.augmentation,
-            views=views,
+            views=task.views,
             shuffle=True,
             seed=self.settings.seed,
             device=self.device,
             drop_last=settings.drop_last,
             balance=balance,
             part=(self.world.rank, self.world.size),
+            strong_views=task.strong_views,
+            strong_augmentation=self.data.strong_augmentation,
             crop_areas=crop_areas(self.summary["class_augmentation"], self.data) if self._wants_trials else None,
         )
 
     def _test_batches(self, mean: Sequence[float], std: Sequence[float]) -> Batches:
+        return self._plain_batches(self.data.test_images, self.data.test_labels, mean, std)
+
+    def _plain_batches(
+        self, images: Tensor | ImageFiles, labels: Tensor, mean: Sequence[float], std: Sequence[float]
+    ) -> Batches:
+        """All of the images in their order, as they are."""
         return Batches(
-            self.data.test_images,
-            self.data.test_labels,
+            images,
+            labels,
             batch_size=_EVALUATION_BATCH,
             mean=mean,
             std=std,

@@ -190,7 +190,8 @@ class TeacherMethod(Method):
     Attributes:
         settings: Annotate it with a subclass of MethodSettings.
         views: How many augmented views of each image it needs.
-        strong_views: How many of these, the last ones, are varied by data.strong_augmentation.
+        strong_views: How many of them, the last ones, are varied by data.strong_augmentation; fewer than all. Set it in
+            the class: that setting is shown where the method in force has any.
         takes_positives: Whether of a second view it needs no more than features to compare with, which `samples` can
             then hold instead (`teacher.positive`).
         detaches_features: Whether the gradient of the logits stops at the features: the network's classifier learns,

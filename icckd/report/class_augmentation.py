@@ -13,7 +13,7 @@ from icckd.report.wording import UNKNOWN, formatted, percent
 _SHOWN_CLASSES = 20
 _DRAWN_CLASSES = 5
 _LONGEST_LABEL = 16
-_OVER = "smallest crop, of the image's area"
+_AXIS = "smallest crop, as a fraction of the area"
 
 
 def sentences(found: ClassAugmentation) -> list[str]:
@@ -56,14 +56,14 @@ def charts(found: ClassAugmentation) -> list[Chart]:
             "On the held-out images; the others' mean, lowest and highest. Crops are strongest on the left.",
             _curves(found, "accuracy"),
             percent=True,
-            over=_OVER,
+            axis=_AXIS,
         ),
         Chart(
             "false-positives-by-crop",
             "False positives by crop",
             "Images of other classes that are called the class; the others' mean, lowest and highest.",
             _curves(found, "false_positives"),
-            over=_OVER,
+            axis=_AXIS,
         ),
     ]
 

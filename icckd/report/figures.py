@@ -37,14 +37,15 @@ _LOG_FROM_RATIO = 20
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: a value for each x, an epoch mostly (None leaves a gap), in the page's colour of that name: "teacher".
+    """One line: a value per epoch (None leaves a gap), in the page's colour of that name: "teacher", "series-1".
 
-    `band`: the lowest and the highest value for each x, shaded.
+    `epochs` are whatever else the chart's axis shows where that is not epochs. `band`: the lowest and the highest value
+    at each, shaded.
     """
 
     label: str
     colour: str
-    x: Sequence[float]
+    epochs: Sequence[float]
     values: Sequence[float | None]
     style: str = "-"
     band: tuple[Sequence[float | None], Sequence[float | None]] | None = None
@@ -55,7 +56,7 @@ class Chart:
     """Curves that share one pair of axes. `name` (letters, digits and hyphens) is unique among a page's charts.
 
     `logarithmic` is followed only where the values are positive and span enough to need it. `threshold` draws a line at
-    this δ, `zero` one at 0. `over` says what values are over: epochs, or else fractions, which are shown in per cent.
+    this δ, `zero` one at 0. `axis`: what the curves go over.
     """
 
     name: str
@@ -66,7 +67,7 @@ class Chart:
     logarithmic: bool = False
     threshold: float | None = None
     zero: bool = False
-    over: str = "epoch"
+    axis: str = "epoch"
 
 
 def line_chart(chart: Chart) -> str:
@@ -80,15 +81,15 @@ def line_chart(chart: Chart) -> str:
         for curve in chart.curves:
             if curve.band is not None:
                 low, high = map(_gaps, curve.band)
-                axes.fill_between(curve.x, low, high, color=_COLOURS[curve.colour], alpha=0.2, linewidth=0)
+                axes.fill_between(curve.epochs, low, high, color=_COLOURS[curve.colour], alpha=0.2, linewidth=0)
             axes.plot(
-                curve.x,
+                curve.epochs,
                 _gaps(curve.values),
                 curve.style,
                 color=_COLOURS[curve.colour],
                 label=curve.label,
                 linewidth=1.8,
-                marker="o" if len(curve.x) <= 40 else None,
+                marker="o" if len(curve.epochs) <= 40 else None,
                 markersize=3,
             )
         if chart.threshold is not None:
@@ -102,11 +103,8 @@ def line_chart(chart: Chart) -> str:
             axes.yaxis.set_minor_formatter(NullFormatter())
         if chart.percent:
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-        if chart.over == "epoch":
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        else:
-            axes.xaxis.set_major_formatter(PercentFormatter(xmax=1))
-        axes.set_xlabel(chart.over)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=chart.axis == "epoch"))
+        axes.set_xlabel(chart.axis)
         axes.legend(
             loc="lower left",
             bbox_to_anchor=(0, 1),

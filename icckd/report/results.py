@@ -214,7 +214,7 @@ def _settings(values: Any, kind: type, path: Path, prefix: str = "") -> Iterator
 
 
 def in_force(settings: dict[str, Any]) -> dict[str, Any]:
-    """`settings` without those of methods that the run does not use."""
+    """`settings` without those of methods that the run does not use, and of strong views unless its teacher has any."""
     chosen = [
         *str(settings.get("teacher.loss.method")).split("+"),
         *str(settings.get("student.loss.method")).split("+"),
@@ -222,6 +222,8 @@ def in_force(settings: dict[str, Any]) -> dict[str, Any]:
     unused = tuple(f"{stage}.loss.{setting_name(name)}." for stage in STAGES for name in METHODS if name not in chosen)
     if settings.get("teacher.loss.method", IntraClass.name) != IntraClass.name:
         unused += tuple(f"teacher.loss.{field.name}" for field in fields(IntraClassSettings))
+    if not any(getattr(METHODS.find(name, "method"), "strong_views", 0) for name in chosen if name in METHODS):
+        unused += ("data.strong_augmentation.",)
     return {name: value for name, value in settings.items() if not name.startswith(unused)}
 
 

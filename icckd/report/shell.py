@@ -90,7 +90,7 @@ def _description(chart: Chart) -> str:
     """The chart in words: where each curve starts and ends."""
     parts = []
     for curve in chart.curves:
-        known = [(x, value) for x, value in zip(curve.x, curve.values, strict=True) if value is not None]
+        known = [(epoch, value) for epoch, value in zip(curve.epochs, curve.values, strict=True) if value is not None]
         (first, start), (last, end) = known[0], known[-1]
-        parts.append(f"{curve.label} {start:.4g} at {chart.over} {first:g}, {end:.4g} at {chart.over} {last:g}")
+        parts.append(f"{curve.label} {start:.4g} at {chart.axis} {first:g}, {end:.4g} at {chart.axis} {last:g}")
     return f"{chart.title}: {'; '.join(parts)}"

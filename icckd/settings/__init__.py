@@ -13,10 +13,12 @@ from icckd.settings.definition import (
     DataSettings,
     MemorySettings,
     Settings,
+    StrongAugmentationSettings,
     StudentSettings,
     TeacherSettings,
     TrainingSettings,
 )
+from icckd.settings.label_noise import LabelNoise, label_noise_of
 from icckd.settings.losses import NO_METHOD, StudentLossSettings, TeacherLossSettings, methods_of, setting_name
 from icckd.settings.names import flat, refuse_renamed
 from icckd.settings.resolution import defaults_under, one_line, refuse_nulls, settings_from
@@ -28,8 +30,10 @@ __all__ = [
     "ClassAugmentationSettings",
     "Comparison",
     "DataSettings",
+    "LabelNoise",
     "MemorySettings",
     "Settings",
+    "StrongAugmentationSettings",
     "StudentLossSettings",
     "StudentSettings",
     "TeacherLossSettings",
@@ -40,6 +44,7 @@ __all__ = [
     "comparison_from",
     "defaults_under",
     "flat",
+    "label_noise_of",
     "methods_of",
     "one_line",
     "read_comparison",

@@ -236,16 +236,19 @@ def test_steps_on_a_device_neither_send_nor_read_anything(images, augmentation):
 
 
 @pytest.mark.parametrize("augmentation", [Augmentation(2, flip=True), Augmentation(0, True, 20.0, (0.3, 1.0))])
-def test_what_is_sent_for_an_epoch_is_what_steps_draw(images, augmentation):
-    batches = make(images, augmentation=augmentation, drop_last=False)
+@pytest.mark.parametrize("strong", [{}, {"strong_views": 1, "strong_augmentation": Augmentation(0, False, 20.0)}])
+def test_what_is_sent_for_an_epoch_is_what_steps_draw(images, augmentation, strong):
+    batches = make(images, augmentation=augmentation, drop_last=False, **strong)
     order = batches._order(1)
     steps = [batches._step(order, 1, step) for step in range(len(batches))]
     sent = list(_sent(steps, torch.device("cpu")))
     assert len(sent) == len(steps)
-    for (chosen, how), (others, expected) in zip(sent, steps, strict=True):
-        assert torch.equal(chosen, others)
-        assert [x is None for x in how] == [x is None for x in expected]
-        assert all(torch.equal(x, y) for x, y in zip(how, expected, strict=True) if x is not None)
+    for found, expected in zip(sent, steps, strict=True):
+        assert torch.equal(found.chosen, expected.chosen)
+        for how, wanted in ((found.how, expected.how), (found.strong, expected.strong)):
+            assert [x is None for x in how] == [x is None for x in wanted]
+            assert all(torch.equal(x, y) for x, y in zip(how, wanted, strict=True) if x is not None)
+        assert (found.strong.degrees is not None) == bool(strong)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
@@ -358,3 +361,61 @@ def test_wrong_bounds_of_classes(images, areas, augmentation, error, words):
 def test_wrong_arguments(images, changes, error, words):
     with pytest.raises(error, match=words):
         make(**{"images": images, **changes})
+
+
+STRONG = Augmentation(0, flip=True, rotation=15.0, resized_crop=(0.5, 1.0))
+
+
+def test_strong_views_are_the_last_ones_and_leave_the_others_as_they_are(images):
+    weak = flat(make(images, views=2))
+    for batch, (first, second, labels) in zip(
+        make(images, views=4, strong_views=2, strong_augmentation=STRONG).epoch(0), weak, strict=True
+    ):
+        assert len(batch.views) == 4
+        assert torch.equal(batch.labels, labels)
+        assert torch.equal(batch.views[0], first)
+        assert torch.equal(batch.views[1], second)
+
+
+def test_strong_views_vary_as_said():
+    """By one property of each augmentation: weak views mirror nothing here, strong ones do nothing else."""
+    ramp = torch.arange(8, dtype=torch.uint8).expand(64, 1, 8, 8)
+    batches = make(
+        ramp, batch_size=64, views=3, augmentation=None, strong_views=2, strong_augmentation=Augmentation(0, True)
+    )
+    (batch,) = batches.epoch(0)
+    rising = [(view.diff(dim=-1) > 0).all(dim=-1).all(dim=-1).flatten() for view in batch.views]
+    assert rising[0].all()
+    assert all(16 < mask.sum() < 48 for mask in rising[1:])
+    assert not torch.equal(*rising[1:])
+
+
+def test_parts_of_strong_views_are_those_of_the_whole_batch(images):
+    arguments = {"views": 3, "strong_views": 1, "strong_augmentation": STRONG, "drop_last": False}
+    whole = make(images, **arguments).epoch(1)
+    parts = [make(images, **arguments, part=(rank, 3)).epoch(1) for rank in range(3)]
+    for batch, *pieces in zip(whole, *parts, strict=True):
+        for number, view in enumerate(batch.views):
+            together = torch.cat([piece.views[number] for piece in pieces])
+            assert torch.allclose(together, view, rtol=0, atol=1e-5)
+
+
+def test_strong_views_resume_at_any_step(images):
+    arguments = {"views": 2, "strong_views": 1, "strong_augmentation": STRONG}
+    assert_same(flat(make(images, **arguments).epoch(3, first_step=4)), flat(make(images, **arguments).epoch(3))[4:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"strong_views": 2, "strong_augmentation": STRONG},
+            "strong_views is 2; it should be 0 or more, and less than",
+        ),
+        ({"strong_views": -1, "strong_augmentation": STRONG}, "strong_views is -1"),
+        ({"strong_views": 1}, "strong_augmentation is None"),
+    ],
+)
+def test_wrong_strong_views_are_refused(images, changes, words):
+    with pytest.raises(ValueError, match=words):
+        make(images, **changes)

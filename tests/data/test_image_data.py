@@ -5,7 +5,7 @@ import torch
 from icckd.data.augmentation import Augmentation
 from icckd.data.image_data import Split, channel_counts, channel_statistics, hold_out, image_data, part_of
 from icckd.errors import UserError
-from icckd.settings import AugmentationSettings, DataSettings
+from icckd.settings import AugmentationSettings, DataSettings, StrongAugmentationSettings
 
 
 def split(labels, channels=1, size=8, source="some file"):
@@ -93,6 +93,16 @@ def test_given_statistics_are_those_in_force():
 )
 def test_augmentation_is_the_data_sets_own_where_nothing_else_is_said(settings, expected):
     assert build(split([0, 1]), split([0, 1]), augmentation=AugmentationSettings(**settings)).augmentation == expected
+
+
+def test_strong_augmentation_has_defaults_of_its_own():
+    train, test = split([0, 1]), split([0, 1])
+    assert build(train, test).strong_augmentation == Augmentation(0, False, 15.0, (0.5, 1.0))
+    gentle = StrongAugmentationSettings(rotation=3.0, resized_crop=None)
+    data = build(train, test, strong_augmentation=gentle, augmentation=AugmentationSettings(flip=True))
+    assert (data.augmentation, data.strong_augmentation) == (Augmentation(1, True), Augmentation(1, False, 3.0))
+    with pytest.raises(UserError, match=r"data\.strong_augmentation\.crop_padding is 9; the images' side is 8"):
+        build(train, test, strong_augmentation=StrongAugmentationSettings(crop_padding=9, resized_crop=None))
 
 
 def test_padding_beyond_the_image_is_refused():

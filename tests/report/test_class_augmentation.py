@@ -71,10 +71,10 @@ def test_pictures_show_the_chosen_classes_and_the_others_together(run):
         ("others", [0.375, 0.5, 0.75]),
     ]
     assert counts.curves[-1].band == ([0, 0, 0], [3, 4, 9])
-    assert all(curve.x == [0.08, 0.5, 1.0] for chart in (accuracy, counts) for curve in chart.curves)
+    assert all(curve.epochs == [0.08, 0.5, 1.0] for chart in (accuracy, counts) for curve in chart.curves)
     figures = [label for label in Page(pages(run)[0]).all("svg") if "by crop" in label["aria-label"]]
     assert len(figures) == 2
-    assert "one 21 at smallest crop, of the image's area 0.08, 4 at" in figures[1]["aria-label"]
+    assert "one 21 at smallest crop, as a fraction of the area 0.08, 4 at" in figures[1]["aria-label"]
 
 
 def test_no_class_with_anything_to_gain():

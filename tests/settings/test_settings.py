@@ -9,6 +9,7 @@ from icckd.settings import (
     DataSettings,
     MemorySettings,
     Settings,
+    StrongAugmentationSettings,
     StudentSettings,
     TeacherLossSettings,
     TeacherSettings,
@@ -43,9 +44,29 @@ def test_a_method_that_learns_from_its_second_view_keeps_it(monkeypatch):
         check(Settings(teacher=TeacherSettings(positive="previous-epoch")))
 
 
+def test_strong_views_are_not_made_of_images_in_files(monkeypatch):
+    streamed = Settings(data=DataSettings(name="image-folder", streaming=True))
+    check(streamed)
+    monkeypatch.setattr("icckd.methods.intra_class.IntraClass.strong_views", 1)
+    check(Settings())
+    check(streamed, ["student"])
+    with pytest.raises(
+        UserError, match=r"data\.streaming is true; it should be false with teacher\.loss\.method intra-"
+    ):
+        check(streamed)
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
+        (
+            Settings(data=DataSettings(strong_augmentation=StrongAugmentationSettings(crop_padding=1))),
+            "data.strong_augmentation.crop_padding",
+        ),
+        (
+            Settings(data=DataSettings(strong_augmentation=StrongAugmentationSettings(rotation=-1.0))),
+            "data.strong_augmentation.rotation",
+        ),
         (Settings(seed=-1), "seed"),
         (Settings(checkpoint_every=-1), "checkpoint_every"),
         (Settings(checkpoint_every=10**23), "checkpoint_every"),

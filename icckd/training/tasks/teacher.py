@@ -56,7 +56,9 @@ class TeacherTask(Task):
         model.detaches_features = self.method.detaches_features
         self.epochs = settings.epochs
         self.positive = settings.positive if self.method.views > 1 else "second-view"
-        self.views = 1 if self.positive == "previous-epoch" else self.method.views
+        self.views, self.strong_views = self.method.views, self.method.strong_views
+        if self.positive == "previous-epoch":
+            self.views, self.strong_views = 1, 0
         self.memory: ClassMemory | None = None
         self.average: MovingAverage | None = None
         self.latest: LatestEmbeddings | None = None
