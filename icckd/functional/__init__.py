@@ -12,6 +12,7 @@ from icckd.functional.intra_class import intra_class_contrastive
 from icckd.functional.maps import attention_transfer
 from icckd.functional.predictions import dist, dkd, kd_kl, nkd, ttm
 from icckd.functional.relations import pkt, rkd_angle, rkd_distance, similarity_preserving
+from icckd.functional.supervised_contrastive import supervised_contrastive
 from icckd.functional.weak_spectral import weak_spectral
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "rkd_angle",
     "rkd_distance",
     "similarity_preserving",
+    "supervised_contrastive",
     "ttm",
     "weak_spectral",
 ]

@@ -14,6 +14,7 @@ from icckd.reference.intra_class import intra_class_contrastive
 from icckd.reference.maps import attention_transfer
 from icckd.reference.predictions import dist, dkd, kd_kl, nkd, ttm
 from icckd.reference.relations import pkt, rkd_angle, rkd_distance, similarity_preserving
+from icckd.reference.supervised_contrastive import supervised_contrastive
 from icckd.reference.weak_spectral import weak_spectral
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "rkd_angle",
     "rkd_distance",
     "similarity_preserving",
+    "supervised_contrastive",
     "ttm",
     "weak_spectral",
 ]
