@@ -74,9 +74,11 @@ def _augmentation(results: Results, of: str) -> str:
     padding, flip, rotation, boxes = (
         results.data.get(f"{of}.{name}") for name in ("crop_padding", "flip", "rotation", "resized_crop")
     )
+    milder = len(results.class_augmentation.chosen) if results.class_augmentation else 0
     parts = [
         f"padded by {_plain(padding)} {'pixel' if padding == 1 else 'pixels'} a side and cropped" if padding else "",
         f"boxes of {' to '.join(map(_plain, boxes))} of the area, resized" if isinstance(boxes, list) else "",
+        f"larger ones for {milder} {'class' if milder == 1 else 'classes'}" if milder else "",
         "mirrored with probability 1/2" if flip else "",
         f"turned by up to {_plain(rotation)}°" if rotation else "",
     ]
