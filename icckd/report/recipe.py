@@ -62,8 +62,10 @@ def _label_noise(results: Results) -> str:
     wrong, candidates = (number(results.data.get(f"label_noise.{name}")) for name in ("wrong", "mean_candidates"))
     if wrong is None:
         return ""
-    text = f"{_plain(_setting(results, 'data.label_noise'))}: {100 * wrong:.4g} % of the training labels are wrong"
-    return text if candidates is None else f"{text}, drawn from {candidates:.4g} candidates on average"
+    noise, share = _plain(_setting(results, "data.label_noise")), f"{100 * wrong:.4g} %"
+    if candidates is None:
+        return f"{noise}: {share} of the training labels are wrong"
+    return f"{noise}: {candidates:.4g} candidates an image on average; one drawn of them is wrong for {share} of images"
 
 
 def _augmentation(results: Results, of: str) -> str:
