@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-# Similarities in one chunk: what a CPU's cache holds; and anchors that it has at least.
-_TILE, _MIN_ANCHORS = 1 << 19, 32
+# Similarities in one chunk, enough for matrix products at their full speed; and anchors that it has at least.
+_TILE, _MIN_ANCHORS = 1 << 21, 32
 # How far apart Ŝ can be, and how many roundings apart similarities of classes still are equal.
 _SPREAD, _ROUNDINGS = 0.2, 64
 
@@ -116,7 +116,7 @@ class _Sorted(NamedTuple):
         return slice(self.begins[lowest], self.begins[highest + 1])
 
     def unsorted(self, gradient: Tensor, rows: Tensor) -> Tensor:
-        return torch.zeros_like(rows).index_copy_(0, self.source, gradient)
+        return rows.new_zeros(rows.shape).index_copy_(0, self.source, gradient)
 
 
 def _sort(rows: Tensor, classes: Tensor, centers: Tensor, first: int, count: int) -> _Sorted:
@@ -145,7 +145,7 @@ def _number(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     begins = labelled.clone()
     begins[1:] &= value[1:] != value[:-1]
     number = begins.cumsum(0) - 1
-    classes = torch.empty_like(labels).index_copy_(0, order, number)
+    classes = labels.new_empty(labels.shape).index_copy_(0, order, number)
     size = torch.zeros_like(labels).scatter_add_(0, number.clamp(min=0), labelled.long())
     return classes, order, size
 
