@@ -25,8 +25,10 @@ PARTLY_SERVED: dict[str, tuple[str, ...]] = {
     "dist": (),
     "similarity_preserving": (),
     "pkt": (),
+    "weak_spectral": (),
     "attention_transfer": (),
     "bank": ("cpu", "triton"),
+    "hierarchical": ("triton",),
 }
 _MODULES = {
     "reference": "icckd.backends.eager",

@@ -11,8 +11,18 @@ import torch
 from torch import Tensor
 
 from icckd.backends.eager.class_memory import class_memory_push
+from icckd.backends.eager.hierarchical import hierarchical_classes
 from icckd.backends.problem import IntraClassProblem
-from icckd.kernels import bank, cross_entropy, distillation, intra_class, relational, rest_divergence, scaling
+from icckd.kernels import (
+    bank,
+    cross_entropy,
+    distillation,
+    hierarchical,
+    intra_class,
+    relational,
+    rest_divergence,
+    scaling,
+)
 from icckd.kernels.tables import interpreted
 
 DEVICE = "cpu" if interpreted() else "cuda"
@@ -47,6 +57,7 @@ bank_sums = on_device_of_tensors(bank.bank_sums)
 cross_entropy_margin_rows = on_device_of_tensors(cross_entropy.cross_entropy_margin_rows)
 cross_entropy_margin_rows_backward = on_device_of_tensors(cross_entropy.cross_entropy_margin_rows_backward)
 cross_entropy_margin_sum = on_device_of_tensors(cross_entropy.cross_entropy_margin_sum)
+hierarchical_sum = on_device_of_tensors(hierarchical.hierarchical_sum)
 intra_class_rows = on_device_of_tensors(intra_class.intra_class_rows)
 intra_class_rows_backward = on_device_of_tensors(intra_class.intra_class_rows_backward)
 intra_class_sum = on_device_of_tensors(intra_class.intra_class_sum)
@@ -61,4 +72,4 @@ scale_gradients = on_device_of_tensors(scaling.scale_gradients)
 transformed_teacher_rows = on_device_of_tensors(distillation.transformed_teacher_rows)
 transformed_teacher_rows_backward = on_device_of_tensors(distillation.transformed_teacher_rows_backward)
 
-__all__ = ["class_memory_push"]  # PyTorch's own; the others are defined above
+__all__ = ["class_memory_push", "hierarchical_classes"]  # PyTorch's own; the others are defined above

@@ -132,6 +132,28 @@ def check_relations_name_what_is_wrong(here):
             torch.func.grad(lambda z, f=function: f(z, x, group=here.group))(x)
 
 
+# --- adaptive hierarchical similarity ---------------------------------------------------------------------------------
+
+
+def check_hierarchical_similarity_of_all_ranks_is_that_of_one_batch(here, counts, view, known):
+    generator = torch.Generator().manual_seed(sum(counts))
+    features, augmented = torch.randn(2, sum(counts), 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(-1, 3, (sum(counts),), generator=generator)
+    network, single = (torch.eye(4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    own, own_view, own_labels = (x.split(counts)[here.rank] for x in (features, augmented, labels))
+    of_network = own @ network if len(own) else own
+    options = {"augmented": own_view @ network if len(own) else own_view} if view else {}
+    group = Ranks.known(here.group, counts) if known else here.group
+    loss = functional.hierarchical_similarity(of_network, own_labels, group=group, **options)
+    loss.backward()
+    options = {"augmented": augmented @ single} if view else {}
+    expected = reference.hierarchical_similarity(features @ single, labels, **options)
+    expected.backward()
+    torch.testing.assert_close(mean_over_ranks(here, loss), expected.detach(), rtol=1e-12, atol=1e-12)
+    gradient = torch.zeros_like(network) if network.grad is None else network.grad
+    torch.testing.assert_close(mean_over_ranks(here, gradient), single.grad, rtol=1e-10, atol=1e-12)
+
+
 def every_check(here):
     """All of the above; `here` is of three ranks."""
     check_each_rank_uses_its_own_memory(here)
@@ -144,4 +166,6 @@ def every_check(here):
     for counts in ([4, 4, 4], [7, 1, 12], [5, 0, 9], [0, 0, 0]):
         check_relations_of_all_ranks_are_those_of_one_batch(here, counts)
     check_relations_of_all_ranks_are_those_of_one_batch(here, [7, 2, 12], torch.float32, 1e-5)
+    for counts, view, known in (([4, 4, 4], True, False), ([9, 1, 13], False, True), ([5, 0, 9], True, True)):
+        check_hierarchical_similarity_of_all_ranks_is_that_of_one_batch(here, counts, view, known)
     check_relations_name_what_is_wrong(here)

@@ -6,6 +6,7 @@ from tests.exchange import (
     network_checks,
     owner_checks,
     route_checks,
+    spectral_checks,
     state_checks,
     supervised_checks,
 )
@@ -15,4 +16,5 @@ from tests.exchange import (
 def test_ranks_of_a_group(tmp_path):
     modules = (route_checks, owner_checks, supervised_checks, state_checks, network_checks)
     everywhere = [checks.every_check for checks in modules]
-    run_together(tmp_path, {2: everywhere, 3: [*everywhere, group_checks.every_check], 4: everywhere})
+    of_three = [*everywhere, group_checks.every_check, spectral_checks.every_check]
+    run_together(tmp_path, {2: everywhere, 3: of_three, 4: everywhere})

@@ -16,6 +16,7 @@ from icckd.backends.eager.distillation import (
     transformed_teacher_rows,
     transformed_teacher_rows_backward,
 )
+from icckd.backends.eager.hierarchical import hierarchical_classes, hierarchical_sum
 from icckd.backends.eager.intra_class import (
     intra_class_rows,
     intra_class_rows_backward,
@@ -31,6 +32,8 @@ __all__ = [
     "cross_entropy_margin_rows",
     "cross_entropy_margin_rows_backward",
     "cross_entropy_margin_sum",
+    "hierarchical_classes",
+    "hierarchical_sum",
     "intra_class_rows",
     "intra_class_rows_backward",
     "intra_class_sum",
