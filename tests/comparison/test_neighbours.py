@@ -1,4 +1,4 @@
-"""The comparisons of configs/neighbours/: what they ask is answered, in miniature; whole ones behind the slow marker."""
+"""The comparisons of configs/neighbours/ answer what they ask: miniatures, and whole ones behind the slow marker."""
 
 import json
 from dataclasses import replace
