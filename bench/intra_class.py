@@ -1,16 +1,17 @@
-"""Speed, peak memory and error of the intra-class loss beside its peers, all in one run.
+"""Speed, peak memory and error of the intra-class loss, and of supervised contrast, beside their peers, all in one run.
 
-Each contender computes loss and both gradients through autograd from the same inputs (70 % of the rows are anchors);
-its result is compared with float64 first. The floor is what the arithmetic alone takes with a tuned library: two bare
-matrix products over classes of equal size (S = Z·Zᵀ and S·Z), and a copy of both inputs in and both gradients out,
-timed in the same rounds. Where the classes are of other sizes, their own floor is the same over these, one by one.
-Medians and ratios count; absolute times depend on what else the machine does.
+Each contender computes loss and gradients through autograd from the same inputs (of the intra-class loss 70 % of the
+rows are anchors); its result is compared with float64 first. The floor is what the arithmetic alone takes with a tuned
+library: two bare matrix products over classes of equal size (S = Z·Zᵀ and S·Z), of supervised contrast over all rows,
+and a copy of the inputs in and their gradients out, timed in the same rounds. Where the classes are of other sizes,
+their own floor is the same over these, one by one. Medians and ratios count; absolute times depend on what else the
+machine does.
 """
 
 import argparse
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,11 @@ from icckd.bench import measure
 from icckd.bench.accuracy import WRONG, errors, exact_results
 from icckd.bench.case import Contender, forward, step, with_leaves
 from icckd.bench.functions.intra_class import IntraClass
+from icckd.bench.functions.supervised_contrastive import SupervisedContrastive
 from icckd.bench.measure import Row
 from icckd.bench.speed import INPUT_SETS, everybody
+
+Measured = IntraClass | SupervisedContrastive
 
 _case = partial(IntraClass, "float32", active=0.7)
 TARGETS = [_case(8192, 512, 100), _case(16384, 256, 100), _case(16384, 256, 1000), _case(4096, 128, 100)]
@@ -33,13 +37,17 @@ SWEEPS = {
     "size": [_case(n, 128, n // 128) for n in (2048, 8192, 32768, 131072)],
     "skew": [_case(16384, 128, 100, shape) for shape in ("equal", "skewed", "half")],
 }
-MEMORY = _case(131072, 256, 1024)
-QUICK = [_case(128, 32, 4)]
+SUPERVISED = [SupervisedContrastive("float32", 2048, 128, c) for c in (10, 100)]
+MEMORY: dict[str, Measured] = {
+    "memory": _case(131072, 256, 1024),
+    "supervised memory": SupervisedContrastive("float32", 4096, 128, 100),
+}
+QUICK: list[Measured] = [_case(128, 32, 4), SupervisedContrastive("float32", 128, 32, 4)]
 # Need seconds a call on a CPU: compared at the targets only.
 _SLOW = ("dense", "dense, torch.compile", "KeOps", "pytorch-metric-learning")
 
 
-def contenders(case: IntraClass, device: torch.device, *, with_slow: bool = False) -> list[Contender]:
+def contenders(case: Measured, device: torch.device, *, with_slow: bool = False) -> list[Contender]:
     """Who can compute this case here; a peer that cannot is left out, and said so.
 
     with_slow: Peers that need seconds a call, too.
@@ -55,11 +63,12 @@ def contenders(case: IntraClass, device: torch.device, *, with_slow: bool = Fals
     return chosen
 
 
-def floor_parts(case: IntraClass, device: torch.device) -> dict[str, Callable[[int], Any]]:
+def floor_parts(case: Measured, device: torch.device) -> dict[str, Callable[[int], Any]]:
     """The floor's parts, as contenders: the bare matrix products, those over the classes as they are, the copies."""
-    size = max(1, round(case.n / case.c))
-    equal = [torch.randn(case.c, size, case.d, device=device)]
-    source = [torch.randn(case.n, case.d, device=device) for _ in range(2)]
+    classes = case.c if isinstance(case, IntraClass) else 1
+    size = max(1, round(case.n / classes))
+    equal = [torch.randn(classes, size, case.d, device=device)]
+    source = [torch.randn(case.n, case.d, device=device) for _ in case.differentiated]
     target = [torch.empty_like(x) for x in source]
 
     def copies(_: int) -> None:
@@ -67,7 +76,7 @@ def floor_parts(case: IntraClass, device: torch.device) -> dict[str, Callable[[i
             y.copy_(x)
 
     parts = {"floor: two bare matrix products": _two_products(equal)}
-    if case.shape != "equal":
+    if isinstance(case, IntraClass) and case.shape != "equal":
         own = [torch.randn(1, size, case.d, device=device) for size in case.class_sizes().tolist()]
         parts["own floor: two bare matrix products"] = _two_products(own)
     return parts | {"floor: copies in and out": copies}
@@ -89,11 +98,11 @@ def _two_products(batches: list[Tensor]) -> Callable[[int], None]:
     return multiply
 
 
-def run_case(sweep: str, case: IntraClass, device: torch.device, seconds: float) -> Iterator[Row]:
+def run_case(sweep: str, case: Measured, device: torch.device, seconds: float) -> Iterator[Row]:
     """Measure one case; a row for each contender, and for each part of the floor."""
     print(f"\n{case.name}")
     inputs = [with_leaves(case, case.inputs(seed, device)) for seed in range(INPUT_SETS)]
-    chosen = contenders(case, device, with_slow=case in TARGETS + QUICK)
+    chosen = contenders(case, device, with_slow=case in (*TARGETS, *SUPERVISED, *QUICK))
     exact = exact_results(case, device)
     error_of = {contender.name: _errors(case, contender, device, exact) for contender in chosen}
     calls: dict[str, Callable[[int], Any]] = {
@@ -115,7 +124,7 @@ def run_case(sweep: str, case: IntraClass, device: torch.device, seconds: float)
     for name, seconds_ in times.items():
         loss_error, gradient_error = error_of.get(name, (None, None))
         row = {
-            "benchmark": "intra_class",
+            "benchmark": case.family,
             "sweep": sweep,
             "contender": name,
             **_described(case),
@@ -128,20 +137,20 @@ def run_case(sweep: str, case: IntraClass, device: torch.device, seconds: float)
             **measure.conditions(device),
         }
         against_peer = f"{row['best_peer_over_this']:.2f}× the best peer's speed" if name.startswith("icckd") else ""
-        against_own = f"{row['times_own_floor']:.2f} × own floor" if case.shape != "equal" else ""
+        against_own = f"{row['times_own_floor']:.2f} × own floor" if own_floor != floor else ""
         measure.print_row(row, f"{row['times_floor']:.2f} × floor", against_own, against_peer)
         yield row
 
 
-def run_memory(case: IntraClass, device: torch.device) -> Iterator[Row]:
+def run_memory(sweep: str, case: Measured, device: torch.device) -> Iterator[Row]:
     """Peak memory of those that can do a large case, each in a process of its own."""
     print(f"\npeak memory beyond the inputs, {case.name}")
-    gradients = 2 * case.n * case.d * 4
-    for name in (contender.name for contender in contenders(case, device)):
-        peak = memory.peak(name, case.n, case.d, case.c, device.type, torch.get_num_threads())
+    gradients = len(case.differentiated) * case.n * case.d * 4
+    for name in (contender.name for contender in contenders(case, device, with_slow=case.family != "intra_class")):
+        peak = memory.peak(case.family, name, case.n, case.d, case.c, device.type, torch.get_num_threads())
         row = {
-            "benchmark": "intra_class",
-            "sweep": "memory",
+            "benchmark": case.family,
+            "sweep": sweep,
             "contender": name,
             **_described(case),
             "peak_bytes": peak,
@@ -154,12 +163,13 @@ def run_memory(case: IntraClass, device: torch.device) -> Iterator[Row]:
         yield row
 
 
-def _described(case: IntraClass) -> Row:
-    return {"n": case.n, "d": case.d, "c": case.c, "sizes": case.shape, "dtype": case.dtype, "active": case.active}
+def _described(case: Measured) -> Row:
+    sizes, active = (case.sizes.get(name, usual) for name, usual in (("shape", "equal"), ("active", 1.0)))
+    return {"n": case.n, "d": case.d, "c": case.c, "sizes": sizes, "dtype": case.dtype, "active": active}
 
 
 def _errors(
-    case: IntraClass, contender: Contender, device: torch.device, exact: dict[str, Tensor]
+    case: Measured, contender: Contender, device: torch.device, exact: dict[str, Tensor]
 ) -> tuple[float, float]:
     """The relative errors of the loss, and of the gradients, whichever is larger, against float64."""
     loss, *gradients = errors(case, contender, device, exact).values()
@@ -201,12 +211,15 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     rows: list[Row] = []
-    sweeps = {"quick": QUICK} if options.quick else {"targets": TARGETS, **SWEEPS}
+    sweeps: dict[str, Sequence[Measured]] = (
+        {"quick": QUICK} if options.quick else {"targets": TARGETS, **SWEEPS, "supervised": SUPERVISED}
+    )
     for sweep, cases in sweeps.items():
         for case in cases:
             rows += run_case(sweep, case, device, seconds=0.05 if options.quick else 1.5)
     if not options.quick:
-        rows += run_memory(MEMORY, device)
+        for sweep, case in MEMORY.items():
+            rows += run_memory(sweep, case, device)
     save(rows, options)
     if options.plot:
         from bench.plot import draw

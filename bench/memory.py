@@ -1,24 +1,32 @@
 """The most memory that one forward and backward takes beyond its inputs, in a process of its own.
 
-`python -m bench.memory CONTENDER N D C` prints bytes. On Linux the kernel keeps the highest resident size, and lets it
-be reset once inputs and libraries are there; on a GPU PyTorch's allocator counts.
+`python -m bench.memory FAMILY CONTENDER N D C` prints bytes. On Linux the kernel keeps the highest resident size, and
+lets it be reset once inputs and libraries are there; on a GPU PyTorch's allocator counts.
 """
 
 import argparse
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from icckd.bench.case import step, with_leaves
+from icckd.bench.case import Case, step, with_leaves
 from icckd.bench.functions.intra_class import IntraClass
+from icckd.bench.functions.supervised_contrastive import SupervisedContrastive
 from icckd.bench.speed import everybody
 
+_CASES: dict[str, Callable[..., Case]] = {
+    "intra_class": partial(IntraClass, "float32", active=0.7),
+    "supervised_contrastive": partial(SupervisedContrastive, "float32"),
+}
 
-def peak(contender: str, n: int, d: int, c: int, device: str, threads: int) -> int | None:
+
+def peak(family: str, contender: str, n: int, d: int, c: int, device: str, threads: int) -> int | None:
     """Bytes beyond the inputs that it takes, gradients included; None where its process was killed for them."""
-    command = [sys.executable, "-m", "bench.memory", contender, *map(str, (n, d, c))]
+    command = [sys.executable, "-m", "bench.memory", family, contender, *map(str, (n, d, c))]
     result = subprocess.run(
         [*command, "--device", device, "--threads", str(threads)], capture_output=True, text=True, check=False
     )
@@ -33,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    parser.add_argument("family", choices=_CASES)
     parser.add_argument("contender")
     for name in "ndc":
         parser.add_argument(name, type=int)
@@ -41,9 +50,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    case, small = (
-        IntraClass("float32", *sizes, active=0.7) for sizes in ((options.n, options.d, options.c), (256, 16, 4))
-    )
+    make = _CASES[options.family]
+    case, small = make(options.n, options.d, options.c), make(256, 16, 4)
     (contender,) = (c for c in everybody(case, device) if c.name == options.contender)
     # Libraries load their own memory at first use.
     step(small, contender.function, with_leaves(small, small.inputs(0, device)))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from icckd.functional import (
     kd_kl,
     rkd_angle,
     rkd_distance,
+    supervised_contrastive,
 )
 from tests.gpu.conftest import Target
 from tests.problems import bank_problem, logits_and_labels, problem, student_and_teacher
@@ -66,6 +68,19 @@ def intra_class_with_memory(target: Target, seed: int = 0) -> Step:
     return intra_class(target, seed, slots=target.choose(3000, 40))
 
 
+def supervised(target: Target, seed: int = 0) -> Step:
+    if target.interpreted:
+        pytest.skip("tests/functional interprets this")
+    features, _, labels, _ = problem(2000, 96, 25, 0, torch.bfloat16, seed, target.device)
+
+    def loss(features: Tensor, temperature: Tensor, labels: Tensor) -> Tensor:
+        options = {"temperature": temperature, "num_classes": 26, "backend": target.backend}
+        return supervised_contrastive(features, labels, **options)
+
+    temperature = torch.tensor(0.1 + 0.1 * seed, device=target.device)
+    return Step([features, temperature, labels], 2, loss)
+
+
 def cross_entropy(target: Target, seed: int = 0) -> Step:
     rows, classes = target.choose((500, 1000), (9, 40))
     logits, labels = logits_and_labels(rows, classes, torch.bfloat16, seed, device=target.device)
@@ -101,6 +116,7 @@ def bank(target: Target, seed: int = 0) -> Step:
 LOSSES = {
     "intra_class": (intra_class, "intra_class_sum"),
     "intra_class_with_memory": (intra_class_with_memory, "intra_class_sum"),
+    "supervised_contrastive": (supervised, "intra_class_rows"),
     "cross_entropy": (cross_entropy, "cross_entropy_margin_sum"),
     "kd_kl": (distillation, "kd_kl_sum"),
     "rkd_distance": (relational(rkd_distance), "rkd_distance"),

@@ -12,6 +12,7 @@ from icckd.functional import (
     kd_kl,
     rkd_angle,
     rkd_distance,
+    supervised_contrastive,
 )
 from icckd.ops.class_memory import class_memory_push
 from tests.problems import (
@@ -67,6 +68,23 @@ def test_intra_class_at_temperatures(target, normalize, temperature):
     scale = 1.0 if normalize else 0.2
     options |= {"normalize": normalize, "temperature": temperature}
     assert_as_exact_as_pytorch(target.backend, scale * anchor, scale * positive, labels, **options)
+
+
+@pytest.mark.parametrize("dtype", SMALL, ids=str)
+@pytest.mark.parametrize(("count", "dim", "classes"), [(257, 31, 1), (1009, 130, 61), (3000, 64, 7), (700, 512, 400)])
+@pytest.mark.parametrize("counted", [False, True])
+def test_supervised_contrastive(target, dtype, count, dim, classes, counted):
+    if target.interpreted:
+        pytest.skip("tests/functional interprets this")
+    features, _, labels, _ = problem(count, dim, classes, 0, dtype, device=target.device)
+    options = {"num_classes": classes} if counted else {}
+    loss, gradient = loss_and_gradient(supervised_contrastive, features, labels, backend=target.backend, **options)
+    exact = loss_and_gradient(reference.supervised_contrastive, features.double(), labels)
+    single = loss_and_gradient(reference.supervised_contrastive, features, labels)
+    assert_as_accurate(loss, single[0], exact[0], slack=1e-5)
+    # The gradient is the sum of two parts, each rounded.
+    rounding = 2e-5 + 4 * torch.finfo(dtype).eps
+    assert_as_accurate(gradient, single[1], exact[1], slack=rounding * float(exact[1].abs().max()))
 
 
 @pytest.mark.parametrize("dtype", SMALL, ids=str)
