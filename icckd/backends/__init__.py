@@ -27,7 +27,7 @@ PARTLY_SERVED: dict[str, tuple[str, ...]] = {
     "pkt": (),
     "attention_transfer": (),
     "bank": ("cpu", "triton"),
-    "hierarchical": ("triton",),
+    "hierarchical": ("cpu", "triton"),
 }
 _MODULES = {
     "reference": "icckd.backends.eager",

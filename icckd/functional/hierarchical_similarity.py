@@ -62,7 +62,7 @@ def hierarchical_similarity(
             rank's rows are pairs of every rank's anchors. The mean over the ranks of what they return is the loss of
             all ranks' rows together; after averaging over the ranks the gradients are that loss's, too. Not within a
             transform of torch.func or in forward mode: RuntimeError.
-        backend: Who computes: "auto", "reference" or "triton".
+        backend: Who computes: "auto", "reference", "cpu" or "triton".
 
     Returns:
         The mean of ℓ_i over the anchors, a scalar, float32 (float64 where an input is); 0 without anchors.

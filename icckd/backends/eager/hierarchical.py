@@ -64,7 +64,7 @@ def hierarchical_sum(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The anchors' losses summed, their least similarities in their own class, and the gradient of the rows."""
     with torch.autocast(rows.device.type, enabled=False):
-        sorted_ = _sort(rows, classes, centers, first, count)
+        sorted_ = sort(rows, classes, centers, first, count)
         loss, least = rows.new_zeros(()), rows.new_ones(count)
         gradient = torch.zeros_like(sorted_.rows) if need_grad else None
         factor, offset = scale
@@ -93,7 +93,12 @@ def hierarchical_sum(
         return loss, least, sorted_.unsorted(gradient, rows) if gradient is not None else rows.new_empty(0)
 
 
-class _Sorted(NamedTuple):
+def largest_exponent(gamma: float, positive_scale: float, negative_scale: float) -> float:
+    """No term is the exponential of a larger number: similarities are in [−1, 1], and Ŝ in [0, 0.2]."""
+    return max(positive_scale * (1 + gamma + _SPREAD), negative_scale * (1 - gamma + _SPREAD))
+
+
+class Sorted(NamedTuple):
     """The T labelled rows sorted by class.
 
     rows, classes: (T, D) and (T,).
@@ -119,14 +124,15 @@ class _Sorted(NamedTuple):
         return rows.new_zeros(rows.shape).index_copy_(0, self.source, gradient)
 
 
-def _sort(rows: Tensor, classes: Tensor, centers: Tensor, first: int, count: int) -> _Sorted:
+def sort(rows: Tensor, classes: Tensor, centers: Tensor, first: int, count: int) -> Sorted:
+    """The rows with a class in order; anchors are `count` of the given ones from `first` on."""
     labelled = (classes >= 0).nonzero().squeeze(1)
     source = labelled[classes[labelled].argsort(stable=True)]
     sorted_classes = classes[source]
     size = sorted_classes.bincount()
     anchors = ((source >= first) & (source < first + count)).nonzero().squeeze(1)
     begins = [0, *size.cumsum(0).tolist()]
-    return _Sorted(rows[source], sorted_classes, source, anchors, centers[: len(size)], begins)
+    return Sorted(rows[source], sorted_classes, source, anchors, centers[: len(size)], begins)
 
 
 def _log_one_plus(exponents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
