@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from icckd import backends, reference
+from icckd.backends import eager
 from icckd.functional import hierarchical_similarity
 from icckd.ops.hierarchical import hierarchical_classes, hierarchical_sum
 
@@ -49,6 +50,15 @@ def test_classes_are_numbered_and_compared(backend):
     expected = torch.tensor([factor * (within[a] - low) if a in within else 0 for a in range(9)])
     torch.testing.assert_close(own, expected.float(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(scale.double(), torch.stack([factor, -factor * low]), rtol=1e-5, atol=1e-6)
+
+
+def test_classes_without_rows_make_no_difference():
+    """As on a GPU, where how many classes there are is not looked at."""
+    rows = make()
+    _, order, size = eager.hierarchical.number_classes(LABELS)
+    assert size.tolist() == [2, 1, 3, 1, 0, 0, 0, 0, 0]
+    results = [eager.hierarchical.compare_classes(rows, order, size, count) for count in (4, 9)]
+    assert all(map(torch.equal, *results))
 
 
 @each

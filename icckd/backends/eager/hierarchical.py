@@ -26,12 +26,19 @@ def hierarchical_classes(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, 
 
     On a GPU nothing is looked at: there are then N classes, most of them without rows.
     """
-    dim = rows.shape[1]
-    classes, order, size = _number(labels)
+    classes, order, size = number_classes(labels)
     count = len(size) if rows.device.type != "cpu" else int((size > 0).sum())
+    return classes, *compare_classes(rows, order, size, count)
+
+
+def compare_classes(rows: Tensor, order: Tensor, size: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean rows, Ŝ_aa, and how Ŝ_ab comes from means, of up to `count` classes that have `size` rows each.
+
+    order: The rows by class, ignored ones first.
+    """
     centers, own = rows.new_zeros(rows.shape), rows.new_zeros(len(rows))
     if count == 0:
-        return classes, centers, own, rows.new_zeros(2)
+        return centers, own, rows.new_zeros(2)
     size = size[:count]
     # One bag a class, in one order: a scatter on a GPU would add in any. The first has the ignored rows too, zeros.
     begins = (len(rows) - size.sum() + size.cumsum(0) - size).long()
@@ -41,12 +48,12 @@ def hierarchical_classes(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, 
     squares = embedding_bag(order, rows.square().sum(1, keepdim=True), begins, mode="sum").squeeze(1)
     centers[:count] = sums / size.clamp(min=1)[:, None]
     similarity = (sums.square().sum(1) - squares) / (size * (size - 1)).clamp(min=1)
-    lowest, highest = _extremes(centers[:count].view(count, dim), similarity, size)
+    lowest, highest = _extremes(centers[:count], similarity, size)
     width = highest - lowest
     factor = torch.where(width > _ROUNDINGS * torch.finfo(rows.dtype).eps, _SPREAD / width, 0)
     offset = torch.where(factor > 0, -factor * lowest, 0)
     own[:count] = torch.where(size > 1, factor * similarity + offset, 0)
-    return classes, centers, own, torch.stack([factor, offset])
+    return centers, own, torch.stack([factor, offset])
 
 
 def hierarchical_sum(
@@ -144,7 +151,7 @@ def _log_one_plus(exponents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return highest + beyond.log1p(), share, beyond + 1
 
 
-def _number(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def number_classes(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Each row's class (N,), −1 if it is ignored; rows by class, ignored ones first; how many each class has (N,)."""
     value, order = labels.clamp(min=-1).sort(stable=True)
     labelled = value >= 0
