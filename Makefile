@@ -57,6 +57,7 @@ bench: setup
 		--csv bench/results/cpu/intra_class.csv --plot docs/images/intra_class.png
 	$(BIN)/python -m bench.cross_entropy --json bench/results/cpu/cross_entropy.json
 	$(BIN)/python -m bench.crd --json bench/results/cpu/crd.json
+	$(BIN)/python -m bench.neighbours --json bench/results/cpu/neighbours.json
 	$(BIN)/icckd bench --device cpu --threads 2 --against none --json bench/results/cpu/functions.json
 	$(BIN)/python -m bench.recorded
 	$(BIN)/python -m bench.train --json bench/results/cpu/train.json

@@ -1,8 +1,8 @@
 """Fills the tables of a Markdown file from recorded rows, so that no number is typed by hand.
 
 `python -m bench.table FILE.md ROWS.json …` replaces what stands between `<!-- table: NAME -->` and `<!-- end -->`.
-NAME is one of: targets, skew, memory, cross_entropy, crd, train, those of `bench.distributed.table`, and those of
-`bench.gpu.report`, which say that they are owed where no rows of a GPU are given.
+NAME is one of: targets, skew, memory, cross_entropy, crd, neighbours, train, those of `bench.distributed.table`, and
+those of `bench.gpu.report`, which say that they are owed where no rows of a GPU are given.
 """
 
 import json
@@ -97,6 +97,42 @@ def crd(rows: list[Row]) -> str:
     return "\n".join([*lines, "", _conditions(chosen)])
 
 
+def neighbours(rows: list[Row]) -> str:
+    chosen = [r for r in rows if r["benchmark"] == "neighbours"]
+    head = [
+        "function",
+        "N",
+        "D",
+        "C",
+        "dtype",
+        "milliseconds",
+        "dense",
+        "peak, MB",
+        "stated",
+        "dense",
+        "error",
+        "dense",
+    ]
+    lines = [_line(head), _line(["---", *("--:" for _ in head[1:])])]
+    by_case: dict[tuple, dict[str, Row]] = {}
+    for row in chosen:
+        key = tuple(row[name] for name in ("function", "n", "d", "c", "dtype"))
+        by_case.setdefault(key, {})[row["contender"]] = row
+    for (function, *sizes, dtype), ways in by_case.items():
+        both = [ways.get(way, {}) for way in ("icckd", "dense")]
+        times, peaks, errors = (
+            [_cell(row.get(key), shown, scale) for row in both]
+            for key, shown, scale in (("median_ms", ".1f", 1), ("peak_bytes", ".0f", 1e6), ("error", ".0e", 1))
+        )
+        stated = _cell(both[0].get("stated_bytes"), ".0f", 1e6)
+        lines.append(_line([function, *map(str, sizes), dtype, *times, peaks[0], stated, peaks[1], *errors]))
+    return "\n".join([*lines, "", _conditions(chosen)])
+
+
+def _cell(value: float | None, shown: str, scale: float) -> str:
+    return "–" if value is None else format(value / scale, shown)
+
+
 def train(rows: list[Row]) -> str:
     chosen = [r for r in rows if r["benchmark"] == "train"]
     parts = [
@@ -131,6 +167,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "memory": memory,
     "cross_entropy": cross_entropy,
     "crd": crd,
+    "neighbours": neighbours,
     "train": train,
     **distributed.TABLES,
     **report.TABLES,

@@ -26,6 +26,7 @@ _WORDS = {
     "rkd": "relational",
     "bank": "bank",
     "hierarchical": "hierarchical",
+    "supervised_contrastive": "intra_class",
 }
 # Seconds that one test may take, compilation and all.
 _LONGEST = 120

@@ -25,6 +25,7 @@ PARTLY_SERVED: dict[str, tuple[str, ...]] = {
     "dist": (),
     "similarity_preserving": (),
     "pkt": (),
+    "weak_spectral": (),
     "attention_transfer": (),
     "bank": ("cpu", "triton"),
     "hierarchical": ("cpu", "triton"),

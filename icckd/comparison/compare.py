@@ -17,7 +17,7 @@ from icckd.comparison.progress import ComparisonProgress
 from icckd.comparison.worker import Check, Done, Failed, Reply, Told, Train
 from icckd.distributed import check_available
 from icckd.errors import Interrupted, TrainingDiverged, UserError
-from icckd.experiment import NUMBERS
+from icckd.experiment import FINE_NUMBERS, NUMBERS
 from icckd.report.comparison import Results, write_comparison
 from icckd.settings import Comparison, Settings
 from icckd.training import StopSignal
@@ -89,6 +89,11 @@ def _check_metrics(comparison: Comparison) -> None:
             near = get_close_matches(name, NUMBERS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(NUMBERS)}"
             raise UserError(f"metrics holds {metric}, which no summary has; {hint}")
+        fine = [variant for variant, settings in comparison.variants.items() if settings.data.labels == "fine"]
+        if name in FINE_NUMBERS and fine:
+            raise UserError(
+                f"metrics holds {metric}, which only runs with data.labels coarse have; {fine[0]} has fine: give coarse"
+            )
 
 
 def write_results(folder: ComparisonFolder, comparison: Comparison) -> Results:
@@ -197,7 +202,7 @@ class _Training:
             self._finish(run, seconds)
         elif isinstance(reply, Failed):
             self._fail(run, reply)
-            if reply.diverged and told is not None and told.stage == "teacher":
+            if reply.diverged and told is not None and told.stage != "student":
                 for other in self._schedule.drop(self._schedule.sharing(run)):
                     self._fail(other, Failed(f"its teacher is that of {run}, whose training diverged", diverged=True))
         elif stop.received:

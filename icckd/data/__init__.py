@@ -8,12 +8,13 @@ from icckd.data.cifar import load_cifar
 from icckd.data.digits import load_digits
 from icckd.data.fashion_mnist import load_fashion_mnist
 from icckd.data.folders import load_image_folder, load_tiny_imagenet
-from icckd.data.image_data import ImageData
+from icckd.data.image_data import FineLabels, ImageData
 from icckd.errors import UserError
 from icckd.settings import DataSettings, check_text
 
-__all__ = ["Augmentation", "Batch", "Batches", "ImageData", "WholeBatch", "load_data"]
+__all__ = ["Augmentation", "Batch", "Batches", "FineLabels", "ImageData", "WholeBatch", "load_data"]
 
+_WITH_COARSE_CLASSES = ("cifar10", "cifar100", "digits")
 _RESIZABLE = {"image-folder": load_image_folder, "tiny-imagenet": load_tiny_imagenet}
 
 
@@ -34,6 +35,11 @@ def _load(settings: DataSettings) -> ImageData:
         raise UserError(
             f"data.image_size is {settings.image_size}, but {name} cannot be resized; leave it null, or use one of "
             f"{', '.join(_RESIZABLE)}"
+        )
+    if settings.labels == "coarse" and name not in _WITH_COARSE_CLASSES:
+        raise UserError(
+            f"data.labels is coarse, but {name} has no coarse classes; use fine, or one of "
+            f"{', '.join(_WITH_COARSE_CLASSES)}"
         )
     if settings.root is not None:
         check_text("data.root", settings.root)

@@ -66,8 +66,18 @@ class Parameters(NamedTuple):
     degrees: Tensor | None
 
 
-def draw(random: np.random.Generator, augmentation: Augmentation, views: int, count: int) -> Drawn:
-    """What varies `views` views of each of `count` images, whatever their size and device."""
+def draw(
+    random: np.random.Generator,
+    augmentation: Augmentation,
+    views: int,
+    count: int,
+    areas: np.ndarray | None = None,
+) -> Drawn:
+    """What varies `views` views of each of `count` images, whatever their size and device.
+
+    `areas`, float64 (count, 2), are the bounds of each image's boxes in place of those of the augmentation, which has
+    some; the same ones draw the same numbers.
+    """
     padding, shape = augmentation.crop_padding, (views, count)
     place = boxes = degrees = None
     if padding or augmentation.flip:
@@ -77,7 +87,8 @@ def draw(random: np.random.Generator, augmentation: Augmentation, views: int, co
         if padding:
             place[1:] = random.integers(0, 2 * padding + 1, size=(2, *shape))
     if augmentation.resized_crop is not None:
-        boxes = draw_boxes(random, *augmentation.resized_crop, shape)
+        low, high = augmentation.resized_crop if areas is None else areas.T
+        boxes = draw_boxes(random, low, high, shape)
     if augmentation.rotation > 0:
         degrees = random.uniform(-augmentation.rotation, augmentation.rotation, shape)
     return Drawn(place, boxes, degrees)
@@ -127,11 +138,13 @@ def crop(forms: Sequence[Tensor], padding: int, place: Tensor) -> Tensor:
     return windows[image, number, :, top, left]
 
 
-def draw_boxes(random: np.random.Generator, low: float, high: float, shape: tuple[int, ...]) -> np.ndarray:
+def draw_boxes(
+    random: np.random.Generator, low: float | np.ndarray, high: float | np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
     """What `boxes_in` makes boxes of, float64 (22, *shape): ten areas, ten aspect ratios and a place each.
 
-    Areas are uniform in [low, high], as fractions of the image's; ratios log-uniform in [3/4, 4/3]; places uniform in
-    [0, 1), of what room there is.
+    Areas are uniform in [low, high], numbers or arrays that fit `shape`, as fractions of the image's; ratios
+    log-uniform in [3/4, 4/3]; places uniform in [0, 1), of what room there is.
     """
     areas = random.uniform(low, high, (_ATTEMPTS, *shape))
     ratios = np.exp(random.uniform(*_LOG_RATIOS, (_ATTEMPTS, *shape)))

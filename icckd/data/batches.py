@@ -33,7 +33,7 @@ class WholeBatch(NamedTuple):
 class Batch(NamedTuple):
     """Some of the images, and what is known of them.
 
-    views: The same B images, augmented independently, each float32 (B, C, H, W).
+    views: The same B images, augmented independently, each float32 (B, C, H, W); strong views come last.
     labels: int64 (B,).
     indices: Their places among all images, int64 (B,).
     whole: The batch that this is a rank's part of; None where it is all.
@@ -68,6 +68,11 @@ class Batches:
         balance: Shuffle so that batches are balanced; their size is then the product of both numbers.
         part: (rank, ranks): which of so many contiguous parts of each batch this is. They are as even as can be, and
             empty where a batch has fewer images than ranks. `len()`, order and augmentation are the whole batch's.
+        strong_views: How many of the views, the last ones, vary by `strong_augmentation`; fewer than all, and none of
+            images in files.
+        strong_augmentation: How those vary; given where there are any.
+        crop_areas: float64 (C, 2), for the labels below C the bounds of the crop's area, as fractions of the image's,
+            in place of augmentation.resized_crop, which then is not None; None: that, for all.
 
     Raises:
         TypeError, ValueError: An argument is not as said above.
@@ -89,6 +94,9 @@ class Batches:
         drop_last: bool,
         balance: Balance | None = None,
         part: tuple[int, int] = (0, 1),
+        strong_views: int = 0,
+        strong_augmentation: Augmentation | None = None,
+        crop_areas: Tensor | None = None,
     ):
         _check_images(images, labels)
         _check_statistics(mean, std, channels=images.shape[1])
@@ -98,18 +106,24 @@ class Batches:
             if value < least:
                 raise ValueError(f"{name} is {value}; it should be {least} or more")
         _check_balance(balance, batch_size, shuffle)
+        _check_strong(strong_views, strong_augmentation, views, images)
         if not 0 <= part[0] < part[1]:
             raise ValueError(f"part is {part}; it should be (rank, ranks) with 0 <= rank < ranks")
+        if crop_areas is not None:
+            _check_crop_areas(crop_areas, labels, augmentation)
         self.images = images.to(device) if isinstance(images, Tensor) else images
         self.labels = labels.to(device)
         self.batch_size = batch_size
         self.augmentation = augmentation
         self.views = views
+        self.strong_views = strong_views
+        self.strong_augmentation = strong_augmentation
         self.shuffle = shuffle
         self.seed = seed
         self.drop_last = drop_last
         self.balance = balance
         self.part = part
+        self._crop_areas = None if crop_areas is None else crop_areas.cpu().numpy()
         self._on_host = labels.cpu().numpy()
         channel_mean, channel_std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
         self._scale = (1 / (255 * channel_std)).float().to(device)
@@ -129,9 +143,10 @@ class Batches:
         steps = (self._step(order, number, step) for step in wanted)
         decoded = None if isinstance(self.images, Tensor) else self._decoded(self.images, order, number, wanted)
         sent = steps if device.type == "cpu" else _sent(list(steps), device)
-        for step, (chosen, how) in zip(wanted, sent, strict=True):
+        for step, (chosen, how, strong) in zip(wanted, sent, strict=True):
             images = self._images(chosen) if decoded is None else next(decoded)
-            yield Batch(self._views(images, len(chosen), how), self.labels[chosen], chosen, self._whole(order, step))
+            views = (*self._weak(images, len(chosen), how), *self._strong(images, strong))
+            yield Batch(views, self.labels[chosen], chosen, self._whole(order, step))
 
     def _order(self, epoch: int) -> np.ndarray:
         if self.balance is not None:
@@ -151,33 +166,48 @@ class Batches:
         """The places of the images that all ranks show in a step."""
         return order[step * self.batch_size : (step + 1) * self.batch_size]
 
-    def _step(self, order: np.ndarray, epoch: int, step: int) -> tuple[Tensor, Parameters]:
+    def _step(self, order: np.ndarray, epoch: int, step: int) -> "_Step":
         """Which images a step shows, and how, on the CPU; but for what is done as images are decoded."""
-        places, drawn = self._drawn(order, epoch, step)
+        places, drawn, strong = self._drawn(order, epoch, step)
         if self._boxes_are_cut:
             drawn = drawn._replace(place=None, boxes=None)
-        return torch.from_numpy(places), parameters(drawn, *self.images.shape[2:])
+        size = self.images.shape[2:]
+        return _Step(torch.from_numpy(places), parameters(drawn, *size), parameters(strong, *size))
 
     def _decoded(self, files: ImageFiles, order: np.ndarray, epoch: int, steps: Iterable[int]) -> Iterator[Tensor]:
-        return files.decoded((self._drawn(order, epoch, step) for step in steps), self.labels.device)
+        return files.decoded((self._drawn(order, epoch, step)[:2] for step in steps), self.labels.device)
 
-    def _drawn(self, order: np.ndarray, epoch: int, step: int) -> tuple[np.ndarray, Drawn]:
-        """The places of the images that a step shows, and what is drawn for them."""
+    def _drawn(self, order: np.ndarray, epoch: int, step: int) -> tuple[np.ndarray, Drawn, Drawn]:
+        """The places of the images that a step shows, and what is drawn for them: for weak views and strong ones."""
         batch = self._of_all(order, step)
         rank, ranks = self.part
         part = slice(len(batch) * rank // ranks, len(batch) * (rank + 1) // ranks)
-        if self.augmentation is None:
-            return batch[part], NOTHING
+        drawn, strong = NOTHING, NOTHING
         random = np.random.default_rng([_AUGMENTATION, self.seed, epoch, step])
-        return batch[part], draw(random, self.augmentation, self.views, len(batch)).part(part)
+        if self.augmentation is not None:
+            areas = None if self._crop_areas is None else self._crop_areas[self._on_host[batch]]
+            drawn = draw(random, self.augmentation, self._weak_views, len(batch), areas).part(part)
+        if self.strong_augmentation is not None and self.strong_views:
+            strong = draw(random, self.strong_augmentation, self.strong_views, len(batch)).part(part)
+        return batch[part], drawn, strong
 
-    def _views(self, images: Tensor, count: int, how: Parameters) -> tuple[Tensor, ...]:
-        """The views of `count` images, or of what are their views already, but for what follows the boxes."""
+    @property
+    def _weak_views(self) -> int:
+        return self.views - self.strong_views
+
+    def _weak(self, images: Tensor, count: int, how: Parameters) -> tuple[Tensor, ...]:
+        """Weak views of `count` images, or of what are their views already, but for what follows the boxes."""
         if self.augmentation is None:
-            return (self._normalize(images),) * self.views
-        views = 1 if self._boxes_are_cut else self.views
+            return (self._normalize(images),) * self._weak_views
+        views = 1 if self._boxes_are_cut else self._weak_views
         varied = self._normalize(augment(images, self.augmentation, views, how))
-        return varied.unflatten(0, (self.views, count)).unbind()
+        return varied.unflatten(0, (self._weak_views, count)).unbind()
+
+    def _strong(self, images: Tensor, how: Parameters) -> tuple[Tensor, ...]:
+        if self.strong_augmentation is None or not self.strong_views:
+            return ()
+        varied = self._normalize(augment(images, self.strong_augmentation, self.strong_views, how))
+        return varied.unflatten(0, (self.strong_views, len(images))).unbind()
 
     @property
     def _boxes_are_cut(self) -> bool:
@@ -195,13 +225,21 @@ class Batches:
         return images.float().mul_(self._scale).add_(self._shift)
 
 
-def _sent(steps: Sequence[tuple[Tensor, Parameters]], device: torch.device) -> Iterator[tuple[Tensor, Parameters]]:
+class _Step(NamedTuple):
+    """The places of the images that a step shows, int64 (B,), and how its weak and its strong views vary."""
+
+    chosen: Tensor
+    how: Parameters
+    strong: Parameters
+
+
+def _sent(steps: Sequence[_Step], device: torch.device) -> Iterator[_Step]:
     """`steps` on `device`, all sent at once: nothing is sent, or waited for, from one to the next."""
-    sizes = [len(chosen) for chosen, _ in steps]
-    kinds = zip(*((chosen, *how) for chosen, how in steps), strict=True)
+    sizes, kinds_of_how = [len(step.chosen) for step in steps], len(Parameters._fields)
+    kinds = zip(*((chosen, *how, *strong) for chosen, how, strong in steps), strict=True)
     columns = [repeat(None) if kind[0] is None else _send(kind, device).split(sizes, dim=-1) for kind in kinds]
     for chosen, *how in zip(*columns, strict=False):
-        yield chosen, Parameters(*how)
+        yield _Step(chosen, Parameters(*how[:kinds_of_how]), Parameters(*how[kinds_of_how:]))
 
 
 def _send(tensors: tuple[Tensor, ...], device: torch.device) -> Tensor:
@@ -220,12 +258,38 @@ def _check_images(images: Tensor | ImageFiles, labels: Tensor) -> None:
         raise ValueError(f"labels has shape {tuple(labels.shape)}; it should be ({len(images)},), one per image")
 
 
+def _check_crop_areas(areas: Tensor, labels: Tensor, augmentation: Augmentation | None) -> None:
+    if augmentation is None or augmentation.resized_crop is None:
+        raise ValueError(f"crop_areas is given, but augmentation is {augmentation}; it should have a resized_crop")
+    if areas.dtype != torch.float64:
+        raise TypeError(f"crop_areas has dtype {areas.dtype}; it should be torch.float64")
+    if areas.ndim != 2 or areas.shape[1] != 2 or len(areas) <= labels.max():
+        raise ValueError(
+            f"crop_areas has shape {tuple(areas.shape)}; it should be (C, 2) with C above {int(labels.max())}, the "
+            "largest label"
+        )
+    low, high = areas.unbind(1)
+    if not ((low > 0) & (low <= high) & (high <= 1)).all():
+        raise ValueError(f"crop_areas is {areas.tolist()}; each class should have 0 < low <= high <= 1")
+
+
 def _check_balance(balance: Balance | None, batch_size: int, shuffle: bool) -> None:
     if balance is not None and (batch_size != balance.batch_size or not shuffle):
         raise ValueError(
             f"balance is {balance}, batch_size {batch_size} and shuffle {shuffle}; shuffled batches should hold "
             f"{balance.batch_size} images"
         )
+
+
+def _check_strong(
+    strong_views: int, strong_augmentation: Augmentation | None, views: int, images: Tensor | ImageFiles
+) -> None:
+    if not 0 <= strong_views < views:
+        raise ValueError(f"strong_views is {strong_views}; it should be 0 or more, and less than views, {views}")
+    if strong_views and strong_augmentation is None:
+        raise ValueError(f"strong_augmentation is None; it should say how the strong views, {strong_views}, vary")
+    if strong_views and not isinstance(images, Tensor):
+        raise ValueError(f"strong_views is {strong_views}; it should be 0 for images in files")
 
 
 def _check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:

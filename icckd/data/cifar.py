@@ -1,7 +1,8 @@
 """The data sets `cifar10` and `cifar100` (Krizhevsky, 2009), in their python and their binary distributions.
 
 Both hold 32×32 RGB images as rows of 3072 bytes, channel by channel. The python distribution is pickled dictionaries;
-in the binary one each row follows its label (cifar100: its coarse label, which is not used, and its fine label).
+in the binary one each row follows its label (cifar100: its coarse label and its fine label). Coarse classes are
+cifar100's 20, as its files have them, and cifar10's animals and vehicles.
 """
 
 import io
@@ -15,7 +16,7 @@ import torch
 
 from icckd.data.augmentation import Augmentation
 from icckd.data.bounded_read import read_file
-from icckd.data.image_data import ImageData, Split, image_data
+from icckd.data.image_data import CoarseClasses, ImageData, Split, image_data
 from icckd.data.restricted_pickle import PickleRejected, read_pickled_dict
 from icckd.errors import UserError
 from icckd.settings import DataSettings
@@ -28,7 +29,10 @@ _Files = dict[str, tuple[str, bytes | bytearray]]
 
 @dataclass(frozen=True)
 class _Distribution:
-    """One form in which a data set is distributed: the names of its folder, its archive and the files in both."""
+    """One form in which a data set is distributed: the names of its folder, its archive and the files in both.
+
+    `names` and `coarse_names` are the files that name the classes; the latter is empty where a data set has no such.
+    """
 
     folder: str
     archive: str
@@ -36,6 +40,7 @@ class _Distribution:
     test: str
     names: str
     binary: bool
+    coarse_names: str = ""
 
 
 _BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
@@ -54,7 +59,15 @@ _DISTRIBUTIONS = {
         ),
     ),
     "cifar100": (
-        _Distribution("cifar-100-python", "cifar-100-python.tar.gz", ("train",), "test", "meta", binary=False),
+        _Distribution(
+            "cifar-100-python",
+            "cifar-100-python.tar.gz",
+            ("train",),
+            "test",
+            "meta",
+            binary=False,
+            coarse_names="meta",
+        ),
         _Distribution(
             "cifar-100-binary",
             "cifar-100-binary.tar.gz",
@@ -62,10 +75,14 @@ _DISTRIBUTIONS = {
             "test.bin",
             "fine_label_names.txt",
             binary=True,
+            coarse_names="coarse_label_names.txt",
         ),
     ),
 }
 _CLASSES = {"cifar10": 10, "cifar100": 100}
+_COARSE_CLASSES = 20
+# Of airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck.
+_ANIMALS_AND_VEHICLES = CoarseClasses(("animals", "vehicles"), torch.tensor([1, 1, 0, 0, 0, 0, 0, 0, 1, 1]))
 
 
 def load_cifar(name: str, root: Path, settings: DataSettings) -> ImageData:
@@ -74,15 +91,19 @@ def load_cifar(name: str, root: Path, settings: DataSettings) -> ImageData:
     Classes have the names that the distribution's own list of names gives, or numbers where that file is missing.
     """
     distribution, files = _find(name, root)
-    classes = _class_names(name, distribution, files)
+    key = "label_names" if name == "cifar10" else "fine_label_names"
+    classes = _names(distribution, files, distribution.names, key, _CLASSES[name])
     train, test = (_split(name, distribution, files, names) for names in (distribution.train, (distribution.test,)))
-    return image_data(name, train, test, classes, Augmentation(crop_padding=4, flip=True), settings)
+    coarse = None
+    if settings.labels == "coarse":
+        coarse = _ANIMALS_AND_VEHICLES if name == "cifar10" else _coarse_classes(distribution, files, (train, test))
+    return image_data(name, train, test, classes, Augmentation(crop_padding=4, flip=True), settings, coarse)
 
 
 def _find(name: str, root: Path) -> tuple[_Distribution, _Files]:
     """The first distribution of the data set that `root` holds, and the files of it that are there."""
     for distribution in _DISTRIBUTIONS[name]:
-        wanted = (*distribution.train, distribution.test, distribution.names)
+        wanted = (*distribution.train, distribution.test, distribution.names, distribution.coarse_names)
         archives = [root] if root.is_file() else [root / distribution.archive]
         folders = [] if root.is_file() else [root, root / distribution.folder]
         for folder in folders:
@@ -124,19 +145,44 @@ def _read_member(members: tarfile.TarFile, member: tarfile.TarInfo, archive: Pat
     return data
 
 
-def _class_names(name: str, distribution: _Distribution, files: _Files) -> list[str]:
-    count = _CLASSES[name]
-    if distribution.names not in files:
+def _names(distribution: _Distribution, files: _Files, file: str, key: str, count: int) -> list[str]:
+    """The names that `file`, or under `key` the pickle in it, gives so many classes; numbers where there is none."""
+    if file not in files:
         return [str(i) for i in range(count)]
-    source, content = files[distribution.names]
+    source, content = files[file]
     if distribution.binary:
         names = content.decode("utf-8-sig", errors="replace").split()
     else:
-        listed = _unpickle(source, content).get("label_names" if name == "cifar10" else "fine_label_names")
+        listed = _unpickle(source, content).get(key)
         names = [_text(n) for n in listed if isinstance(n, str | bytes)] if isinstance(listed, list) else []
     if len(names) != count:
-        raise UserError(f"{source} names {len(names)} classes; {name} has {count}")
+        raise UserError(f"{source} names {len(names)} classes; it should name {count}")
     return names
+
+
+def _coarse_classes(distribution: _Distribution, files: _Files, splits: Sequence[Split]) -> CoarseClasses:
+    """The coarse classes of cifar100, and which fine ones each is made of, as the images of both `splits` say."""
+    names = _names(distribution, files, distribution.coarse_names, "coarse_label_names", _COARSE_CLASSES)
+    of = np.full(256, -1)  # Fine labels are not checked yet; they are read from a byte, or in range.
+    for split, wanted in zip(splits, (distribution.train, (distribution.test,)), strict=True):
+        fine = split.labels.numpy()
+        coarse = np.concatenate([_coarse_labels(distribution, *files[file], len(fine)) for file in wanted])
+        known = of[fine] >= 0
+        of[fine] = np.where(known, of[fine], coarse)
+        if (of[fine] != coarse).any():
+            label = fine[of[fine] != coarse][0]
+            raise UserError(f"{split.source} has images of class {label} with different coarse labels; fetch it again")
+    return CoarseClasses(tuple(names), torch.from_numpy(of[: _CLASSES["cifar100"]]))
+
+
+def _coarse_labels(distribution: _Distribution, source: str, content: bytes | bytearray, count: int) -> np.ndarray:
+    """int64 (N,), N being `count`."""
+    if not distribution.binary:
+        return _listed_labels(_unpickle(source, content), source, "coarse_labels", _COARSE_CLASSES, count)
+    labels = np.frombuffer(content, np.uint8)[:: 2 + _PIXELS].astype(np.int64)
+    if labels.max() >= _COARSE_CLASSES:
+        raise UserError(f"{source} has the coarse label {labels.max()}; it should be from 0 to {_COARSE_CLASSES - 1}")
+    return labels
 
 
 def _text(name: str | bytes) -> str:
@@ -174,14 +220,19 @@ def _pickled_batch(name: str, source: str, content: bytes | bytearray) -> tuple[
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != _PIXELS:
         raise UserError(f"{source} should have, under the key data, a uint8 array of rows of {_PIXELS}")
     key = "labels" if name == "cifar10" else "fine_labels"
+    return data, _listed_labels(batch, source, key, _CLASSES[name], len(data))
+
+
+def _listed_labels(batch: dict[str, object], source: str, key: str, classes: int, count: int) -> np.ndarray:
+    """The labels of so many images, of so many classes, that `batch` has under `key`: int64 (N,)."""
     labels = batch.get(key)
     if isinstance(labels, np.ndarray) and labels.ndim == 1:
         labels = labels.tolist()
-    if not isinstance(labels, list) or not all(isinstance(n, int) and 0 <= n < _CLASSES[name] for n in labels):
-        raise UserError(f"{source} should have, under the key {key}, a list of labels from 0 to {_CLASSES[name] - 1}")
-    if len(labels) != len(data):
-        raise UserError(f"{source} holds {len(data)} images but {len(labels)} labels; there should be one per image")
-    return data, np.array(labels, dtype=np.int64)
+    if not isinstance(labels, list) or not all(isinstance(n, int) and 0 <= n < classes for n in labels):
+        raise UserError(f"{source} should have, under the key {key}, a list of labels from 0 to {classes - 1}")
+    if len(labels) != count:
+        raise UserError(f"{source} holds {count} images but {len(labels)} labels; there should be one per image")
+    return np.array(labels, dtype=np.int64)
 
 
 def _unpickle(source: str, content: bytes | bytearray) -> dict[str, object]:

@@ -16,13 +16,17 @@ _CHUNK = 1 << 24
 def digests(data: ImageData) -> dict[str, str]:
     """For images and labels of both splits and for the class names: shape or count, and SHA-256.
 
-    Of images in files names and sizes are what counts. Reads memory at the speed of one hash per processor: 3 GB of
-    images take a second or two.
+    For candidate and fine labels too, where there are any. Of images in files names and sizes are what counts. Reads
+    memory at the speed of one hash per processor: 3 GB of images take a second or two.
     """
-    parts = ("train_images", "train_labels", "test_images", "test_labels")
+    parts = {name: getattr(data, name) for name in ("train_images", "train_labels", "test_images", "test_labels")}
+    if data.candidates is not None:
+        parts["candidates"] = data.candidates
+    if data.fine_labels is not None:
+        parts |= {f"fine_labels.{name}": labels for name, labels in data.fine_labels._asdict().items()}
     names = hashlib.sha256(json.dumps(data.classes).encode()).hexdigest()
     return {
-        **{f"data.{part}": _digest(getattr(data, part)) for part in parts},
+        **{f"data.{name}": _digest(part) for name, part in parts.items()},
         "data.classes": f"{len(data.classes)}, sha256 {names}",
     }
 

@@ -8,14 +8,17 @@ import numpy as np
 import torch
 
 from icckd.data.augmentation import Augmentation
-from icckd.data.image_data import ImageData, Split, hold_out, image_data
+from icckd.data.image_data import CoarseClasses, ImageData, Split, hold_out, image_data
 from icckd.settings import DataSettings
 
 _TEST_FRACTION = 0.2
 
 
 def load_digits(settings: DataSettings) -> ImageData:
-    """The digits, values 0…16 scaled to 0…255; one fifth of each class, always the same, is the test set."""
+    """The digits, values 0…16 scaled to 0…255; one fifth of each class, always the same, is the test set.
+
+    Coarse classes are the even and the odd digits.
+    """
     # Here, because scikit-learn takes a second to import and only this data set needs it.
     from sklearn import datasets
 
@@ -24,4 +27,5 @@ def load_digits(settings: DataSettings) -> ImageData:
     labels = torch.from_numpy(digits.target.astype(np.int64))
     train, test = hold_out(Split(images, labels, "digits"), _TEST_FRACTION)
     classes = [str(name) for name in digits.target_names]
-    return image_data("digits", train, test, classes, Augmentation(crop_padding=1, flip=False), settings)
+    coarse = CoarseClasses(("even", "odd"), torch.arange(10) % 2) if settings.labels == "coarse" else None
+    return image_data("digits", train, test, classes, Augmentation(crop_padding=1, flip=False), settings, coarse)

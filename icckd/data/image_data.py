@@ -1,7 +1,7 @@
 """A data set, checked, and the class-stratified splits made of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -9,12 +9,37 @@ import torch
 from torch import Tensor
 
 from icckd.data.augmentation import Augmentation
+from icckd.data.label_noise import with_noise
 from icckd.data.streaming import ImageFiles
 from icckd.errors import UserError
-from icckd.settings import AugmentationSettings, DataSettings
+from icckd.settings import AugmentationSettings, DataSettings, label_noise_of
 
 # Of which mean and deviation are found where images are not in memory.
 _SAMPLE = 4096
+
+
+class CoarseClasses(NamedTuple):
+    """Classes that are made of finer ones.
+
+    names: The coarse classes' names, in label order.
+    of: The coarse class of each fine one, int64 (F,); −1 for one that no image is of.
+    """
+
+    names: tuple[str, ...]
+    of: Tensor
+
+
+class FineLabels(NamedTuple):
+    """The true fine labels of images whose labels are coarse.
+
+    train: int64 (N,), in [0, F).
+    test: int64 (M,), likewise.
+    coarse_of: The coarse class of each fine one, int64 (F,); −1 for one that no image is of.
+    """
+
+    train: Tensor
+    test: Tensor
+    coarse_of: Tensor
 
 
 @dataclass(frozen=True)
@@ -24,13 +49,19 @@ class ImageData:
     Args:
         name: The data set's name.
         train_images: uint8 (N, C, H, H), in memory or in files.
-        train_labels: int64 (N,), in [0, len(classes)).
+        train_labels: int64 (N,), in [0, len(classes)): what training sees, with data.label_noise not the true ones.
         test_images: uint8 (M, C, H, H), likewise.
         test_labels: int64 (M,), in [0, len(classes)).
         classes: The classes' names, in label order.
         mean: What is subtracted from each channel of images scaled to [0, 1].
         std: What each channel is then divided by, above 0.
         augmentation: How training images are varied.
+        strong_augmentation: How strong views of them are, for what learns from such.
+        candidates: With data.label_noise partial, the candidate labels of training images, bool (N, len(classes)), of
+            which train_labels are one each.
+        wrong_labels: The fraction of train_labels that data.label_noise made wrong.
+        fine_labels: With data.labels coarse, the true fine labels of all images; labels and classes are then the coarse
+            ones.
     """
 
     name: str
@@ -42,6 +73,10 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: Augmentation
+    strong_augmentation: Augmentation
+    candidates: Tensor | None = None
+    wrong_labels: float = 0.0
+    fine_labels: FineLabels | None = None
 
 
 class Split(NamedTuple):
@@ -59,11 +94,13 @@ def image_data(
     classes: Sequence[str],
     augmentation: Augmentation,
     settings: DataSettings,
+    coarse: CoarseClasses | None = None,
 ) -> ImageData:
     """The data set of two splits, as `settings` want it.
 
     With data.validation above 0 that fraction of `train` takes the place of `test`; data.train_fraction is a part of
-    what is left. Mean and standard deviation are those of the images that are then trained on, or of 4096 of them at
+    what is left. Labels and `classes` then become those of `coarse`, if given, and data.label_noise changes labels of
+    training images. Mean and standard deviation are those of the images that are then trained on, or of 4096 of them at
     most where they are in files, and `augmentation` is the data set's own, where `settings` say nothing else. Raises
     UserError where images and labels do not fit together, a fraction leaves a side empty, a setting does not fit the
     images, or all training images, as far as they are looked at, are of one and the same colour.
@@ -75,21 +112,34 @@ def image_data(
             f"{test.source} holds {_size(test.images)} images; "
             f"they should be {_size(train.images)}, as in {train.source}"
         )
-    if len(train.labels.unique()) < 2:
+    if len((train.labels if coarse is None else coarse.of[train.labels]).unique()) < 2:
         raise UserError(f"{train.source} holds images of one class only; there should be at least 2 classes")
     if settings.validation > 0:
         train, test = hold_out(train, settings.validation)
     if settings.train_fraction < 1:
         train = part_of(train, settings.train_fraction)
     mean, std = _statistics(name, train, settings)
+    fine = None
+    if coarse is not None:
+        fine, classes = FineLabels(train.labels, test.labels, coarse.of), coarse.names
+        train, test = (split._replace(labels=coarse.of[split.labels]) for split in (train, test))
+    labels, candidates = train.labels, None
+    if settings.label_noise is not None:
+        labels, candidates = with_noise(labels, len(classes), label_noise_of(settings.label_noise))
+    size = train.images.shape[-1]
     return ImageData(
         name,
-        *train[:2],
+        train.images,
+        labels,
         *test[:2],
         tuple(classes),
         mean,
         std,
-        _augmentation(augmentation, settings.augmentation, train.images.shape[-1]),
+        _augmentation(augmentation, settings.augmentation, size, "data.augmentation"),
+        _augmentation(augmentation, settings.strong_augmentation, size, "data.strong_augmentation"),
+        candidates,
+        (labels != train.labels).double().mean().item(),
+        fine,
     )
 
 
@@ -112,16 +162,39 @@ def _statistics(name: str, train: Split, settings: DataSettings) -> tuple[tuple[
     return tuple(settings.mean or mean), tuple(settings.std or std)
 
 
-def _augmentation(own: Augmentation, settings: AugmentationSettings, size: int) -> Augmentation:
-    """The augmentation in force for images of `size` pixels a side; `own` is what the data set has by itself."""
+def _augmentation(own: Augmentation, settings: AugmentationSettings, size: int, name: str) -> Augmentation:
+    """The augmentation in force for images of `size` pixels a side; `own` is what the data set has by itself.
+
+    `name` is that of `settings`.
+    """
     resized_crop = None if settings.resized_crop is None else (settings.resized_crop[0], settings.resized_crop[1])
     padding = settings.crop_padding
     if padding is None:
         padding = own.crop_padding if resized_crop is None else 0
     if padding >= size:
-        raise UserError(f"data.augmentation.crop_padding is {padding}; the images' side is {size}: give less")
+        raise UserError(f"{name}.crop_padding is {padding}; the images' side is {size}: give less")
     flip = own.flip if settings.flip is None else settings.flip
     return Augmentation(padding, flip, settings.rotation, resized_crop)
+
+
+def train_part(data: ImageData, held_out: float, setting: str) -> ImageData:
+    """`data` without its test images and fine labels: `held_out` of the training images take the test images' place.
+
+    They are drawn class by class, by what training sees for their classes, the same way every time. Raises UserError,
+    naming the setting that wants it, where a class has one image only.
+    """
+    train = Split(data.train_images, data.train_labels, data.name)
+    held = _held_out(train, held_out, setting)
+    rest, test = _select(train, ~held), _select(train, held)
+    return replace(
+        data,
+        train_images=rest.images,
+        train_labels=rest.labels,
+        test_images=test.images,
+        test_labels=test.labels,
+        candidates=None if data.candidates is None else data.candidates[torch.from_numpy(~held)],
+        fine_labels=None,
+    )
 
 
 def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
@@ -129,6 +202,12 @@ def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
 
     Both keep the images' order, and at least one image of every class. Raises UserError where a class has only one.
     """
+    held_out = _held_out(split, fraction, "data.validation")
+    return _select(split, ~held_out), _select(split, held_out)
+
+
+def _held_out(split: Split, fraction: float, setting: str) -> np.ndarray:
+    """Which images are held out: bool (N,). Raises UserError, naming the setting, where a class has only one."""
     random = np.random.default_rng(0)
     labels = split.labels.numpy()
     held_out = np.zeros(len(labels), dtype=bool)
@@ -136,11 +215,11 @@ def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
             raise UserError(
-                f"{split.source} has one image of class {label}; data.validation needs at least 2 images of each class"
+                f"{split.source} has one image of class {label}; {setting} needs at least 2 images of each class"
             )
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         held_out[random.choice(members, count, replace=False)] = True
-    return _select(split, ~held_out), _select(split, held_out)
+    return held_out
 
 
 def part_of(split: Split, fraction: float) -> Split:

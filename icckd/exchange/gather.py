@@ -58,6 +58,16 @@ class RankRows:
             values = values.detach().requires_grad_()
         return _Gather.apply(values, self)
 
+    def sum_with_gradient(self, values: Tensor) -> Tensor:
+        """The sum over the ranks of values of one shape; in backward every rank receives that of all ranks' gradients.
+
+        So gradients that are averaged over the ranks are those of the mean over the ranks of what they compute from it.
+        It always takes part in backward, and can be differentiated as often as wanted.
+        """
+        if torch.is_grad_enabled() and not values.requires_grad:
+            values = values.detach().requires_grad_()
+        return _Total.apply(values, self)
+
     def send_back(self, gradient: Tensor) -> "Sum":
         """The sum over the ranks of gradients (N, …) of all rows, which is under way when this returns."""
         return Sum(gradient, self)
@@ -91,3 +101,16 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         own = ctx.rows.send_back(gradient).wait()
         return own + depending_once(gradient) if torch.is_grad_enabled() else own, None
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rows: RankRows) -> Tensor:
+        ctx.rows = rows
+        total = values.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=rows.group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.rows.sum_with_gradient(gradient), None

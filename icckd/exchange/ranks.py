@@ -85,6 +85,15 @@ class Ranks(RankRows):
         """
         return self.size * self.counts[self.rank] / max(sum(self.counts), 1)
 
+    def repeated(self, times: int) -> "Ranks":
+        """The ranks of these rows so many times over, on each rank one time after another."""
+        labels = None
+        if self.labels is not None:
+            of_ranks = np.split(self.labels, np.cumsum(self.counts)[:-1])
+            labels = np.concatenate([np.tile(own, times) for own in of_ranks])
+        counts = tuple(times * count for count in self.counts)
+        return Ranks.known(self.group, counts, labels, self.strategy)
+
     def mean(self, value: Tensor) -> Tensor:
         """The mean over the ranks, number by number, without gradient."""
         total = value.detach().clone()

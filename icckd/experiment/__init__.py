@@ -1,11 +1,13 @@
 """A run: its stages, its folder, what is measured and shown on the way.
 
-`experiment` goes from data to teacher to student to report; `run_folder` knows which file means what; `evaluation`
-measures a network; `examples` chooses test images to show; `progress` tells how far training is.
+`experiment` goes from data to teacher to student to report; `class_augmentation` chooses crops by class before that;
+`requirements` says early what is missing; `run_folder` knows which file means what; `evaluation` measures a network,
+`probe` what it knows of finer classes than it was trained on; `examples` chooses test images to show; `progress` tells
+how far training is.
 """
 
-from icckd.experiment.evaluation import NUMBERS
+from icckd.experiment.evaluation import FINE_NUMBERS, NUMBERS
 from icckd.experiment.experiment import Experiment
 from icckd.experiment.run_folder import RunFolder
 
-__all__ = ["NUMBERS", "Experiment", "RunFolder"]
+__all__ = ["FINE_NUMBERS", "NUMBERS", "Experiment", "RunFolder"]

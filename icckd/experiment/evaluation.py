@@ -1,6 +1,6 @@
 """A network's predictions on test images, and what they measure: accuracy, distances, entropy, calibration."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,11 +10,14 @@ from icckd.data import Batch
 from icckd.distributed import ALONE, World
 
 CALIBRATION_BINS = 15
+# What a run's summary has besides of a network that was trained on coarse classes: `probe` says what it is.
+FINE_NUMBERS = ("fine_probe", "fine_probe_soft_labels")
 # Every number that a run's summary has of a network that it trained.
 NUMBERS = (
     *("test_accuracy", "intra_class_distance", "inter_class_distance", "distance_ratio", "soft_label_entropy"),
     *("expected_calibration_error", "worst_class_accuracy", "class_accuracy_gap", "recall_at_1"),
     *("best_test_accuracy", "best_epoch", "seconds"),
+    *FINE_NUMBERS,
 )
 _QUERIES = 1024
 
@@ -34,27 +37,29 @@ def predict(model: nn.Module, batches: Iterable[Batch], world: World = ALONE) ->
     processes each asks about its parts of the batches; the first gets all predictions, the others none. Raises
     ValueError where there is no batch.
     """
+    parts = list(answers(model, batches, world))
+    if not parts:
+        raise ValueError("batches is empty; it should hold at least one batch")
+    return Predictions(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def answers(model: nn.Module, batches: Iterable[Batch], world: World = ALONE) -> Iterator[Predictions]:
+    """What `predict` returns, batch by batch, so that it need not be held; the first process gets it."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     try:
-        with torch.inference_mode():
-            for batch in batches:
+        for batch in batches:
+            with torch.inference_mode():
                 features, logits = model(batch.views[0])
-                own = (features.float().cpu(), logits.float().cpu(), batch.labels.long().cpu())
-                parts.append(own if batch.whole is None else _on_first(own, batch.whole.counts, world))
+            own = Predictions(features.float().cpu(), logits.float().cpu(), batch.labels.long().cpu())
+            yield own if batch.whole is None else _on_first(own, batch.whole.counts, world)
     finally:
         for module, mode in modes:
             module.training = mode
-    if not parts:
-        raise ValueError("batches is empty; it should hold at least one batch")
-    features, logits, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return Predictions(features, logits, labels)
 
 
-def _on_first(own: Sequence[Tensor], counts: Sequence[int], world: World) -> tuple[Tensor, Tensor, Tensor]:
-    features, logits, labels = (world.gather_on_first(x, counts) for x in own)
-    return features, logits, labels
+def _on_first(own: Predictions, counts: Sequence[int], world: World) -> Predictions:
+    return Predictions(*(world.gather_on_first(x, counts) for x in own))
 
 
 def finite(predictions: Predictions) -> bool:
@@ -78,6 +83,7 @@ def measure(predictions: Predictions) -> dict[str, float | list[float]]:
       predicted class's probability (Guo et al., "On Calibration of Modern Neural Networks", 2017).
     - per_class_accuracy: the accuracy of each class, in class order; nan for a class without images.
     - worst_class_accuracy, class_accuracy_gap: the lowest accuracy of a class that has images; the highest less it.
+    - per_class_false_positives: of each class, in class order, how many images of other classes are called it.
 
     Raises ValueError where shapes disagree, there is no image, or a label is not in [0, C).
     """
@@ -101,6 +107,7 @@ def measure(predictions: Predictions) -> dict[str, float | list[float]]:
         "worst_class_accuracy": lowest.item(),
         "class_accuracy_gap": (highest - lowest).item(),
         "per_class_accuracy": by_class.tolist(),
+        "per_class_false_positives": torch.bincount(predicted[predicted != labels], minlength=classes).tolist(),
     }
 
 

@@ -1,4 +1,4 @@
-"""The stages of a run: data → teacher → student → report."""
+"""The stages of a run: data → trials of class augmentation, if wanted → teacher → student → report."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -12,17 +12,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from icckd import backends
 from icckd.data import Batch, Batches, ImageData, WholeBatch, load_data
 from icckd.data.digest import digests
 from icckd.data.order import Balance, balance_of
+from icckd.data.streaming import ImageFiles
 from icckd.distributed import ALONE, World
 from icckd.distributed.parts import whole_tensors
 from icckd.environment import describe
 from icckd.errors import BackendUnavailable, TrainingDiverged, UserError
+from icckd.experiment.class_augmentation import Trial, crop_areas, search, trials
 from icckd.experiment.evaluation import Predictions, finite, measure, predict, recall_at_1
 from icckd.experiment.examples import choose_examples
+from icckd.experiment.probe import FineProbe
 from icckd.experiment.progress import Progress, TrainingProgress, no_progress
+from icckd.experiment.requirements import check_batch_size, check_stage, device_of
 from icckd.experiment.run_folder import RunFolder
 from icckd.files import write_whole
 from icckd.models import (
@@ -38,7 +41,6 @@ from icckd.models import (
 from icckd.report import write_report
 from icckd.settings import STAGES, Settings, TrainingSettings, check
 from icckd.training import DistillationTask, FrozenTeacher, StopSignal, Task, TeacherTask, Training
-from icckd.training.optimizers import layer_wise_library
 
 _EVALUATION_BATCH = 500
 _REHEARSED = 4
@@ -80,17 +82,21 @@ class Experiment:
         check(settings, self.stages)
         self.settings = settings
         self.world = world
-        self.device = world.connect(_device(settings.device))
+        self.device = world.connect(device_of(settings.device))
         for stage in self.stages:
-            self._check_stage(stage)
+            check_stage(stage, getattr(settings, stage), self.device, world.size)
         self.data = load_data(settings.data) if data is None else data
         for stage in self.stages:
-            self._check_batch_size(stage)
+            images, balance = len(self.data.train_images), self._balance(stage)
+            check_batch_size(stage, getattr(settings, stage), images, balance, world.size)
         weights = settings.teacher.weights
         self.given_teacher = None if weights is None else self._load_teacher("teacher.weights", Path(weights))
         self._rehearse()
         self.summary: Results = {}
         self._progress, self._stop = progress if world.first else no_progress, stop
+        self._wants_trials = bool(self.stages) and settings.data.class_augmentation.classes > 0
+        if self._wants_trials:
+            self._of_trial(next(trials(settings, self.data)))  # They are alike but for the crop.
 
     def run(self, folder: RunFolder, *, resume: bool = False, overwrite: bool = False) -> Results:
         """Train (or take) the teacher, distil the student if wanted, write everything to `folder`; the summary.
@@ -99,15 +105,20 @@ class Experiment:
         writes to `folder`, and all must be able to read it. Raises TrainingDiverged where a stage's training, or what
         it ends in, is not finite: that network is not saved, and nothing is distilled from it.
         """
-        if self.device.type == "cuda":
-            torch.use_deterministic_algorithms(True, warn_only=True)
-        self._open(folder, resume=resume, overwrite=overwrite)
-        teacher = self._teacher(folder)
-        if "student" in self.stages:
-            self._student(folder, teacher)
+        self._run_stages(folder, resume=resume, overwrite=overwrite)
         if self.world.first:
             write_report(folder.path)
         return self.summary
+
+    def _run_stages(self, folder: RunFolder, *, resume: bool, overwrite: bool) -> None:
+        if self.device.type == "cuda":
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        self._open(folder, resume=resume, overwrite=overwrite)
+        if self._wants_trials:
+            self._choose_crops(folder)
+        teacher = self._teacher(folder)
+        if "student" in self.stages:
+            self._student(folder, teacher)
 
     def evaluate(self, folder: RunFolder | None, *, resume: bool = False, overwrite: bool = False) -> Results:
         """The summary of the network that `teacher.weights` names, on the test images; kept in `folder` if given."""
@@ -147,6 +158,33 @@ class Experiment:
             )
         return predictions
 
+    def _choose_crops(self, folder: RunFolder) -> None:
+        """Find out by trials which classes get a milder crop, unless the summary tells."""
+        if "class_augmentation" in self.summary:
+            return
+        self.summary["class_augmentation"] = search(self.settings, self.data, lambda trial: self._try(folder, trial))
+        if self.world.first:
+            folder.write_summary(self.summary)
+
+    def _try(self, folder: RunFolder, trial: Trial) -> Results:
+        """The measures of a trial's teacher, which is trained unless it is finished."""
+        experiment = self._of_trial(trial)
+        try:
+            experiment._run_stages(folder.trial(str(trial.area)), resume=True, overwrite=False)
+        except TrainingDiverged as error:
+            raise TrainingDiverged(f"in a trial with crops from {trial.area:g} of the area {error}") from error
+        return self.world.from_first(lambda: experiment.summary["teacher"])
+
+    def _of_trial(self, trial: Trial) -> "Experiment":
+        def progress(stage: str, epochs: int, steps: int) -> Progress:
+            return self._progress(trial.name, epochs, steps)
+
+        data, stop, world = trial.data, self._stop, self.world
+        try:
+            return Experiment(trial.settings, ("teacher",), data=data, progress=progress, stop=stop, world=world)
+        except UserError as error:
+            raise UserError(f"data.class_augmentation: {error}") from error
+
     def _teacher(self, folder: RunFolder) -> Trained:
         finished = self._is_finished(folder, "teacher")
         if self.given_teacher is not None:
@@ -176,7 +214,7 @@ class Experiment:
 
     def _teaching(self, teacher: Trained) -> Task:
         model, images = teacher.model.to(self.device), len(self.data.train_images)
-        return TeacherTask(model, self.settings.teacher, images, self.world.group)
+        return TeacherTask(model, self.settings.teacher, images, self.world.group, self.data.candidates)
 
     def _distillation(self, student: Trained, teacher: Trained) -> Task:
         own = (teacher.description.mean, teacher.description.std)
@@ -215,7 +253,7 @@ class Experiment:
         Returns the training, and what the network then says about the test images. Raises TrainingDiverged where
         training or those answers are not finite.
         """
-        batches, world = self._training_batches(stage, task.views), self.world
+        batches, world = self._training_batches(stage, task), self.world
         settings_in_force = replace(settings, batch_size=batches.batch_size)
         training = Training(self._prepared(task, settings), batches, settings_in_force, world)
         checkpoint = folder.checkpoint(stage, world)
@@ -230,7 +268,7 @@ class Experiment:
             def measured() -> Results:
                 if training.epoch + 1 == settings.epochs:  # An epoch before may still come right.
                     _check_answers(predictions)
-                return {name: value for name, value in measure(predictions).items() if name != "per_class_accuracy"}
+                return {name: value for name, value in measure(predictions).items() if not name.startswith("per_class")}
 
             return world.from_first(measured)
 
@@ -284,14 +322,32 @@ class Experiment:
     ) -> None:
         """Save a stage's network, some of its predictions on the test images, and the summary so far.
 
-        All of that is the first process's to do; the others wait until it is done.
+        All of that is the first process's to do, but to ask the network about training images; the others wait.
         """
-        self.world.from_first(lambda: self._write_conclusion(folder, stage, trained, predictions, results))
+        probe = self._fine_probe(trained)
+        self.world.from_first(lambda: self._write_conclusion(folder, stage, trained, predictions, results, probe))
+
+    def _fine_probe(self, trained: Trained) -> FineProbe | None:
+        """Where networks are trained on coarse classes, a probe of what `trained` says about the training images."""
+        fine = self.data.fine_labels
+        if fine is None:
+            return None
+        description = trained.description
+        batches = self._plain_batches(self.data.train_images, fine.train, description.mean, description.std)
+        return FineProbe(fine).fit(trained.model.to(self.device), batches, self.world)
 
     def _write_conclusion(
-        self, folder: RunFolder | None, stage: str, trained: Trained, predictions: Predictions, results: Results
+        self,
+        folder: RunFolder | None,
+        stage: str,
+        trained: Trained,
+        predictions: Predictions,
+        results: Results,
+        probe: FineProbe | None,
     ) -> None:
         measures = {**measure(predictions), "recall_at_1": recall_at_1(predictions)}
+        if probe is not None:
+            measures |= probe.measure(predictions)
         self.summary[stage] = {**measures, "seconds": None, **results}
         if self.stages:
             self.summary["data"] = self._data_in_force()
@@ -304,14 +360,23 @@ class Experiment:
 
     def _data_in_force(self) -> Results:
         """What the settings of the data came to: those that were null too."""
-        data = self.data
-        return {
+        data, teacher = self.data, self.settings.teacher.loss.method_class()
+        in_force: Results = {
             "train_images": len(data.train_images),
             "test_images": len(data.test_images),
             "mean": list(data.mean),
             "std": list(data.std),
             "augmentation": data.augmentation._asdict(),
         }
+        if "teacher" in self.stages and teacher.strong_views:
+            in_force["strong_augmentation"] = data.strong_augmentation._asdict()
+        if data.fine_labels is not None:
+            in_force["fine_classes"] = len(data.fine_labels.coarse_of)
+        if self.settings.data.label_noise is not None:
+            in_force["label_noise"] = {"wrong": data.wrong_labels}
+        if data.candidates is not None:
+            in_force["label_noise"]["mean_candidates"] = data.candidates.sum(1).double().mean().item()
+        return in_force
 
     def _untrained(self, stage: str) -> Trained:
         torch.manual_seed(self.settings.seed)
@@ -330,18 +395,6 @@ class Experiment:
         _, channels, _, size = data.train_images.shape
         arch = getattr(self.settings, stage).arch
         return ModelDescription(arch, list(data.classes), channels, size, list(data.mean), list(data.std))
-
-    def _check_stage(self, stage: str) -> None:
-        """Find out now, not after the teacher's training, that a stage cannot be built."""
-        settings = getattr(self.settings, stage)
-        ARCHITECTURES.find(settings.arch, f"{stage}.arch")
-        if settings.cuda_graph and self.device.type != "cuda":
-            raise UserError(f"{stage}.cuda_graph is true, but there is no GPU to capture for: device is {self.device}")
-        if settings.cuda_graph and self.world.size > 1:
-            raise UserError(f"{stage}.cuda_graph is true, but there are {self.world.size} processes; give it with one")
-        _check_backend(f"{stage}.loss.backend", settings.loss.backend, self.device)
-        if settings.optimizer != "sgd":
-            layer_wise_library(f"{stage}.optimizer", settings.optimizer)
 
     def _rehearse(self) -> None:
         """Find out now, not after the teacher's training, that a loss cannot be computed: on a few black images."""
@@ -370,25 +423,6 @@ class Experiment:
         whole = WholeBatch((len(labels),) * ranks, labels.cpu().repeat(ranks).numpy(), indices.repeat(ranks).numpy())
         return Batch((images,) * views, labels, indices.to(self.device), whole if ranks > 1 else None)
 
-    def _check_batch_size(self, stage: str) -> None:
-        settings, images, balance = getattr(self.settings, stage), len(self.data.train_images), self._balance(stage)
-        size, name = settings.batch_size, f"{stage}.batch_size"
-        if balance is not None and balance.batch_size != size:
-            size, name = balance.batch_size, "data.classes_per_batch · data.samples_per_class"
-        most = max(size // self.world.size // 2, 1)
-        if settings.accumulate > most:
-            among = "" if self.world.size == 1 else f" for {self.world.size} processes"
-            raise UserError(
-                f"{stage}.accumulate is {settings.accumulate}; {name} is {size}{among}: give {most} at most"
-            )
-        if size > images:
-            raise UserError(f"{name} is {size}, more than the {images} training images")
-        if images % size == 1 and not settings.drop_last:
-            raise UserError(
-                f"{name} is {size}, which leaves a last batch of one of the {images} training images; give another "
-                f"size, or set {stage}.drop_last"
-            )
-
     def _load_teacher(self, name: str, path: Path) -> Trained:
         """The network at `path`. Raises UserError, calling it `name`, where it is not one for these data."""
         if is_state_dict(path):
@@ -408,7 +442,7 @@ class Experiment:
         batch_size = getattr(self.settings, stage).batch_size
         return balance_of(self.settings.data, batch_size, self.data.train_labels.numpy(), stage)
 
-    def _training_batches(self, stage: str, views: int) -> Batches:
+    def _training_batches(self, stage: str, task: Task) -> Batches:
         settings, balance = getattr(self.settings, stage), self._balance(stage)
         return Batches(
             self.data.train_images,
@@ -417,19 +451,28 @@ class Experiment:
             mean=self.data.mean,
             std=self.data.std,
             augmentation=self.data.augmentation,
-            views=views,
+            views=task.views,
             shuffle=True,
             seed=self.settings.seed,
             device=self.device,
             drop_last=settings.drop_last,
             balance=balance,
             part=(self.world.rank, self.world.size),
+            strong_views=task.strong_views,
+            strong_augmentation=self.data.strong_augmentation,
+            crop_areas=crop_areas(self.summary["class_augmentation"], self.data) if self._wants_trials else None,
         )
 
     def _test_batches(self, mean: Sequence[float], std: Sequence[float]) -> Batches:
+        return self._plain_batches(self.data.test_images, self.data.test_labels, mean, std)
+
+    def _plain_batches(
+        self, images: Tensor | ImageFiles, labels: Tensor, mean: Sequence[float], std: Sequence[float]
+    ) -> Batches:
+        """All of the images in their order, as they are."""
         return Batches(
-            self.data.test_images,
-            self.data.test_labels,
+            images,
+            labels,
             batch_size=_EVALUATION_BATCH,
             mean=mean,
             std=std,
@@ -463,15 +506,3 @@ def _reason(error: Exception) -> str:
     if _NO_MEMORY.search(str(error)):
         return "it needs more memory than there is; a size among its method's settings, or its memory's, is too large"
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]} (--debug shows where)"
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device is cuda, but PyTorch finds no CUDA device here; use --device cpu or auto")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
-def _check_backend(setting: str, backend: str, device: torch.device) -> None:
-    reason = None if backend == "auto" else backends.why_not(backend, device, torch.float32)
-    if reason:
-        raise UserError(f"{setting} is {backend}: backend {backend!r} cannot run here: {reason}")

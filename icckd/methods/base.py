@@ -40,6 +40,7 @@ class Samples(NamedTuple):
     anchors: Of which images these are known, bool (B,); None: of all.
     ranks: Where several processes have a part of the batch each, and these are one's: how its rows are spread. Losses
         that compare rows take it as `group`.
+    progress: The share of a teacher's epochs that are over.
     """
 
     labels: Tensor
@@ -48,6 +49,16 @@ class Samples(NamedTuple):
     positives: Tensor | None = None
     anchors: Tensor | None = None
     ranks: "Ranks | None" = None
+    progress: float = 0.0
+
+    def mean(self, total: Tensor) -> Tensor:
+        """The mean over the images of what sums up to `total`, for a method that spans ranks.
+
+        Of several ranks each gives the sum over its own; the mean over the ranks of what they get is that over all.
+        """
+        if self.ranks is None:
+            return total / max(len(self.labels), 1)
+        return total * (self.ranks.size / max(sum(self.ranks.counts), 1))
 
 
 class Network(NamedTuple):
@@ -179,19 +190,31 @@ class TeacherMethod(Method):
     Attributes:
         settings: Annotate it with a subclass of MethodSettings.
         views: How many augmented views of each image it needs.
+        strong_views: How many of them, the last ones, are varied by data.strong_augmentation; fewer than all. Set it in
+            the class: that setting is shown where the method in force has any.
         takes_positives: Whether of a second view it needs no more than features to compare with, which `samples` can
             then hold instead (`teacher.positive`).
+        detaches_features: Whether the gradient of the logits stops at the features: the network's classifier learns,
+            and its trunk does not learn from it.
         uses_memory: Whether it reads the memory of earlier embeddings, if there is one, which others fill.
         stages: The stages whose maps it wants, set in `__init__`; none unless it does.
     """
 
     takes_positives: ClassVar[bool] = False
+    detaches_features: ClassVar[bool] = False
     views: int = 1
+    strong_views: int = 0
     uses_memory: bool = False
     stages: tuple[str, ...] = ()
 
     def __init__(self, settings: Any, network: Network, backend: str):
         super().__init__(settings, backend)
+
+    def prepare(self, candidates: Tensor) -> None:
+        """Called once, before training and before any checkpoint is read, where labels are sets (data.label_noise).
+
+        `candidates`, bool (N, C), tells of each of the N training images which classes its label may be.
+        """
 
     def forward(self, outputs: Outputs, samples: Samples) -> dict[str, Tensor]:
         """Named 0-dim tensors; "loss" is minimised, the others are reported.

@@ -83,12 +83,9 @@ class IntraClass(TeacherMethod):
         return {"loss": losses.total, **{k: v for k, v in losses._asdict().items() if k != "total"}}
 
     def _with_second_view(self, losses: TeacherLossOutput, logits: Tensor, samples: Samples) -> TeacherLossOutput:
-        smoothing, backend, ranks = self.settings.label_smoothing, self.backend, samples.ranks
-        reduction = "mean" if ranks is None else "sum"
+        smoothing, backend = self.settings.label_smoothing, self.backend
         second, _ = cross_entropy_with_margin(
-            logits, samples.labels, label_smoothing=smoothing, reduction=reduction, backend=backend
+            logits, samples.labels, label_smoothing=smoothing, reduction="sum", backend=backend
         )
-        if ranks is not None:
-            second = second * (ranks.size / max(sum(ranks.counts), 1))
-        more = (second - losses.cross_entropy) / 2
+        more = (samples.mean(second) - losses.cross_entropy) / 2
         return losses._replace(total=losses.total + more, cross_entropy=losses.cross_entropy + more)

@@ -1,5 +1,6 @@
 """Multi-head distillation: classifiers on the stages between, of both networks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,17 @@ from torch.nn.functional import cross_entropy
 
 from icckd.errors import UserError
 from icckd.functional import kd_kl
-from icckd.methods.base import Outputs, Pair, Rule, Samples, StudentMethod, StudentMethodSettings, above_zero, register
+from icckd.methods.base import (
+    Network,
+    Outputs,
+    Pair,
+    Rule,
+    Samples,
+    StudentMethod,
+    StudentMethodSettings,
+    above_zero,
+    register,
+)
 
 _HEAD_WIDTH = 256
 
@@ -21,28 +32,39 @@ class MultiHeadSettings(StudentMethodSettings):
         beta: Weight β of what the student's heads learn from the teacher's.
         temperature: Temperature that softens all predictions.
         cross_entropy_weight: Share of the cross-entropy with the true labels in what the student and its heads learn.
+        student_stages: The student's stages that get a head, by name (null: all but the last, as many as the teacher
+            has).
+        teacher_stages: The teacher's stages that these learn from, one for each (null: likewise).
     """
 
     beta: float = 0.5
     temperature: float = 4.0
     cross_entropy_weight: float = 0.1
+    student_stages: list[str] | None = None
+    teacher_stages: list[str] | None = None
 
     def rules(self) -> dict[str, Rule]:
         return {
             **super().rules(),
             "temperature": above_zero(self.temperature),
             "cross_entropy_weight": Rule(0 <= self.cross_entropy_weight <= 1, "in [0, 1]"),
+            "student_stages": _one_or_more(self.student_stages),
+            "teacher_stages": _one_or_more(self.teacher_stages),
         }
+
+
+def _one_or_more(stages: list[str] | None) -> Rule:
+    return Rule(stages is None or len(set(stages)) == len(stages) > 0, "null, or one or more stages, each once")
 
 
 @register
 class MultiHead(StudentMethod):
     """KD(s, t) + Σ_l [CE(t_l, y) + β KD(s_l, t_l)], with KD(s, t) = w CE(s, y) + (1 − w) T² KL(t_T ‖ s_T).
 
-    w is `cross_entropy_weight`, s and t are the logits of student and teacher, s_l and t_l those of heads on their
-    stages but the last, paired from the last back. The teacher's heads learn beside the student, the teacher's own
-    weights do not; no gradient flows through t_l into them from KD (this project's choice). The student's cross-entropy
-    is in KD.
+    w is `cross_entropy_weight`, s and t are the logits of student and teacher, s_l and t_l those of heads on stages of
+    theirs: those named, or all but the last, paired from the last back. The teacher's heads learn beside the student,
+    the teacher's own weights do not; no gradient flows through t_l into them from KD (this project's choice). The
+    student's cross-entropy is in KD.
     """
 
     name = "multi-head"
@@ -51,15 +73,9 @@ class MultiHead(StudentMethod):
 
     def __init__(self, settings: Any, pair: Pair, backend: str):
         super().__init__(settings, pair, backend)
-        own, others = list(pair.student.maps.items())[:-1], list(pair.teacher.maps.items())[:-1]
-        count = min(len(own), len(others))
-        if count == 0:
-            raise UserError("student.loss.method multi-head needs two stages or more in both networks")
-        own, others = own[-count:], others[-count:]
-        self.student_stages = tuple(name for name, _ in own)
-        self.teacher_stages = tuple(name for name, _ in others)
-        self.student_heads = nn.ModuleList(_head(shape[0], pair.student.classes) for _, shape in own)
-        self.teacher_heads = nn.ModuleList(_head(shape[0], pair.teacher.classes) for _, shape in others)
+        self.student_stages, self.teacher_stages = _stages(settings, pair)
+        self.student_heads = _heads(self.student_stages, pair.student)
+        self.teacher_heads = _heads(self.teacher_stages, pair.teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, samples: Samples) -> Tensor:
         loss = self._kd(student.logits, teacher.logits, samples.labels)
@@ -76,6 +92,33 @@ class MultiHead(StudentMethod):
         hard, share = cross_entropy(student.float(), labels), self.settings.cross_entropy_weight
         soft = kd_kl(student, teacher, temperature=self.settings.temperature, backend=self.backend)
         return share * hard + (1 - share) * soft
+
+
+def _stages(settings: MultiHeadSettings, pair: Pair) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The stages of student and teacher that are paired: those given, else the last ones before the very last."""
+    given, usual = (settings.student_stages, settings.teacher_stages), []
+    for side, network, names in zip(("student", "teacher"), (pair.student, pair.teacher), given, strict=True):
+        unknown = [name for name in names or () if name not in network.maps]
+        if unknown:
+            raise UserError(
+                f"student.loss.multi_head.{side}_stages names {unknown[0]!r}; the {side}'s stages are "
+                f"{', '.join(network.maps) or 'none'}"
+            )
+        usual.append(list(network.maps)[:-1])
+    count = len(given[0] or given[1] or min(usual, key=len))
+    own, others = (tuple(names or known[-count:]) for names, known in zip(given, usual, strict=True))
+    if count == 0 or not own or not others:
+        raise UserError("student.loss.method multi-head needs two stages or more in both networks")
+    if len(own) != len(others):
+        raise UserError(
+            f"student.loss.multi_head pairs {len(own)} stages of the student, {', '.join(own)}, with {len(others)} of "
+            f"the teacher, {', '.join(others)}; name as many of both in student_stages and teacher_stages"
+        )
+    return own, others
+
+
+def _heads(stages: Sequence[str], network: Network) -> nn.ModuleList:
+    return nn.ModuleList(_head(network.maps[name][0], network.classes) for name in stages)
 
 
 def _head(channels: int, classes: int) -> nn.Sequential:

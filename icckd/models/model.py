@@ -91,8 +91,11 @@ class Stages(Trunk):
 class Model(nn.Module):
     """A classifier: `trunk`, then `classifier`, a linear layer, on the trunk's features.
 
-    `image_size` says which size the model is meant for; most networks take any H and W.
+    `image_size` says which size the model is meant for; most networks take any H and W. Where `detaches_features` is
+    set the gradient of the logits stops at the features: the classifier learns, and the trunk does not learn from it.
     """
+
+    detaches_features = False
 
     def __init__(self, arch: str, trunk: Trunk, channels: int, classes: int, image_size: int):
         super().__init__()
@@ -115,12 +118,16 @@ class Model(nn.Module):
         """
         if not stages:
             features, _ = self.trunk(images)
-            return features, self.classifier(features)
+            return features, self._logits(features)
         unknown = [name for name in stages if name not in self.stage_names]
         if unknown:
             raise UserError(f"{self.arch} has no stage {unknown[0]!r}; its stages are {', '.join(self.stage_names)}")
         features, maps = self.trunk(images, stages)
-        return features, self.classifier(features), maps
+        return features, self._logits(features), maps
+
+    def _logits(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(features.detach() if self.detaches_features else features)
+        return logits
 
 
 def build_model(arch: str, channels: int = 3, classes: int = 100, image_size: int = 32) -> Model:

@@ -8,6 +8,7 @@ other losses' work is done number by number, which it counts as 0 in PyTorch too
     rkd_distance  2·N²·D for the distances of each network, and 2·N²·D for the gradient
     rkd_angle     as much, and 4·N³ for the cosines of each network by the law of cosines, 8·N³ for their gradient
     bank          2·B·K·D for the products, and as much for the gradient
+    centres       2·N·C·D for the logits, and as much for the gradient of the rows, and for that of the centres
     hierarchical  2·A·N·D for the products of A anchors with N rows, 4·A·N·D for the gradient
 
 P needs the labels' values. Where they may not be read (on a GPU, of fake tensors) all rows count as anchors, spread
@@ -23,7 +24,7 @@ from torch.utils.flop_counter import register_flop_formula
 from icckd.backends.problem import IntraClassProblem
 
 # The operators have to be there.
-from icckd.ops import bank, distillation, hierarchical, intra_class  # noqa: F401
+from icckd.ops import bank, center_contrastive, distillation, hierarchical, intra_class  # noqa: F401
 from icckd.ops.values import readable
 
 
@@ -64,10 +65,27 @@ def _bank(_given: torch.Size, rows: torch.Size, index: torch.Size, *_: object, *
     return 2 * index[0] * index[1] * rows[1]
 
 
+@register_flop_formula(torch.ops.icckd.center_contrastive_rows)
+def _center_contrastive_rows(features: torch.Size, centers: torch.Size, *_: object, **__: object) -> int:
+    return 2 * features[0] * centers[0] * features[1]
+
+
+@register_flop_formula(torch.ops.icckd.center_contrastive_sum)
+def _center_contrastive_sum(features: torch.Size, centers: torch.Size, *inputs: Any, **_: object) -> int:
+    need_features, need_centers, _backend = inputs[-3:]
+    return (1 + need_features + need_centers) * _center_contrastive_rows(features, centers)
+
+
+@register_flop_formula(torch.ops.icckd.center_contrastive_rows_backward)
+def _center_contrastive_rows_backward(grad_rows: torch.Size, lse: torch.Size, *inputs: Any, **_: object) -> int:
+    return _center_contrastive_sum(*inputs)
+
+
 @register_flop_formula(torch.ops.icckd.hierarchical_sum)
 def _hierarchical_sum(rows: torch.Size, *inputs: Any, **_: object) -> int:
     count, need_grad = inputs[5], inputs[9]
-    return 2 * count * rows[0] * rows[1] * (3 if need_grad else 1)
+    anchors = rows[0] if count is None else count
+    return 2 * anchors * rows[0] * rows[1] * (3 if need_grad else 1)
 
 
 def _pairs(problem: IntraClassProblem) -> tuple[int, int]:

@@ -44,6 +44,15 @@ def labels_below(name: str, labels: Tensor | None, num_classes: int | None) -> N
         raise ValueError(f"{name} reach {highest}; they should be below num_classes = {num_classes}")
 
 
+def labels_below_classes(name: str, labels: Tensor, classes: int, of: str) -> None:
+    """Raise ValueError for a label beyond the classes, of which `of` has so many; negative ones are allowed."""
+    if not readable(labels) or labels.numel() == 0:
+        return
+    highest = int(labels.max())
+    if highest >= classes:
+        raise ValueError(f"{name} holds {highest}; each should be below {classes}, the classes of {of}, or negative")
+
+
 def labels_owned(name: str, labels: Tensor, rank: int, ranks: int) -> None:
     """Raise ValueError for a label of a class that is not this rank's, as those that are its number mod `ranks` are."""
     if not readable(labels):

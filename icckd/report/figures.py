@@ -39,7 +39,8 @@ _LOG_FROM_RATIO = 20
 class Curve:
     """One line: a value per epoch (None leaves a gap), in the page's colour of that name: "teacher", "series-1".
 
-    `band`: the lowest and the highest value per epoch, shaded.
+    `epochs` are whatever else the chart's axis shows where that is not epochs. `band`: the lowest and the highest value
+    at each, shaded.
     """
 
     label: str
@@ -55,7 +56,7 @@ class Chart:
     """Curves that share one pair of axes. `name` (letters, digits and hyphens) is unique among a page's charts.
 
     `logarithmic` is followed only where the values are positive and span enough to need it. `threshold` draws a line at
-    this δ, `zero` one at 0.
+    this δ, `zero` one at 0. `axis`: what the curves go over.
     """
 
     name: str
@@ -66,10 +67,11 @@ class Chart:
     logarithmic: bool = False
     threshold: float | None = None
     zero: bool = False
+    axis: str = "epoch"
 
 
 def line_chart(chart: Chart) -> str:
-    """The curves over epochs as an <svg> element for a page whose style sheet defines the colours.
+    """The curves as an <svg> element for a page whose style sheet defines the colours.
 
     `chart.name` keeps the element's ids apart from other figures' on the page. The same chart gives the same text.
     """
@@ -101,8 +103,8 @@ def line_chart(chart: Chart) -> str:
             axes.yaxis.set_minor_formatter(NullFormatter())
         if chart.percent:
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=chart.axis == "epoch"))
+        axes.set_xlabel(chart.axis)
         axes.legend(
             loc="lower left",
             bbox_to_anchor=(0, 1),

@@ -19,7 +19,13 @@ _WAYS = {
 
 def recipe(results: Results) -> list[tuple[str, str]]:
     """What is in force, by name, of the images and of each network that was trained here; what is known of it."""
-    rows = [("Training images", _images(results)), ("Augmentation", _augmentation(results))]
+    rows = [
+        ("Training images", _images(results)),
+        ("Labels", _labels(results)),
+        ("Label noise", _label_noise(results)),
+        ("Augmentation", _augmentation(results, "augmentation")),
+        ("Augmentation of strong views", _augmentation(results, "strong_augmentation")),
+    ]
     for name, stage in results.stages.items():
         if name == "teacher" and results.settings.get("teacher.weights") is not None:
             continue
@@ -47,15 +53,32 @@ def _images(results: Results) -> str:
     return f"{count:,}{streamed}; of each channel, less the mean {_plain(mean)}, divided by {_plain(std)}"
 
 
-def _augmentation(results: Results) -> str:
-    if not any(name.startswith("augmentation.") for name in results.data):
+def _labels(results: Results) -> str:
+    fine = number(results.data.get("fine_classes"))
+    return "" if fine is None else f"{len(results.classes)} coarse classes, which are made of {fine:g} fine ones"
+
+
+def _label_noise(results: Results) -> str:
+    wrong, candidates = (number(results.data.get(f"label_noise.{name}")) for name in ("wrong", "mean_candidates"))
+    if wrong is None:
+        return ""
+    noise, share = _plain(_setting(results, "data.label_noise")), f"{100 * wrong:.4g} %"
+    if candidates is None:
+        return f"{noise}: {share} of the training labels are wrong"
+    return f"{noise}: {candidates:.4g} candidates an image on average; one drawn of them is wrong for {share} of images"
+
+
+def _augmentation(results: Results, of: str) -> str:
+    if not any(name.startswith(f"{of}.") for name in results.data):
         return ""
     padding, flip, rotation, boxes = (
-        results.data.get(f"augmentation.{name}") for name in ("crop_padding", "flip", "rotation", "resized_crop")
+        results.data.get(f"{of}.{name}") for name in ("crop_padding", "flip", "rotation", "resized_crop")
     )
+    milder = len(results.class_augmentation.chosen) if results.class_augmentation else 0
     parts = [
         f"padded by {_plain(padding)} {'pixel' if padding == 1 else 'pixels'} a side and cropped" if padding else "",
         f"boxes of {' to '.join(map(_plain, boxes))} of the area, resized" if isinstance(boxes, list) else "",
+        f"larger ones for {milder} {'class' if milder == 1 else 'classes'}" if milder else "",
         "mirrored with probability 1/2" if flip else "",
         f"turned by up to {_plain(rotation)}°" if rotation else "",
     ]

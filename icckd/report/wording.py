@@ -74,9 +74,26 @@ def measures(results: Results) -> list[Measure]:
             "flatters, so never the headline, nor to be compared with last epochs",
             percent,
         ),
+        *(_FINE_MEASURES if any(m.key in s.measures for s in results.stages.values() for m in _FINE_MEASURES) else ()),
         Measure("parameters", "Parameters", "trained numbers in the network", lambda value: f"{value:,.0f}"),
         Measure("seconds", "Training time", "evaluation after each epoch included", duration),
     ]
+
+
+_FINE_MEASURES = (
+    Measure(
+        "fine_probe",
+        "Fine classes in features",
+        "told within the true coarse class by a ridge regression on features",
+        percent,
+    ),
+    Measure(
+        "fine_probe_soft_labels",
+        "Fine classes in soft labels",
+        "likewise from the logarithms of the probabilities at temperature 4",
+        percent,
+    ),
+)
 
 
 def images(results: Results) -> str:

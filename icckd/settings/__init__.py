@@ -9,13 +9,16 @@ from icckd.settings.comparison import Comparison, comparison_from, read_comparis
 from icckd.settings.definition import (
     STAGES,
     AugmentationSettings,
+    ClassAugmentationSettings,
     DataSettings,
     MemorySettings,
     Settings,
+    StrongAugmentationSettings,
     StudentSettings,
     TeacherSettings,
     TrainingSettings,
 )
+from icckd.settings.label_noise import LabelNoise, label_noise_of
 from icckd.settings.losses import NO_METHOD, StudentLossSettings, TeacherLossSettings, methods_of, setting_name
 from icckd.settings.names import flat, refuse_renamed
 from icckd.settings.resolution import defaults_under, one_line, refuse_nulls, settings_from
@@ -24,10 +27,13 @@ __all__ = [
     "NO_METHOD",
     "STAGES",
     "AugmentationSettings",
+    "ClassAugmentationSettings",
     "Comparison",
     "DataSettings",
+    "LabelNoise",
     "MemorySettings",
     "Settings",
+    "StrongAugmentationSettings",
     "StudentLossSettings",
     "StudentSettings",
     "TeacherLossSettings",
@@ -38,6 +44,7 @@ __all__ = [
     "comparison_from",
     "defaults_under",
     "flat",
+    "label_noise_of",
     "methods_of",
     "one_line",
     "read_comparison",

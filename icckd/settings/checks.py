@@ -17,6 +17,7 @@ from icckd.settings.definition import (
     TeacherSettings,
     TrainingSettings,
 )
+from icckd.settings.label_noise import label_noise_of
 from icckd.settings.losses import setting_name
 from icckd.settings.names import flat
 
@@ -39,13 +40,18 @@ def check(settings: Settings, stages: Sequence[str] = STAGES) -> None:
             check_text(name, value)
         elif isinstance(value, int) and abs(value) >= 2**63:
             raise UserError(f"{name} is {value}; it should be in (-2^63, 2^63)")
+    if settings.data.label_noise is not None:
+        label_noise_of(settings.data.label_noise)
     rules: list[_Rule] = [
         *_data_rules(settings.data),
         ("checkpoint_every", settings.checkpoint_every, settings.checkpoint_every >= 0, "0 or more"),
         ("seed", settings.seed, 0 <= settings.seed < 2**63, "in [0, 2^63)"),
     ]
+    if stages:
+        rules += _class_augmentation_rules(settings, stages)
     if "teacher" in stages:
         rules += _teacher_rules(settings.teacher)
+        rules.append(_strong_views_rule(settings))
     if "student" in stages:
         rules += _student_rules(settings.student)
     for name, given, holds, wanted in rules:
@@ -74,14 +80,15 @@ def _data_rules(data: DataSettings) -> list[_Rule]:
         ("data.mean", data.mean, (data.mean is None) == (data.std is None), "given where data.std is, or both null"),
         ("data.mean", mean, all(0 <= x <= 1 for x in mean), "in [0, 1], one per channel: pixels are scaled to that"),
         ("data.std", std, all(0.001 <= x <= 1 for x in std), "in [0.001, 1], one per channel, of pixels in [0, 1]"),
-        *_augmentation_rules(data.augmentation),
+        *_augmentation_rules("data.augmentation", data.augmentation),
+        *_augmentation_rules("data.strong_augmentation", data.strong_augmentation),
         *_sampler_rules(data),
         *_streaming_rules(data),
     ]
 
 
-def _augmentation_rules(augmentation: AugmentationSettings) -> list[_Rule]:
-    prefix, padding, bounds = "data.augmentation", augmentation.crop_padding, augmentation.resized_crop
+def _augmentation_rules(prefix: str, augmentation: AugmentationSettings) -> list[_Rule]:
+    padding, bounds = augmentation.crop_padding, augmentation.resized_crop
     rules: list[_Rule] = [
         (f"{prefix}.rotation", augmentation.rotation, 0 <= augmentation.rotation <= 180, "in [0, 180] degrees"),
     ]
@@ -94,6 +101,29 @@ def _augmentation_rules(augmentation: AugmentationSettings) -> list[_Rule]:
             (f"{prefix}.crop_padding", padding, not padding, f"null or 0 beside {prefix}.resized_crop"),
         ]
     return rules
+
+
+def _class_augmentation_rules(settings: Settings, stages: Sequence[str]) -> list[_Rule]:
+    prefix, tried = "data.class_augmentation", settings.data.class_augmentation
+    epochs, areas = tried.epochs, tried.areas
+    rules: list[_Rule] = [
+        (f"{prefix}.classes", tried.classes, tried.classes >= 0, "0 or more"),
+        (f"{prefix}.areas", areas, all(0 < area <= 1 for area in areas), "fractions in (0, 1]"),
+        (f"{prefix}.holdout", tried.holdout, 0 < tried.holdout < 1, "between 0 and 1"),
+        (f"{prefix}.epochs", epochs, epochs is None or epochs >= 1, "null, or 1 or more"),
+    ]
+    if tried.classes == 0:
+        return rules
+    crop, warmup = settings.data.augmentation.resized_crop, settings.teacher.warmup_epochs
+    milder = crop is not None and len(crop) == 2 and len(tried.tried(crop)) > 1
+    beside = f"where {prefix}.classes is above 0"
+    return [
+        *rules,
+        ("data.augmentation.resized_crop", crop, crop is not None, f"two fractions, the strongest crop, {beside}"),
+        (f"{prefix}.areas", areas, milder, f"fractions of which one lies above the lower bound of {crop}"),
+        (f"{prefix}.epochs", epochs, epochs is None or epochs >= warmup, f"teacher.warmup_epochs, {warmup}, or more"),
+        ("teacher.weights", settings.teacher.weights, "teacher" in stages, f"null {beside}: teachers are trained"),
+    ]
 
 
 def _sampler_rules(data: DataSettings) -> list[_Rule]:
@@ -128,6 +158,12 @@ def _teacher_rules(teacher: TeacherSettings) -> list[_Rule]:
         *_positive_rules(teacher, method),
         *_method_rules(prefix, loss),
     ]
+
+
+def _strong_views_rule(settings: Settings) -> _Rule:
+    method, streaming = settings.teacher.loss.method_class(), settings.data.streaming
+    wanted = f"false with teacher.loss.method {method.name}, whose strong views are not made of images in files"
+    return "data.streaming", streaming, not (streaming and method.strong_views), wanted
 
 
 def _positive_rules(teacher: TeacherSettings, method: type[TeacherMethod]) -> list[_Rule]:

@@ -16,7 +16,7 @@ from icckd.settings.definition import STAGES, Settings
 from icckd.settings.names import flat, refuse_renamed
 from icckd.settings.resolution import settings_from
 
-_KEYS = ("base", "variants", "baseline", "seeds", "metrics", "smallest_difference")
+_KEYS = ("base", "variants", "baseline", "against", "seeds", "metrics", "smallest_difference")
 _METRICS = ("student.test_accuracy", "teacher.test_accuracy", "teacher.distance_ratio")
 _METRIC = re.compile(rf"({'|'.join(STAGES)})\.[a-z][a-z0-9_]*")
 # What a folder may be called wherever the comparison is taken.
@@ -35,6 +35,8 @@ class Comparison:
         seeds: The seeds that every variant runs with.
         metrics: Numbers of summary.json by dotted name, "student.test_accuracy".
         smallest_difference: By metric, the smallest difference that would interest; those not given are not in it.
+        against: A setting that the metrics are drawn against. Variants that differ in nothing else are one line, and a
+            variant is compared with that of the baseline's line at the same value.
     """
 
     variants: dict[str, Settings]
@@ -42,6 +44,7 @@ class Comparison:
     seeds: list[int]
     metrics: list[str] = field(default_factory=lambda: list(_METRICS))
     smallest_difference: dict[str, float] = field(default_factory=dict)
+    against: str | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -60,6 +63,23 @@ class Comparison:
         names = [name for name in first if len({repr(of[name]) for of in values.values()}) > 1]
         return {variant: {name: of[name] for name in names} for variant, of in values.items()}
 
+    def lines(self) -> list[dict[float, str]]:
+        """The variants of each line by their value of `against`, the baseline's line first; none without `against`."""
+        if self.against is None:
+            return []
+        found: dict[str, dict[float, str]] = {}
+        for variant, settings in self.differing().items():
+            others = repr({name: value for name, value in settings.items() if name != self.against})
+            found.setdefault(others, {})[place_of(settings[self.against]) or 0.0] = variant
+        ordered = sorted(found.values(), key=lambda line: self.baseline not in line.values())
+        return [dict(sorted(line.items())) for line in ordered]
+
+    def baseline_of(self, variant: str) -> str:
+        """What `variant` is compared with: itself where it is the baseline, or one of the baseline's line."""
+        lines = self.lines()
+        places = (place for line in lines for place, name in line.items() if name == variant)
+        return next((lines[0].get(place, self.baseline) for place in places), self.baseline)
+
     def definition(self) -> dict[str, Any]:
         """What `comparison_from` makes this comparison of again: every setting, as dicts, lists and plain values."""
         differing = self.differing()
@@ -72,6 +92,7 @@ class Comparison:
             "seeds": list(self.seeds),
             "metrics": list(self.metrics),
             "smallest_difference": dict(self.smallest_difference),
+            "against": self.against,
         }
 
 
@@ -130,13 +151,46 @@ def comparison_from(
     if not isinstance(baseline, str) or baseline not in variants:
         raise UserError(f"{source}: baseline is {baseline!r}; it should be one of {', '.join(variants)}")
     metrics = _metrics(values.get("metrics", list(_METRICS)), source)
-    return Comparison(
+    comparison = Comparison(
         variants=variants,
         baseline=baseline,
         seeds=_seeds(values.get("seeds") if seeds is None else list(seeds), source),
         metrics=metrics,
         smallest_difference=_smallest(values.get("smallest_difference"), metrics, source),
+        against=values.get("against"),
     )
+    _check_against(comparison, source)
+    return comparison
+
+
+def place_of(value: Any) -> float | None:
+    """Where a setting's value lies on an axis: a number, that after a colon, the first of a list; null is 0.
+
+    None where it is nothing of the kind.
+    """
+    if isinstance(value, list) and value:
+        return place_of(value[0])
+    with suppress(ValueError, TypeError):
+        return float(str(value).rpartition(":")[2]) if value is not None else 0.0
+    return None
+
+
+def _check_against(comparison: Comparison, source: str) -> None:
+    against = comparison.against
+    if against is None:
+        return
+    for variant, settings in comparison.differing().items():
+        if against not in settings:
+            raise UserError(
+                f"{source}: against is {against!r}; it should be a setting in which the variants differ: "
+                f"{', '.join(settings) or 'there is none'}"
+            )
+        if place_of(settings[against]) is None:
+            raise UserError(
+                f"{source}: against is {against}, which is {settings[against]!r} in {variant}; it should be a number"
+            )
+    if sum(map(len, comparison.lines())) < len(comparison.variants):
+        raise UserError(f"{source}: against is {against}, but two variants of one line have the same value of it")
 
 
 def _known(key: str) -> str:

@@ -1,5 +1,6 @@
 """Every setting of a run but those of its methods."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,6 +30,42 @@ class AugmentationSettings:
 
 
 @dataclass
+class StrongAugmentationSettings(AugmentationSettings):
+    """How the strong views are varied of teachers that learn from weak and strong ones (this project's choice)."""
+
+    rotation: float = 15.0
+    resized_crop: list[float] | None = field(default_factory=lambda: [0.5, 1.0])
+
+
+@dataclass
+class ClassAugmentationSettings:
+    """Milder crops for the classes that strong ones make rivals of others (Kirichenko et al. 2023, arXiv 2401.01764).
+
+    Before the teacher networks like it are trained on a part of the training images, with a lower bound each of the
+    crop's area, and asked about the rest. The classes whose false positives, images of others that are called theirs,
+    are fewest below those of the strongest crop keep the bound of their fewest; teacher and student are then trained on
+    all training images.
+
+    Args:
+        classes: How many classes have a milder crop, at most (0: none, and nothing is tried).
+        areas: The lower bounds to try, fractions of the image's area, beside that of augmentation.resized_crop, which
+            is the strongest: what is not above that, or above its upper bound, counts for nothing.
+        holdout: The fraction of the training images, class by class, on which false positives are counted.
+        epochs: Passes over the other training images, with each bound (null: the teacher's epochs).
+    """
+
+    classes: int = 0
+    areas: list[float] = field(default_factory=lambda: [0.1, 0.3, 0.5, 0.7, 1.0])
+    holdout: float = 0.2
+    epochs: int | None = None
+
+    def tried(self, crop: Sequence[float]) -> list[float]:
+        """The lower bounds to try where `crop` holds both bounds of the strongest crop: its own, then rising ones."""
+        low, high = crop
+        return [low, *sorted({area for area in self.areas if low < area <= high})]
+
+
+@dataclass
 class DataSettings:
     """The images to train and test on.
 
@@ -40,11 +77,22 @@ class DataSettings:
             the test images: choose settings with it, then set it back to 0.
         train_fraction: Train on this fraction of the training images (of those left by validation), class by class, at
             least one of each; the same images whatever the seed.
+        labels: Train on the data set's fine classes, which are its usual ones, or on coarse ones (cifar100: its 20;
+            cifar10: animals and vehicles; digits: even and odd). With coarse, fine_probe in the summary tells what
+            features know of the fine classes, and fine_probe_soft_labels what soft labels do: the accuracy of a ridge
+            regression within the true coarse class. validation and train_fraction go by the fine classes, label_noise
+            by the coarse ones.
+        label_noise: Wrong labels for training images, the same whatever the seed (null: none). symmetric:P, as in
+            symmetric:0.4: this fraction of each class's images has one of the other classes, uniformly. partial:Q: a
+            set of candidate labels for each image, which holds its class and each other one with this probability;
+            methods that want one label have one of them, drawn uniformly.
         mean: Subtracted from each channel of the images, which are scaled to [0, 1] (null, and std too: the training
             images' mean; streamed: that of 4096 of them at most).
         std: What each channel is then divided by (null, and mean too: the training images' standard deviation;
             streamed: likewise).
         augmentation: How training images are varied.
+        strong_augmentation: How the strong views are varied of teachers that learn from weak and strong ones.
+        class_augmentation: Milder crops for the classes that strong ones make rivals of others.
         sampler: The order of the training images, anew for every epoch, in which each comes once: random, or
             class-balanced, in batches of samples_per_class images of each of classes_per_batch classes. The last few
             batches hold what is left of classes of other sizes.
@@ -64,9 +112,13 @@ class DataSettings:
     image_size: int | None = None
     validation: float = 0.0
     train_fraction: float = 1.0
+    labels: Literal["fine", "coarse"] = "fine"
+    label_noise: str | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    strong_augmentation: StrongAugmentationSettings = field(default_factory=StrongAugmentationSettings)
+    class_augmentation: ClassAugmentationSettings = field(default_factory=ClassAugmentationSettings)
     sampler: Literal["random", "class-balanced"] = "random"
     classes_per_batch: int | None = None
     samples_per_class: int | None = None

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from bench import crd, cross_entropy, intra_class, plot, table, train, train_input, train_streamed
+from bench import crd, cross_entropy, intra_class, neighbours, plot, table, train, train_input, train_streamed
 from icckd import reference
 from icckd.bench import measure, peers
 from icckd.bench.accuracy import errors, exact_results
@@ -221,6 +221,43 @@ def test_the_peak_of_the_public_way_holds_the_gathered_rows(capsys):
         peaks[name] = int(capsys.readouterr().out)
     assert peaks[crd.PUBLIC] > 0.9 * gathered
     assert peaks["chunks of gathered rows"] < 0.3 * gathered
+
+
+def test_the_quick_run_of_neighbours_writes_rows(tmp_path, monkeypatch, capsys):
+    """Each loss in both ways; where the dense one would not fit a row says so."""
+    refused = neighbours.Case("weak_spectral", 40, 8, 5)
+    monkeypatch.setattr(neighbours, "peak", lambda *_: 1000)
+    monkeypatch.setattr(
+        neighbours, "too_large", lambda numbers, *_: "it is large" if numbers == refused.dense_numbers else None
+    )
+    monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--json", str(tmp_path / "rows.json")])
+    neighbours.main()
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert {(row["function"], row["contender"]) for row in rows} == {
+        (case.function, way) for case in neighbours.QUICK for way in neighbours.WAYS
+    }
+    for row in rows:
+        assert {"n", "d", "c", "dtype", "device", "processor", "torch", "commit", "date"} <= row.keys()
+        if row["function"] != refused.function:
+            assert row["error"] < 1e-5
+            assert {"median_ms", "q20_ms", "q80_ms", "times_dense", "peak_bytes", "stated_bytes"} <= row.keys()
+    (left_out,) = [row for row in rows if "why_not" in row]
+    assert (left_out["function"], left_out["contender"]) == ("weak_spectral", "dense")
+    assert "left out: it is large" in capsys.readouterr().out
+    filled = table.neighbours(rows)
+    assert "| weak_spectral | 40 | 8 | 5 | float32 | " in filled
+    assert " | – | 0 | 0 | – | – | – |" in filled
+
+
+def test_a_neighbour_that_is_wrong_is_an_error(monkeypatch):
+    whole = neighbours.evaluate
+
+    def halved(way, case, x):
+        return [y * (0.5 if way == "icckd" else 1) for y in whole(way, case, x)]
+
+    monkeypatch.setattr(neighbours, "evaluate", halved)
+    with pytest.raises(RuntimeError, match="icckd is wrong: center_contrastive, float32, N = 40"):
+        neighbours._errors(neighbours.QUICK[0], ["icckd", "dense"], CPU)
 
 
 def fake_rows():

@@ -224,9 +224,12 @@ class MixedDevices(TorchDispatchMode):
 @pytest.mark.parametrize(
     "augmentation", [None, Augmentation(2, flip=True, rotation=20.0), Augmentation(0, True, 20.0, (0.3, 1.0))]
 )
-def test_steps_on_a_device_neither_send_nor_read_anything(images, augmentation):
+@pytest.mark.parametrize(
+    "strong", [{}, {"strong_views": 1, "strong_augmentation": Augmentation(0, True, 9.0, (0.5, 1))}]
+)
+def test_steps_on_a_device_neither_send_nor_read_anything(images, augmentation, strong):
     # PyTorch's device without data stands for any other than a CPU.
-    batches = make(images, augmentation=augmentation, device="meta", drop_last=False).epoch(2, first_step=1)
+    batches = make(images, augmentation=augmentation, device="meta", drop_last=False, **strong).epoch(2, first_step=1)
     next(batches)
     with MixedDevices(torch.device("meta")) as operations:
         rest = list(batches)
@@ -236,16 +239,19 @@ def test_steps_on_a_device_neither_send_nor_read_anything(images, augmentation):
 
 
 @pytest.mark.parametrize("augmentation", [Augmentation(2, flip=True), Augmentation(0, True, 20.0, (0.3, 1.0))])
-def test_what_is_sent_for_an_epoch_is_what_steps_draw(images, augmentation):
-    batches = make(images, augmentation=augmentation, drop_last=False)
+@pytest.mark.parametrize("strong", [{}, {"strong_views": 1, "strong_augmentation": Augmentation(0, False, 20.0)}])
+def test_what_is_sent_for_an_epoch_is_what_steps_draw(images, augmentation, strong):
+    batches = make(images, augmentation=augmentation, drop_last=False, **strong)
     order = batches._order(1)
     steps = [batches._step(order, 1, step) for step in range(len(batches))]
     sent = list(_sent(steps, torch.device("cpu")))
     assert len(sent) == len(steps)
-    for (chosen, how), (others, expected) in zip(sent, steps, strict=True):
-        assert torch.equal(chosen, others)
-        assert [x is None for x in how] == [x is None for x in expected]
-        assert all(torch.equal(x, y) for x, y in zip(how, expected, strict=True) if x is not None)
+    for found, expected in zip(sent, steps, strict=True):
+        assert torch.equal(found.chosen, expected.chosen)
+        for how, wanted in ((found.how, expected.how), (found.strong, expected.strong)):
+            assert [x is None for x in how] == [x is None for x in wanted]
+            assert all(torch.equal(x, y) for x, y in zip(how, wanted, strict=True) if x is not None)
+        assert (found.strong.degrees is not None) == bool(strong)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
@@ -284,6 +290,60 @@ def test_balanced_batches_have_their_samples_of_every_class_and_resume(images):
     assert_same(flat(batches.epoch(2, first_step=4)), flat(whole)[4:])
 
 
+AREAS = torch.tensor([[0.2, 0.9], [0.8, 1.0], [0.5, 0.5]], dtype=torch.float64)
+CROPS = Augmentation(0, flip=True, resized_crop=(0.2, 0.9))
+
+
+def crops_of_ramps(**changes):
+    """Views of images that hold the place of each of their pixels, by class, and the areas of which boxes they are."""
+    ramp = torch.arange(64, dtype=torch.uint8).repeat(64, 1)
+    images, labels = torch.stack([ramp, ramp.T]).repeat(90, 1, 1, 1), torch.arange(90) % 3
+    batches = make(images, labels, mean=(0.0,) * 2, std=(1 / 255,) * 2, augmentation=CROPS, **changes)
+    found = [(batch.labels, view) for batch in batches.epoch(1) for view in batch.views]
+    labels, views = (torch.cat(parts) for parts in zip(*found, strict=True))
+    areas = (views.amax(dim=(2, 3)) - views.amin(dim=(2, 3)) + 1).prod(1) / 64**2
+    return tuple([tensor[labels == label] for label in range(3)] for tensor in (views, areas))
+
+
+def test_each_class_has_its_bounds_of_areas_and_nothing_else_changes():
+    views, areas = crops_of_ramps(crop_areas=AREAS)
+    for found, (low, high) in zip(areas, AREAS.tolist(), strict=True):
+        # A box's sides are whole pixels, of which the smallest has 25.
+        assert low - 0.03 < found.min() < low + (high - low) / 5 + 0.03
+        assert high - (high - low) / 3 - 0.03 < found.max() < high + 0.03
+    plain, _ = crops_of_ramps()
+    assert torch.equal(views[0], plain[0])
+    assert not torch.equal(views[1], plain[1])
+    same, _ = crops_of_ramps(crop_areas=AREAS[:1].expand(3, 2))
+    assert all(torch.equal(one, other) for one, other in zip(same, plain, strict=True))
+
+
+def test_bounds_of_classes_resume_and_are_the_same_in_parts(images):
+    changes = {"labels": torch.arange(50) % 3, "augmentation": CROPS, "crop_areas": AREAS, "drop_last": False}
+    whole = flat(make(images, **changes).epoch(2))
+    assert_same(flat(make(images, **changes).epoch(2, first_step=4)), whole[4:])
+    parts = [flat(make(images, **changes, part=(rank, 3)).epoch(2)) for rank in range(3)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert all(torch.equal(one, torch.cat(others)) for one, *others in zip(batch, *shares, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("areas", "augmentation", "error", "words"),
+    [
+        (AREAS, None, ValueError, "it should have a resized_crop"),
+        (AREAS, Augmentation(2, flip=True), ValueError, "it should have a resized_crop"),
+        (AREAS.float(), CROPS, TypeError, "crop_areas has dtype torch.float32"),
+        (AREAS[:2], CROPS, ValueError, "C above 2"),
+        (AREAS.flatten(), CROPS, ValueError, r"crop_areas has shape \(6,\)"),
+        (AREAS.flip(1), CROPS, ValueError, "0 < low <= high <= 1"),
+        (AREAS - 0.2, CROPS, ValueError, "0 < low <= high <= 1"),
+    ],
+)
+def test_wrong_bounds_of_classes(images, areas, augmentation, error, words):
+    with pytest.raises(error, match=words):
+        make(images, torch.arange(50) % 3, augmentation=augmentation, crop_areas=areas)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
@@ -304,3 +364,61 @@ def test_balanced_batches_have_their_samples_of_every_class_and_resume(images):
 def test_wrong_arguments(images, changes, error, words):
     with pytest.raises(error, match=words):
         make(**{"images": images, **changes})
+
+
+STRONG = Augmentation(0, flip=True, rotation=15.0, resized_crop=(0.5, 1.0))
+
+
+def test_strong_views_are_the_last_ones_and_leave_the_others_as_they_are(images):
+    weak = flat(make(images, views=2))
+    for batch, (first, second, labels) in zip(
+        make(images, views=4, strong_views=2, strong_augmentation=STRONG).epoch(0), weak, strict=True
+    ):
+        assert len(batch.views) == 4
+        assert torch.equal(batch.labels, labels)
+        assert torch.equal(batch.views[0], first)
+        assert torch.equal(batch.views[1], second)
+
+
+def test_strong_views_vary_as_said():
+    """By one property of each augmentation: weak views mirror nothing here, strong ones do nothing else."""
+    ramp = torch.arange(8, dtype=torch.uint8).expand(64, 1, 8, 8)
+    batches = make(
+        ramp, batch_size=64, views=3, augmentation=None, strong_views=2, strong_augmentation=Augmentation(0, True)
+    )
+    (batch,) = batches.epoch(0)
+    rising = [(view.diff(dim=-1) > 0).all(dim=-1).all(dim=-1).flatten() for view in batch.views]
+    assert rising[0].all()
+    assert all(16 < mask.sum() < 48 for mask in rising[1:])
+    assert not torch.equal(*rising[1:])
+
+
+def test_parts_of_strong_views_are_those_of_the_whole_batch(images):
+    arguments = {"views": 3, "strong_views": 1, "strong_augmentation": STRONG, "drop_last": False}
+    whole = make(images, **arguments).epoch(1)
+    parts = [make(images, **arguments, part=(rank, 3)).epoch(1) for rank in range(3)]
+    for batch, *pieces in zip(whole, *parts, strict=True):
+        for number, view in enumerate(batch.views):
+            together = torch.cat([piece.views[number] for piece in pieces])
+            assert torch.allclose(together, view, rtol=0, atol=1e-5)
+
+
+def test_strong_views_resume_at_any_step(images):
+    arguments = {"views": 2, "strong_views": 1, "strong_augmentation": STRONG}
+    assert_same(flat(make(images, **arguments).epoch(3, first_step=4)), flat(make(images, **arguments).epoch(3))[4:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"strong_views": 2, "strong_augmentation": STRONG},
+            "strong_views is 2; it should be 0 or more, and less than",
+        ),
+        ({"strong_views": -1, "strong_augmentation": STRONG}, "strong_views is -1"),
+        ({"strong_views": 1}, "strong_augmentation is None"),
+    ],
+)
+def test_wrong_strong_views_are_refused(images, changes, words):
+    with pytest.raises(ValueError, match=words):
+        make(images, **changes)

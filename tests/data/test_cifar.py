@@ -6,6 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 
 from icckd.data import load_data
 from icckd.data.augmentation import Augmentation
@@ -205,7 +206,7 @@ def test_wrong_batches_are_refused(tmp_path, content, words):
         ("data_batch_1.bin", bytes(3072), "has 3072 bytes; it should have a multiple of 3073"),
         ("test_batch.bin", b"", "has 0 bytes"),
         ("data_batch_4.bin", bytes([10]) + bytes(3072), "the label 10"),
-        ("batches.meta.txt", b"one two", "names 2 classes; cifar10 has 10"),
+        ("batches.meta.txt", b"one two", "names 2 classes; it should name 10"),
     ],
 )
 def test_wrong_binary_files_are_refused(tmp_path, file, content, words):
@@ -259,3 +260,81 @@ def test_a_member_that_claims_more_than_there_is(tmp_path):
     path.write_bytes(gzip.compress(member.tobuf(tarfile.GNU_FORMAT) + bytes(2048)))
     with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz"):
         load("cifar10", tmp_path)
+
+
+COARSE_NAMES = [f"coarse{i}" for i in range(20)]
+
+
+def coarse_of(fine):
+    return fine * 7 % 20
+
+
+def coarse_files(distribution):
+    """Those of cifar100 with coarse labels that are a function of the fine ones."""
+    if distribution == "python":
+        files = {
+            file: {"data": data, "fine_labels": labels, "coarse_labels": [coarse_of(fine) for fine in labels]}
+            for file, (data, labels) in batches("cifar100").items()
+        }
+        files["meta"] = {"fine_label_names": NAMES["cifar100"], "coarse_label_names": COARSE_NAMES}
+        return {file: python2_pickle(content) for file, content in files.items()}
+    files = binary_files("cifar100")
+    for file, (data, labels) in batches("cifar100").items():
+        columns = np.array([[coarse_of(fine) for fine in labels], labels], dtype=np.uint8).T
+        files[f"{file}.bin"] = np.concatenate([columns, data], axis=1).tobytes()
+    return files | {"coarse_label_names.txt": "\n".join(COARSE_NAMES).encode()}
+
+
+def load_coarse(name, root):
+    return load_data(DataSettings(name=name, root=str(root), labels="coarse"))
+
+
+@pytest.mark.parametrize("distribution", ["python", "binary"])
+@pytest.mark.parametrize("archived", [False, True])
+def test_cifar100_has_its_coarse_classes(tmp_path, distribution, archived):
+    files, folder = coarse_files(distribution), (BIN_FOLDER if distribution == "binary" else PY_FOLDER)["cifar100"]
+    if archived:
+        write_archive(tmp_path / ARCHIVES[folder], folder, files)
+    else:
+        write_folder(tmp_path, files)
+    data = load_coarse("cifar100", tmp_path)
+    (_, train), (_, test) = batches("cifar100").values()
+    assert data.classes == tuple(COARSE_NAMES)
+    assert data.fine_labels.train.tolist() == train
+    assert data.fine_labels.test.tolist() == test
+    assert data.train_labels.tolist() == [coarse_of(fine) for fine in train]
+    assert data.test_labels.tolist() == [coarse_of(fine) for fine in test]
+    there = {*train, *test}
+    assert data.fine_labels.coarse_of.tolist() == [coarse_of(fine) if fine in there else -1 for fine in range(100)]
+
+
+def test_coarse_labels_that_cannot_be_are_refused(tmp_path):
+    write_folder(tmp_path, binary_files("cifar100"))
+    with pytest.raises(UserError, match=r"train\.bin has the coarse label 77; it should be from 0 to 19"):
+        load_coarse("cifar100", tmp_path)
+    files = coarse_files("binary")
+    first, row = files["train.bin"][:3074], bytearray(files["test.bin"])
+    row[0], row[1] = (first[0] + 1) % 20, first[1]
+    write_folder(tmp_path, files | {"test.bin": bytes(row)})
+    with pytest.raises(UserError, match=rf"test\.bin has images of class {first[1]} with different coarse labels"):
+        load_coarse("cifar100", tmp_path)
+    write_folder(tmp_path, files | {"coarse_label_names.txt": b"one two"})
+    with pytest.raises(UserError, match=r"coarse_label_names\.txt names 2 classes; it should name 20"):
+        load_coarse("cifar100", tmp_path)
+
+
+def test_cifar10_has_animals_and_vehicles(tmp_path):
+    write_folder(tmp_path, python_files("cifar10"))
+    data, fine = load_coarse("cifar10", tmp_path), load("cifar10", tmp_path)
+    assert data.classes == ("animals", "vehicles")
+    assert torch.equal(data.fine_labels.train, fine.train_labels)
+    vehicles = [0, 1, 8, 9]
+    assert data.train_labels.tolist() == [int(label in vehicles) for label in fine.train_labels.tolist()]
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "tiny-imagenet", "image-folder"])
+def test_others_have_no_coarse_classes(tmp_path, name):
+    with pytest.raises(
+        UserError, match=f"data.labels is coarse, but {name} has no coarse classes; use fine, or one of"
+    ):
+        load_coarse(name, tmp_path)

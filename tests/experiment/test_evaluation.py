@@ -84,6 +84,16 @@ def test_accuracies_match_scikit_learn():
     assert result["per_class_accuracy"] == pytest.approx(recall_score(predictions.labels, predicted, average=None))
 
 
+def test_false_positives_match_a_loop():
+    predictions = random_predictions(12)
+    counts = [0] * predictions.logits.shape[1]
+    for logits, label in zip(predictions.logits.tolist(), predictions.labels.tolist(), strict=True):
+        called = logits.index(max(logits))
+        counts[called] += called != label
+    assert measure(predictions)["per_class_false_positives"] == counts
+    assert sum(counts) > 0
+
+
 def test_entropy_and_calibration_match_loops():
     predictions = random_predictions(8, count=400, classes=40)
     predictions.logits.mul_(torch.linspace(0, 1, 400)[:, None])  # From hesitant to certain: every bin is used.
@@ -140,6 +150,7 @@ def test_measures_are_the_ones_of_the_contract():
         "worst_class_accuracy",
         "class_accuracy_gap",
         "per_class_accuracy",
+        "per_class_false_positives",
     ]
 
 

@@ -238,3 +238,47 @@ def test_the_teacher_s_heads_learn_from_labels_only(distillation):
     other(batch)["multi-head"].backward()
     for one, two in zip(found, other.methods["multi-head"].teacher_heads.parameters(), strict=True):
         torch.testing.assert_close(one, two.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_multi_head_takes_stages_by_name(distillation):
+    named = {"student_stages": ["stage1", "stage3"], "teacher_stages": ["stage2", "stage1"]}
+    task = distillation.task("multi-head", multi_head=named)
+    method = task.methods["multi-head"]
+    assert method.student_stages == ("stage1", "stage3")
+    assert method.teacher_stages == ("stage2", "stage1")
+    widths = [
+        distillation.student(torch.zeros(1, 3, 16, 16), stages=["stage1", "stage3"])[2][n].shape[1]
+        for n in ("stage1", "stage3")
+    ]
+    assert [head[0].in_channels for head in method.student_heads] == widths
+    assert task(distillation.batch())["loss"].isfinite()
+    one = distillation.task("multi-head", multi_head={"student_stages": ["stage3"]}).methods["multi-head"]
+    assert (one.student_stages, one.teacher_stages) == (("stage3",), ("stage2",))
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ({"student_stages": ["stage9"]}, "student_stages names 'stage9'; the student's stages are stage1, stage2"),
+        ({"teacher_stages": ["layer"]}, "teacher_stages names 'layer'; the teacher's stages are stage1"),
+        ({"student_stages": ["stage1", "stage2"], "teacher_stages": ["stage1"]}, "pairs 2 stages .* with 1 of"),
+        ({"student_stages": ["stage1", "stage2", "stage3"]}, "pairs 3 stages .* with 2 of the teacher"),
+    ],
+)
+def test_multi_head_refuses_stages_that_do_not_fit(distillation, named, words):
+    with pytest.raises(UserError, match=rf"^student\.loss\.multi_head.*{words}"):
+        distillation.task("multi-head", multi_head=named)
+
+
+@pytest.mark.parametrize(
+    "arch", ["resnet8x4", "wrn_16_1", "vgg8", "mobilenetv2_half", "shufflenetv1", "shufflenetv2", "resnet18"]
+)
+def test_multi_head_serves_every_kind_of_network(arch):
+    pair = Distillation("convnet-small", arch, size=16)
+    before = {key: value.clone() for key, value in pair.teacher.state_dict().items()}
+    task = pair.task("multi-head")
+    task(pair.batch())["loss"].backward()
+    assert all(p.grad is None for p in pair.teacher.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in pair.teacher.state_dict().items())
+    heads = task.methods["multi-head"].teacher_heads
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in heads.parameters())

@@ -25,6 +25,26 @@ def test_augmentation(run, augmentation, text):
     assert words(run)["Augmentation"] == text
 
 
+def test_strong_views_and_noise_are_told_where_there_are_any(run, monkeypatch):
+    found, strong = words(run), "data.strong_augmentation.rotation"
+    assert "Augmentation of strong views" not in found
+    assert "Label noise" not in found
+    assert strong not in read_results(run.path).settings
+    monkeypatch.setattr("icckd.methods.intra_class.IntraClass.strong_views", 1)
+    assert strong in read_results(run.path).settings
+    run.settings["data"]["label_noise"] = "partial:0.1"
+    run.summary["data"]["label_noise"] = {"wrong": 0.3561, "mean_candidates": 1.949}
+    run.summary["data"]["strong_augmentation"] = {"crop_padding": 0, "flip": False, "rotation": 15.0}
+    found = words(run)
+    assert found["Augmentation of strong views"] == "turned by up to 15°"
+    assert found["Label noise"] == (
+        "partial:0.1: 1.949 candidates an image on average; one drawn of them is wrong for 35.61 % of images"
+    )
+    run.settings["data"]["label_noise"] = "symmetric:0.4"
+    run.summary["data"]["label_noise"] = {"wrong": 0.4}
+    assert words(run)["Label noise"] == "symmetric:0.4: 40 % of the training labels are wrong"
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [

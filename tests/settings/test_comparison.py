@@ -7,6 +7,7 @@ import yaml
 
 from icckd.errors import UserError
 from icckd.settings import Comparison, Settings, comparison_from, read_comparison, settings_from
+from icckd.settings.comparison import place_of
 
 GIVEN = {
     "base": {"data": {"name": "digits"}, "teacher.epochs": 3},
@@ -142,3 +143,22 @@ def test_a_small_difference_without_a_point_is_a_number(tmp_path):
 def test_settings_that_are_no_numbers_are_alike():
     settings = settings_from({"teacher.loss.weight": float("nan")}, "x")
     assert Comparison({"a": settings, "b": settings}, "a", [0]).differing() == {"a": {}, "b": {}}
+
+
+def test_against_is_a_setting_in_which_the_variants_differ():
+    variants = {f"noise-{share}": {"data.train_fraction": share} for share in (0.5, 1.0)}
+    values = {"variants": variants, "baseline": "noise-0.5", "seeds": [0], "against": "data.train_fraction"}
+    comparison = comparison_from(values, "test")
+    assert comparison.lines() == [{0.5: "noise-0.5", 1.0: "noise-1.0"}]
+    assert comparison_from(comparison.definition(), "test") == comparison
+    for against, words in (("data.name", "should be a setting in which the variants differ"), (3, "should be")):
+        with pytest.raises(UserError, match=words):
+            comparison_from({**values, "against": against}, "test")
+    variants |= {"words": {"data.train_fraction": 0.5, "data.name": "fashion-mnist"}}
+    with pytest.raises(UserError, match=r"against is data\.name, which is 'digits' in noise-0\.5; it should be a"):
+        comparison_from({**values, "against": "data.name"}, "test")
+
+
+def test_a_value_s_place_is_its_number():
+    values = (None, 0.3, 2, "symmetric:0.4", "partial:0.1", [0.08, 1.0], "digits", [])
+    assert [place_of(value) for value in values] == [0.0, 0.3, 2.0, 0.4, 0.1, 0.08, None, None]

@@ -5,9 +5,11 @@ import pytest
 from icckd.errors import UserError
 from icckd.settings import (
     AugmentationSettings,
+    ClassAugmentationSettings,
     DataSettings,
     MemorySettings,
     Settings,
+    StrongAugmentationSettings,
     StudentSettings,
     TeacherLossSettings,
     TeacherSettings,
@@ -17,6 +19,12 @@ from icckd.settings import (
 
 def varied(**augmentation):
     return Settings(data=DataSettings(augmentation=AugmentationSettings(**augmentation)))
+
+
+def tried(crop=(0.2, 0.8), classes=1, **class_augmentation):
+    settings = varied(resized_crop=crop and list(crop))
+    settings.data.class_augmentation = ClassAugmentationSettings(classes, **class_augmentation)
+    return settings
 
 
 def both_views(positive):
@@ -36,9 +44,29 @@ def test_a_method_that_learns_from_its_second_view_keeps_it(monkeypatch):
         check(Settings(teacher=TeacherSettings(positive="previous-epoch")))
 
 
+def test_strong_views_are_not_made_of_images_in_files(monkeypatch):
+    streamed = Settings(data=DataSettings(name="image-folder", streaming=True))
+    check(streamed)
+    monkeypatch.setattr("icckd.methods.intra_class.IntraClass.strong_views", 1)
+    check(Settings())
+    check(streamed, ["student"])
+    with pytest.raises(
+        UserError, match=r"data\.streaming is true; it should be false with teacher\.loss\.method intra-"
+    ):
+        check(streamed)
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
+        (
+            Settings(data=DataSettings(strong_augmentation=StrongAugmentationSettings(crop_padding=1))),
+            "data.strong_augmentation.crop_padding",
+        ),
+        (
+            Settings(data=DataSettings(strong_augmentation=StrongAugmentationSettings(rotation=-1.0))),
+            "data.strong_augmentation.rotation",
+        ),
         (Settings(seed=-1), "seed"),
         (Settings(checkpoint_every=-1), "checkpoint_every"),
         (Settings(checkpoint_every=10**23), "checkpoint_every"),
@@ -67,6 +95,15 @@ def test_a_method_that_learns_from_its_second_view_keeps_it(monkeypatch):
         (varied(resized_crop=[0.6, 0.5]), "data.augmentation.resized_crop"),
         (varied(resized_crop=[0.5, 1.5]), "data.augmentation.resized_crop"),
         (varied(resized_crop=[0.5, 1.0], crop_padding=4), "data.augmentation.crop_padding"),
+        (tried(classes=-1), "data.class_augmentation.classes"),
+        (tried(classes=0, areas=[0.5, 1.5]), "data.class_augmentation.areas"),
+        (tried(areas=[]), "data.class_augmentation.areas"),
+        (tried(areas=[0.1, 0.2, 0.9]), "data.class_augmentation.areas"),
+        (tried(crop=None), "data.augmentation.resized_crop"),
+        (tried(crop=[0.5]), "data.augmentation.resized_crop"),
+        (tried(holdout=1.0), "data.class_augmentation.holdout"),
+        (tried(epochs=0), "data.class_augmentation.epochs"),
+        (replace(tried(epochs=2), teacher=TeacherSettings(warmup_epochs=3.0)), "data.class_augmentation.epochs"),
         (Settings(teacher=TeacherSettings(epochs=0)), "teacher.epochs"),
         (Settings(teacher=TeacherSettings(memory=MemorySettings(-1))), "teacher.memory.capacity"),
         (Settings(teacher=TeacherSettings(memory=MemorySettings(warmup_epochs=-1))), "teacher.memory.warmup_epochs"),
@@ -92,6 +129,19 @@ def test_a_method_that_learns_from_its_second_view_keeps_it(monkeypatch):
 def test_a_value_out_of_range_is_named(settings, name):
     with pytest.raises(UserError, match=rf"^{name} is .*; it should be "):
         check(settings)
+
+
+def test_class_augmentation_needs_trials():
+    check(tried(areas=[0.1, 0.3, 0.9], epochs=1))
+    given = replace(tried(), teacher=TeacherSettings(weights="teacher"))
+    check(given, stages=())
+    with pytest.raises(UserError, match=r"^teacher\.weights is teacher; it should be null where data\.class_aug"):
+        check(given, stages=("student",))
+
+
+def test_areas_are_tried_from_the_strongest_on():
+    settings = ClassAugmentationSettings(areas=[0.9, 0.3, 0.2, 0.1, 0.8, 0.3])
+    assert settings.tried([0.2, 0.8]) == [0.2, 0.3, 0.8]
 
 
 def test_settings_of_the_published_protocols_are_valid():

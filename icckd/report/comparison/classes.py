@@ -25,7 +25,9 @@ class ClassDifference:
 def class_differences(results: Results, variant: str) -> list[ClassDifference]:
     """Every class with two pairs of runs or more, the largest gain first."""
     stage = _stage(results)
-    ours, base = (_accuracies(results.runs_of(name), stage) for name in (variant, results.comparison.baseline))
+    ours, base = (
+        _accuracies(results.runs_of(name), stage) for name in (variant, results.comparison.baseline_of(variant))
+    )
     counts = {len(values) for of in (ours, base) for values in of.values()}
     if len(counts) != 1:
         return []
@@ -44,7 +46,7 @@ def class_section(results: Results) -> str:
     if not tables:
         return ""
     text = (
-        f"The {_stage(results)}'s accuracy on each class, less that of {results.comparison.baseline}, in points: mean "
+        f"The {_stage(results)}'s accuracy on each class, less that of {results.baseline_in_words}, in points: mean "
         "of the pairs of runs with its 95 % interval."
     )
     return f'<section><h2>Differences by class</h2>\n<p class="quiet">{html.escape(text)}</p>\n{tables}</section>'

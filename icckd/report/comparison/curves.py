@@ -32,7 +32,7 @@ def looks(results: Results) -> dict[str, Look]:
         variant: Look(f"series-{place % _TOGETHER + 1}", _STYLES[place % _TOGETHER])
         for place, variant in enumerate(results.others)
     }
-    return {results.comparison.baseline: Look(*_BASELINE), **others}
+    return {**dict.fromkeys(results.baselines, Look(*_BASELINE)), **others}
 
 
 def learning_curves(results: Results) -> str:
@@ -54,8 +54,8 @@ def _followed(results: Results) -> list[Metric]:
 def charts(results: Results, metric: Metric) -> Iterator[Chart]:
     """The metric by epoch, then the same less the baseline's; so often that no chart has too many curves."""
     by_variant = {variant: _by_epoch(results.runs_of(variant), metric) for variant in results.comparison.variants}
-    baseline = results.comparison.baseline
-    for number, shown in enumerate(_together(results)):
+    for number, (baseline, *others_shown) in enumerate(_together(results)):
+        shown = [baseline, *others_shown]
         values = _merged({variant: by_variant[variant] for variant in shown if by_variant[variant]})
         name = f"{metric.name.replace('.', '-').replace('_', '-')}-{number}"
         if values:
@@ -63,13 +63,17 @@ def charts(results: Results, metric: Metric) -> Iterator[Chart]:
         others = {names: of for names, of in values.items() if baseline not in names}
         apart = {names: _later(_paired(of, by_variant[baseline])) for names, of in others.items()}
         if any(apart.values()):
-            yield _apart(results, metric, apart, f"{name}-apart")
+            yield _apart(results, metric, apart, baseline, f"{name}-apart")
 
 
 def _together(results: Results) -> list[list[str]]:
-    """The variants of each chart, the baseline first."""
-    others, baseline = results.others, results.comparison.baseline
-    return [[baseline, *others[start : start + _TOGETHER]] for start in range(0, max(len(others), 1), _TOGETHER)]
+    """The variants of each chart, their baseline first."""
+    charts = []
+    for baseline in results.baselines:
+        others = [name for name in results.others if results.comparison.baseline_of(name) == baseline]
+        starts = range(0, max(len(others), 1), _TOGETHER)
+        charts += [[baseline, *others[start : start + _TOGETHER]] for start in starts]
+    return charts
 
 
 def _means(results: Results, metric: Metric, values: dict[tuple[str, ...], ByEpoch], name: str) -> Chart:
@@ -80,9 +84,11 @@ def _means(results: Results, metric: Metric, values: dict[tuple[str, ...], ByEpo
     return Chart(name, metric.label, "After each epoch.", curves, percent=metric.percent)
 
 
-def _apart(results: Results, metric: Metric, apart: dict[tuple[str, ...], dict[float, Estimate]], name: str) -> Chart:
+def _apart(
+    results: Results, metric: Metric, apart: dict[tuple[str, ...], dict[float, Estimate]], baseline: str, name: str
+) -> Chart:
     curves = [_curve(results, names, of, _interval) for names, of in apart.items() if of]
-    title = f"{metric.label} less that of {results.comparison.baseline}"
+    title = f"{metric.label} less that of {baseline}"
     unit = f", in {metric.unit}" if metric.unit else ""
     caption = f"Paired by seed, over the last half of the training{unit}; the band is the 95 % interval."
     return Chart(name, title, caption, curves, percent=metric.percent, zero=True)

@@ -26,7 +26,7 @@ def title(results: Results) -> str:
     comparison, others = results.comparison, results.others
     data = sorted({settings.data.name for settings in comparison.variants.values()})
     who = ", ".join(others) if len(others) <= _NAMED_VARIANTS else f"{len(others)} variants"
-    against = f"{who} against {comparison.baseline}" if others else f"{comparison.baseline} alone"
+    against = f"{who} against {', '.join(results.baselines)}" if others else f"{comparison.baseline} alone"
     return f"{against} on {' and '.join(data)}"
 
 
@@ -112,14 +112,14 @@ def _several(results: Results) -> str:
         return ""
     chance = 1 - LEVEL**tests
     return (
-        f"{tests} differences to {results.comparison.baseline} are tested. Were none of them real, and the tests "
+        f"{tests} differences to {results.baseline_in_words} are tested. Were none of them real, and the tests "
         f"independent, at least one would still have p below 0.05 with a chance of {100 * chance:.0f} %; p after "
         "Holm's correction holds that chance at 5 %."
     )
 
 
 def _finding(variant: str, metric: Metric, difference: Difference, results: Results) -> Finding:
-    baseline, found = results.comparison.baseline, difference.estimate
+    baseline, found = results.comparison.baseline_of(variant), difference.estimate
     if found.mean is None or found.low is None or found.high is None:
         shared = "no finished pair of runs has" if found.n == 0 else "only one finished pair of runs has"
         reasons = f": {shared} this value, and an interval needs at least two."

@@ -37,7 +37,7 @@ def _means(results: Results, metric: Metric) -> str:
 def _differences(results: Results, metric: Metric) -> str:
     if not results.differences:
         return ""
-    heads = [f"less {results.comparison.baseline}", metric.unit or "difference", "95 % interval", "p", "p (Holm)", "n"]
+    heads = [f"less {results.baseline_in_words}", metric.unit or "difference", "95 % interval", "p", "p (Holm)", "n"]
     rows = [
         [
             variant,

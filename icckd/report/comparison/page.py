@@ -4,6 +4,7 @@ import html
 from dataclasses import asdict
 from typing import Any
 
+from icckd.report.comparison.against import against_section
 from icckd.report.comparison.classes import class_section
 from icckd.report.comparison.curves import learning_curves, looks
 from icckd.report.comparison.findings import at_a_glance, findings, listed, notes, overview, seeds_text, title
@@ -24,6 +25,7 @@ def html_page(results: Results) -> str:
         header(title(results), overview(results)),
         _conclusions(results),
         _numbers(results),
+        against_section(results),
         learning_curves(results),
         class_section(results),
         _runs(results),
@@ -96,7 +98,7 @@ def _differences(results: Results, metric: Metric) -> str:
             f'<tr><th scope="row">{html.escape(variant)}</th><td>{drawing}</td>'
             f"{_cell(metric.difference(of.estimate.mean), interval)}{_tests(of, metric)}</tr>"
         )
-    caption = f"Less {results.comparison.baseline}, paired by seed"
+    caption = f"Less {results.baseline_in_words}, paired by seed"
     pairs = ("pairs", "")
     if metric.smallest is not None:
         caption += f"; how many pairs finding {metric.size(metric.smallest)} would need"

@@ -11,7 +11,7 @@ from icckd.settings.comparison import Comparison
 
 @dataclass(frozen=True)
 class Difference:
-    """A variant's differences to the baseline, paired by seed.
+    """A variant's differences to its baseline, paired by seed.
 
     `p` is two-sided, `adjusted` is Holm's over all differences of the comparison. `needed`: the seeds that the smallest
     difference of interest needs; None where there is no such difference, or no spread to go by.
@@ -36,8 +36,20 @@ class Results:
 
     @property
     def others(self) -> list[str]:
-        """The variants that are not the baseline."""
-        return [variant for variant in self.comparison.variants if variant != self.comparison.baseline]
+        """The variants that are compared with another."""
+        return [name for name in self.comparison.variants if name != self.comparison.baseline_of(name)]
+
+    @property
+    def baselines(self) -> list[str]:
+        """The variants that others are compared with."""
+        return [name for name in self.comparison.variants if name == self.comparison.baseline_of(name)]
+
+    @property
+    def baseline_in_words(self) -> str:
+        """What the others are compared with."""
+        if len(self.baselines) == 1:
+            return self.comparison.baseline
+        return f"their baseline of the same {self.comparison.against} ({', '.join(self.baselines)})"
 
     @property
     def tests(self) -> int:
@@ -77,9 +89,15 @@ def results_of(comparison: Comparison, runs: dict[RunKey, Run | None]) -> Result
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """compare.json: seeds whose value is unknown are not among the values."""
+    """compare.json: seeds whose value is unknown are not among the values.
+
+    "baselines" has what each variant is compared with, where that is not one for all.
+    """
+    comparison = results.comparison
+    baselines = {variant: comparison.baseline_of(variant) for variant in results.others}
     return {
-        "baseline": results.comparison.baseline,
+        "baseline": comparison.baseline,
+        **({"baselines": baselines} if comparison.against else {}),
         "seeds": results.comparison.seeds,
         "variants": {
             variant: {
@@ -118,11 +136,11 @@ def _values(runs: dict[RunKey, Run | None], variant: str, metric: str) -> dict[i
 def _differences(
     comparison: Comparison, metrics: list[Metric], estimates: dict[str, dict[str, Estimate]]
 ) -> dict[str, dict[str, Difference]]:
-    base = estimates[comparison.baseline]
+    baselines = {variant: comparison.baseline_of(variant) for variant in estimates}
     found = {
-        (variant, metric.name): paired(of[metric.name].values, base[metric.name].values)
+        (variant, metric.name): paired(of[metric.name].values, estimates[baselines[variant]][metric.name].values)
         for variant, of in estimates.items()
-        if variant != comparison.baseline
+        if variant != baselines[variant]
         for metric in metrics
     }
     p_values = [p_value(of) for of in found.values()]

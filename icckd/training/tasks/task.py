@@ -27,8 +27,9 @@ class Task(nn.Module):
     """A network in training together with its losses.
 
     `model` is the network that is kept; the parameters of the losses are trained with it. `views` is how many augmented
-    views of each image a batch holds, `epoch`, set by the loop, how many have been finished. Where several processes
-    train it, `group` are they, and `replicas` says how they share the network; batches are each one's part.
+    views of each image a batch holds, `strong_views` how many of them, the last ones, are varied strongly; `epoch`, set
+    by the loop, how many have been finished. Where several processes train it, `group` are they, and `replicas` says
+    how they share the network; batches are each one's part.
 
     A step asks the networks, then computes the losses. The first can be done part by part where a batch is larger than
     the memory, the second is of the whole batch: rows may be compared with each other.
@@ -36,6 +37,7 @@ class Task(nn.Module):
 
     model: nn.Module
     views: int
+    strong_views: int = 0
     epoch: int = 0
     replicas: "Replicas | None" = None
     group: "ProcessGroup | None" = None

@@ -32,20 +32,33 @@ _DTYPES = {
 
 
 class TeacherTask(Task):
-    """A network trained by the method that `settings` name, on so many `images`.
+    """A network trained by the method that `settings` name, on so many `images`, whose labels may be `candidates`.
 
     What earlier steps leave for later ones is kept on the network's device, divided among the processes of `group` if
     several train it. Raises UserError, naming the setting, where there is no room for that.
     """
 
-    def __init__(self, model: Model, settings: TeacherSettings, images: int, group: "ProcessGroup | None" = None):
+    def __init__(
+        self,
+        model: Model,
+        settings: TeacherSettings,
+        images: int,
+        group: "ProcessGroup | None" = None,
+        candidates: Tensor | None = None,
+    ):
         super().__init__()
         loss = settings.loss
         self.model = model
         self.group = group
         self.method = loss.method_class()(loss.method_settings(), describe(model), loss.backend)
+        if candidates is not None:
+            self.method.prepare(candidates)
+        model.detaches_features = self.method.detaches_features
+        self.epochs = settings.epochs
         self.positive = settings.positive if self.method.views > 1 else "second-view"
-        self.views = 1 if self.positive == "previous-epoch" else self.method.views
+        self.views, self.strong_views = self.method.views, self.method.strong_views
+        if self.positive == "previous-epoch":
+            self.views, self.strong_views = 1, 0
         self.memory: ClassMemory | None = None
         self.average: MovingAverage | None = None
         self.latest: LatestEmbeddings | None = None
@@ -109,7 +122,8 @@ class TeacherTask(Task):
 
     def _samples(self, others: Mapping[str, Outputs], batch: Batch) -> Samples:
         """The images of `batch` with what the method may know of them and of others."""
-        samples = self.samples_of(batch)._replace(memory=self.memory if self.epoch >= self.memory_warmup else None)
+        memory = self.memory if self.epoch >= self.memory_warmup else None
+        samples = self.samples_of(batch)._replace(memory=memory, progress=self.epoch / self.epochs)
         if self.latest is not None:
             positives, known = self.latest.find(batch.indices, samples.ranks)
             # In the first epoch only a sampler that repeats images would find any.

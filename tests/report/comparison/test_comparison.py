@@ -412,3 +412,22 @@ def test_a_band_reaches_from_the_lowest_to_the_highest_seed_and_is_paired_with_t
     assert later.epochs == [3, 4]
     np.testing.assert_allclose(later.values, (ours - base).mean(axis=0)[2:])
     np.testing.assert_allclose(later.band, [interval.low[2:], interval.high[2:]])
+
+
+def test_variants_are_drawn_against_a_setting_and_compared_at_the_same_value(make_runs):
+    names = ("plain-0", "plain-40", "robust-0", "robust-40")
+    runs = make_runs(variants=names, epochs=2, metrics=["teacher.test_accuracy"], against="data.train_fraction")
+    for name, settings in runs.comparison.variants.items():
+        settings.teacher.loss.weight = 0.1 if name.startswith("robust") else 0.0
+        settings.data.train_fraction = 0.6 if name.endswith("40") else 1.0
+    page, text, found = runs.pages()
+    assert runs.comparison.lines() == [{0.6: "plain-40", 1.0: "plain-0"}, {0.6: "robust-40", 1.0: "robust-0"}]
+    assert found["baselines"] == {"robust-0": "plain-0", "robust-40": "plain-40"}
+    values = {name: of["teacher.test_accuracy"]["values"] for name, of in found["variants"].items()}
+    differences = [values["robust-40"][seed] - values["plain-40"][seed] for seed in values["robust-40"]]
+    assert found["differences"].keys() == {"robust-0", "robust-40"}
+    mean = found["differences"]["robust-40"]["teacher.test_accuracy"]["mean"]
+    assert mean == pytest.approx(sum(differences) / len(differences))
+    assert "<h2>Against data.train_fraction</h2>" in page
+    assert "their baseline of the same data.train_fraction (plain-0, plain-40)" in page
+    assert "robust-40: higher than plain-40" in text
