@@ -9,6 +9,7 @@ With the shares p_ij = exp(exponent_ij − log(1 + Σ_j exp(exponent_ij))) of an
 the losses with respect to S_ij is −p_ij for a row of its own class, p_ij for another's: the scales cancel.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,21 +18,23 @@ from torch.nn.functional import embedding_bag
 
 # Similarities in one chunk, enough for matrix products at their full speed; and anchors that it has at least.
 _TILE, _MIN_ANCHORS = 1 << 21, 32
+# The least and the largest product of the mean rows (C, D) of two classes of so many rows (C,).
+Extremes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # How far apart Ŝ can be, and how many roundings apart similarities of classes still are equal.
 _SPREAD, _ROUNDINGS = 0.2, 64
 
 
 def hierarchical_classes(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The classes of the batch, numbered without gaps: of every row, mean rows, Ŝ_aa, and how Ŝ_ab comes from means.
-
-    On a GPU nothing is looked at: there are then N classes, most of them without rows.
-    """
+    """The classes of the batch, numbered without gaps: of every row, mean rows, Ŝ_aa, and how Ŝ_ab comes from means."""
     classes, order, size = number_classes(labels)
+    # Looking at a GPU's would wait for it: there are then N classes, most of them without rows.
     count = len(size) if rows.device.type != "cpu" else int((size > 0).sum())
-    return classes, *compare_classes(rows, order, size, count)
+    return classes, *compare_classes(rows, order, size, count, extremes)
 
 
-def compare_classes(rows: Tensor, order: Tensor, size: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def compare_classes(
+    rows: Tensor, order: Tensor, size: Tensor, count: int, extremes: Extremes
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean rows, Ŝ_aa, and how Ŝ_ab comes from means, of up to `count` classes that have `size` rows each.
 
     order: The rows by class, ignored ones first.
@@ -48,7 +51,9 @@ def compare_classes(rows: Tensor, order: Tensor, size: Tensor, count: int) -> tu
     squares = embedding_bag(order, rows.square().sum(1, keepdim=True), begins, mode="sum").squeeze(1)
     centers[:count] = sums / size.clamp(min=1)[:, None]
     similarity = (sums.square().sum(1) - squares) / (size * (size - 1)).clamp(min=1)
-    lowest, highest = _extremes(centers[:count], similarity, size)
+    between = extremes(centers[:count], size)
+    lowest = torch.minimum(torch.where(size > 1, similarity, torch.inf).amin(), between[0])
+    highest = torch.maximum(torch.where(size > 1, similarity, -torch.inf).amax(), between[1])
     width = highest - lowest
     factor = torch.where(width > _ROUNDINGS * torch.finfo(rows.dtype).eps, _SPREAD / width, 0)
     offset = torch.where(factor > 0, -factor * lowest, 0)
@@ -163,10 +168,9 @@ def number_classes(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return classes, order, size
 
 
-def _extremes(centers: Tensor, own: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the largest similarity of two classes, or of a class with itself, among those that have one."""
-    lowest = torch.where(size > 1, own, torch.inf).amin()
-    highest = torch.where(size > 1, own, -torch.inf).amax()
+def extremes(centers: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest product of the mean rows of two classes that have rows; ∞ and −∞ without any."""
+    lowest, highest = centers.new_full((), torch.inf), centers.new_full((), -torch.inf)
     missing = size == 0
     place = torch.arange(len(size), device=size.device)
     with torch.autocast(centers.device.type, enabled=False):
