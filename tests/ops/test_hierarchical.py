@@ -79,6 +79,18 @@ def test_the_loss_and_its_gradient_on_every_backend(backend, generator):
 
 
 @each
+@pytest.mark.parametrize("size", [0, 5])
+def test_rows_of_no_numbers_and_no_rows(backend, size):
+    """Of similarity 0 all of them, if there are any."""
+    x = torch.zeros(size, 0 if size else 3, requires_grad=True)
+    labels = torch.arange(size) % 2
+    loss = hierarchical_similarity(x, labels, augmented=x, backend=backend)
+    loss.backward()
+    assert x.grad.shape == x.shape
+    torch.testing.assert_close(loss, reference.hierarchical_similarity(x, labels, augmented=x))
+
+
+@each
 def test_same_bits_every_time(backend, generator):
     rows = torch.randn(70, 20, generator=generator)
     labels = torch.randint(-1, 4, (70,), generator=generator)

@@ -40,7 +40,7 @@ def compare_classes(
     order: The rows by class, ignored ones first.
     """
     centers, own = rows.new_zeros(rows.shape), rows.new_zeros(len(rows))
-    if count == 0:
+    if centers.numel() == 0 or count == 0:
         return centers, own, rows.new_zeros(2)
     size = size[:count]
     # One bag a class, in one order: a scatter on a GPU would add in any. The first has the ignored rows too, zeros.
