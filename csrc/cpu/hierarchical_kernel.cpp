@@ -14,6 +14,8 @@
 
 #include <math.h>
 
+#include <algorithm>
+
 #include "cpu/matrix.h"
 
 namespace icckd::ICCKD_ISA {
@@ -177,8 +179,8 @@ void hierarchical_prepare(const HierarchicalJob& job, int64_t begin, int64_t end
     if (job.pull != nullptr) fill(job.pull + first * stride, width * stride, 0);
     fill(scratch, width * padded_dim, 0);
     for (int64_t i = first; i < first + width && i < end; ++i) {
-      std::memcpy(job.z + i * stride, job.rows + i * job.dim, job.dim * sizeof(float));
-      std::memcpy(scratch + (i - first) * padded_dim, job.centers + job.classes[i] * job.dim, job.dim * sizeof(float));
+      std::copy_n(job.rows + i * job.dim, job.dim, job.z + i * stride);
+      std::copy_n(job.centers + job.classes[i] * job.dim, job.dim, scratch + (i - first) * padded_dim);
     }
     pack_transposed(job.z + first * stride, width, stride, padded_dim, job.packed + first * padded_dim);
     pack_transposed(scratch, width, padded_dim, padded_dim, job.packed_centers + first * padded_dim);
@@ -221,7 +223,7 @@ void hierarchical_add_pull(const HierarchicalJob& job, BlockMeeting pair, float*
 
 void hierarchical_write(const HierarchicalJob& job, int64_t begin, int64_t end, float* gradient) {
   const int64_t stride = row_stride(job.dim);
-  for (int64_t i = begin; i < end; ++i) std::memcpy(gradient + i * job.dim, job.pull + i * stride, job.dim * sizeof(float));
+  for (int64_t i = begin; i < end; ++i) std::copy_n(job.pull + i * stride, job.dim, gradient + i * job.dim);
 }
 
 }  // namespace icckd::ICCKD_ISA
