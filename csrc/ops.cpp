@@ -54,6 +54,10 @@ STABLE_TORCH_LIBRARY(icckd_native, m) {
 
   m.def("bank_products(Tensor query, Tensor bank, Tensor index) -> Tensor products");
   m.def("bank_sums(Tensor weight, Tensor bank, Tensor index) -> Tensor sums");
+
+  m.def(
+      "hierarchical_sorted_sum(Tensor rows, Tensor classes, Tensor centers, Tensor own, Tensor scale, Tensor anchor, float gamma, "
+      "float positive_scale, float negative_scale, bool need_grad) -> (Tensor loss, Tensor least, Tensor d_rows)");
 }
 
 static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};

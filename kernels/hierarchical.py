@@ -14,6 +14,7 @@ nothing is added atomically.
     rows  tile  [s = z zᵀ][c = c cᵀ] → x → running Σ 2^x, own and other           anchors only
     of i  tile  [s = z zᵀ][c = c cᵀ] → x → weights → += weights · z               every BLOCK_V columns of D again
 
+    extremes_of_classes      classes × classes: min, max of c_a·c_b, a ≠ b        2 · C² · D FLOP
     log_sum_exp_of_classes   anchors × rows: losses, least similarities, L        4 · A · N · D FLOP
     gradient_of_classes      rows × rows: the gradient                            6 · N² · D FLOP, for D up to BLOCK_V
 
@@ -40,8 +41,22 @@ from icckd.kernels.totals import total
 
 _TILE = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2}
 # Columns of D that a program of `gradient_of_classes` owns.
-_NARROW, _WIDE = 64, 128
+_COLUMNS = {"BLOCK_V": 128}
 _INTEGERS = ["rows", "first", "count"]
+
+
+def extremes(centers: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest product of the mean rows of two classes that have rows; ∞ and −∞ without any.
+
+    centers: (N, D) float32 of more classes than there are. size: How many rows each has (N,): none behind the last one.
+    """
+    count, dim = centers.shape
+    lowest = torch.full((count,), torch.inf, dtype=torch.float32, device=centers.device)
+    highest = torch.full((count,), -torch.inf, dtype=torch.float32, device=centers.device)
+    options = _TILE | {"PRECISION": product_precision()}
+    grid = (triton.cdiv(count, _TILE["BLOCK_M"]),)
+    extremes_of_classes[grid](centers.contiguous(), (size > 0).sum(), lowest, highest, dim, **options)
+    return lowest.amin(), highest.amax()
 
 
 def hierarchical_sum(
@@ -74,9 +89,8 @@ def hierarchical_sum(
         return total(losses), least, rows.new_empty(0)
     gradient = torch.empty_like(rows)
     if gradient.numel():
-        columns = _NARROW if dim <= _NARROW else _WIDE
-        grid = triton.cdiv(size, _TILE["BLOCK_M"]), triton.cdiv(dim, columns)
-        gradient_of_classes[grid](*given, gradient, size, dim, gamma, *bits, BLOCK_V=columns, **options)
+        grid = triton.cdiv(size, _TILE["BLOCK_M"]), triton.cdiv(dim, _COLUMNS["BLOCK_V"])
+        gradient_of_classes[grid](*given, gradient, size, dim, gamma, *bits, **options, **_COLUMNS)
     return total(losses), least, gradient
 
 
@@ -103,6 +117,31 @@ def _exponents(s, c, same, own_i, scale, gamma, own_bits, other_bits):
     """x_ij of a tile, whatever pairs there are."""
     between = tl.load(scale) * c + tl.load(scale + 1)
     return tl.where(same, own_bits * (gamma + own_i[:, None] - s), other_bits * (s - gamma + between))
+
+
+@triton.jit
+def extremes_of_classes(
+    centers, number, lowest, highest, dim,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Each class's least and largest product with another one, of as many as there are; the rest is left as it is."""
+    classes = tl.load(number).to(tl.int32)
+    a = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    low = tl.full((BLOCK_M,), float("inf"), tl.float32)
+    high = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    if tl.program_id(0) * BLOCK_M < classes:
+        for begin in range(0, classes, BLOCK_N):
+            b = begin + tl.arange(0, BLOCK_N)
+            c = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+            for k in range(0, dim, BLOCK_K):
+                ca = load_chunk(centers, dim, a, a < classes, k, dim, BLOCK_K)
+                cb = load_chunk(centers, dim, b, b < classes, k, dim, BLOCK_K)
+                c = matmul(ca, tl.trans(cb), c, PRECISION)
+            pair = (b < classes)[None, :] & (a[:, None] != b[None, :])
+            low = tl.minimum(low, tl.min(tl.where(pair, c, float("inf")), 1))
+            high = tl.maximum(high, tl.max(tl.where(pair, c, float("-inf")), 1))
+        tl.store(lowest + a, low, mask=a < classes)
+        tl.store(highest + a, high, mask=a < classes)
 
 
 @triton.jit(do_not_specialize=_INTEGERS)
@@ -178,13 +217,12 @@ def gradient_of_classes(
 
 
 def specializations(architecture: str) -> Iterator[Specialization]:
-    """The losses, and the gradient of few and of many columns of D."""
+    """Each kernel, for rows of a multiple of 16 numbers."""
     types = dict.fromkeys(("z", "centers", "own", "scale", "own_lse", "other_lse", "losses", "least"), "*fp32")
     types |= {"gradient": "*fp32", "classes": "*i64"} | dict.fromkeys(("gamma", "own_bits", "other_bits"), "fp32")
     constants = {"PRECISION": product_precision_of(architecture)}
     aligned = ("dim",)
+    between = {"centers": "*fp32", "number": "*i64", "lowest": "*fp32", "highest": "*fp32"}
+    yield specialize(extremes_of_classes, between, constants, _TILE, matrix_unit=True, divisible=aligned)
     yield specialize(log_sum_exp_of_classes, types, constants, _TILE, matrix_unit=True, divisible=aligned)
-    for columns in (_NARROW, _WIDE):
-        yield specialize(
-            gradient_of_classes, types, constants, _TILE | {"BLOCK_V": columns}, matrix_unit=True, divisible=aligned
-        )
+    yield specialize(gradient_of_classes, types, constants, _TILE | _COLUMNS, matrix_unit=True, divisible=aligned)

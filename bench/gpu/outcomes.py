@@ -25,6 +25,7 @@ _WORDS = {
     **{family: family for family in FAMILIES},
     "rkd": "relational",
     "bank": "bank",
+    "hierarchical": "hierarchical",
     "supervised_contrastive": "intra_class",
 }
 # Seconds that one test may take, compilation and all.

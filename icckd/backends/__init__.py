@@ -28,7 +28,7 @@ PARTLY_SERVED: dict[str, tuple[str, ...]] = {
     "weak_spectral": (),
     "attention_transfer": (),
     "bank": ("cpu", "triton"),
-    "hierarchical": ("triton",),
+    "hierarchical": ("cpu", "triton"),
 }
 _MODULES = {
     "reference": "icckd.backends.eager",

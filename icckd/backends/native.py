@@ -13,16 +13,20 @@ import torch
 from torch import Tensor
 
 from icckd.backends.eager import bank as eager_bank
+from icckd.backends.eager import hierarchical as eager_hierarchical
 from icckd.backends.eager.class_memory import class_memory_push
 from icckd.backends.eager.cross_entropy import sum_by_weights
+from icckd.backends.eager.hierarchical import hierarchical_classes
 from icckd.backends.eager.intra_class import anchor_weights
 from icckd.backends.eager.saved_gradient import scale_gradients
 from icckd.backends.problem import IntraClassProblem, Needs
 
 # PyTorch's own, which C++ would not outdo; the others are found by __getattr__.
-__all__ = ["class_memory_push", "scale_gradients"]
+__all__ = ["class_memory_push", "hierarchical_classes", "scale_gradients"]
 
 DEVICE = "cpu"
+# Up to which the kernels of adaptive hierarchical similarity add up exponentials as they are: e⁸⁸ is float32's last.
+_LARGEST_EXPONENT = 70
 _load_error: str | None = None
 try:
     importlib.import_module("icckd._C")
@@ -74,6 +78,33 @@ def bank_sums(weight: Tensor, bank: Tensor, index: Tensor) -> Tensor:
     if eager_bank.has_few_rows(bank, index):
         return eager_bank.whole_bank_sums(weight, bank, index)
     return torch.ops.icckd_native.bank_sums(weight, bank, index)
+
+
+def hierarchical_sum(
+    rows: Tensor,
+    classes: Tensor,
+    centers: Tensor,
+    own: Tensor,
+    scale: Tensor,
+    first: int,
+    count: int,
+    gamma: float,
+    positive_scale: float,
+    negative_scale: float,
+    need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    settings = (gamma, positive_scale, negative_scale)
+    if eager_hierarchical.largest_exponent(*settings) > _LARGEST_EXPONENT:
+        return eager_hierarchical.hierarchical_sum(
+            rows, classes, centers, own, scale, first, count, *settings, need_grad
+        )
+    sorted_ = eager_hierarchical.sort(rows, classes, centers, first, count)
+    anchor = rows.new_zeros(len(sorted_.rows)).index_fill_(0, sorted_.anchors, 1)
+    loss, of_sorted, gradient = torch.ops.icckd_native.hierarchical_sorted_sum(
+        sorted_.rows, sorted_.classes, sorted_.centers, own[: len(sorted_.centers)], scale, anchor, *settings, need_grad
+    )
+    least = rows.new_ones(count).index_copy_(0, sorted_.source[sorted_.anchors] - first, of_sorted[sorted_.anchors])
+    return loss, least, sorted_.unsorted(gradient, rows) if need_grad else gradient
 
 
 def why_unavailable() -> str | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from icckd.backends.eager.class_memory import class_memory_push
-from icckd.backends.eager.hierarchical import hierarchical_classes
+from icckd.backends.eager.hierarchical import compare_classes, number_classes
 from icckd.backends.problem import IntraClassProblem
 from icckd.kernels import (
     bank,
@@ -57,6 +57,14 @@ bank_sums = on_device_of_tensors(bank.bank_sums)
 cross_entropy_margin_rows = on_device_of_tensors(cross_entropy.cross_entropy_margin_rows)
 cross_entropy_margin_rows_backward = on_device_of_tensors(cross_entropy.cross_entropy_margin_rows_backward)
 cross_entropy_margin_sum = on_device_of_tensors(cross_entropy.cross_entropy_margin_sum)
+
+
+@on_device_of_tensors
+def hierarchical_classes(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    classes, order, size = number_classes(labels)
+    return classes, *compare_classes(rows, order, size, len(labels), hierarchical.extremes)
+
+
 hierarchical_sum = on_device_of_tensors(hierarchical.hierarchical_sum)
 intra_class_rows = on_device_of_tensors(intra_class.intra_class_rows)
 intra_class_rows_backward = on_device_of_tensors(intra_class.intra_class_rows_backward)
@@ -72,4 +80,4 @@ scale_gradients = on_device_of_tensors(scaling.scale_gradients)
 transformed_teacher_rows = on_device_of_tensors(distillation.transformed_teacher_rows)
 transformed_teacher_rows_backward = on_device_of_tensors(distillation.transformed_teacher_rows_backward)
 
-__all__ = ["class_memory_push", "hierarchical_classes"]  # PyTorch's own; the others are defined above
+__all__ = ["class_memory_push"]  # PyTorch's own; the others are defined above

@@ -62,7 +62,7 @@ def hierarchical_similarity(
             rank's rows are pairs of every rank's anchors. The mean over the ranks of what they return is the loss of
             all ranks' rows together; after averaging over the ranks the gradients are that loss's, too. Not within a
             transform of torch.func or in forward mode: RuntimeError.
-        backend: Who computes: "auto", "reference" or "triton".
+        backend: Who computes: "auto", "reference", "cpu" or "triton".
 
     Returns:
         The mean of ℓ_i over the anchors, a scalar, float32 (float64 where an input is); 0 without anchors.
@@ -75,7 +75,9 @@ def hierarchical_similarity(
     _check(features, labels, view, gamma, rho, positive_scale, negative_scale)
     dtype = torch.promote_types(features.dtype, view.dtype)
     backend = backends.select(backend, features.device, dtype, "hierarchical")
-    labels, own, size = labels.long(), slice(0, labels.shape[0]), 1
+    labels = labels.long()
+    # Of anchors the first row and the number, all: which is in none of the graphs that record this.
+    own, anchors, size = slice(None), (0, None), 1
     if group is not None:
         # Not every build of PyTorch has torch.distributed.
         from icckd.exchange import line_up
@@ -83,13 +85,14 @@ def hierarchical_similarity(
         ranks = line_up(group, {"features": features})
         features, labels = ranks.gather_with_gradient(features), ranks.gather(labels)
         own, size = ranks.own, ranks.size
+        anchors = own.start, own.stop - own.start
     features, view = accumulated(features, view)
     used = labels >= 0
     with full_precision(features):
         rows = unit(features.masked_fill(~used[:, None], 0))
         classes, *of_classes = call(ops.hierarchical_classes, rows.detach(), labels, backend)
         need_grad = wants_gradient(rows) or torch.jit.is_tracing()
-        settings = (own.start, own.stop - own.start, gamma, positive_scale, negative_scale, need_grad, backend)
+        settings = (*anchors, gamma, positive_scale, negative_scale, need_grad, backend)
         total, least, _ = call(ops.hierarchical_sum, rows, classes, *of_classes, *settings)
         if augmented is not None:
             if group is not None:

@@ -84,7 +84,8 @@ def _center_contrastive_rows_backward(grad_rows: torch.Size, lse: torch.Size, *i
 @register_flop_formula(torch.ops.icckd.hierarchical_sum)
 def _hierarchical_sum(rows: torch.Size, *inputs: Any, **_: object) -> int:
     count, need_grad = inputs[5], inputs[9]
-    return 2 * count * rows[0] * rows[1] * (3 if need_grad else 1)
+    anchors = rows[0] if count is None else count
+    return 2 * anchors * rows[0] * rows[1] * (3 if need_grad else 1)
 
 
 def _pairs(problem: IntraClassProblem) -> tuple[int, int]:

@@ -38,14 +38,14 @@ def hierarchical_sum(
     own: Tensor,
     scale: Tensor,
     first: int,
-    count: int,
+    count: int | None,
     gamma: float,
     positive_scale: float,
     negative_scale: float,
     need_grad: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The losses of `count` anchors from row `first` on against all rows, summed; no augmented rows.
+    """The losses of `count` anchors from row `first` on (None: all) against all rows, summed; no augmented rows.
 
     The other tensors are those of `hierarchical_classes`.
 
@@ -54,6 +54,7 @@ def hierarchical_sum(
         least: (count,), each anchor's least similarity with another row of its class; 1 where there is none.
         d_rows: (N, D), the gradient of the loss; (0,) where it is not needed.
     """
+    count = rows.shape[0] if count is None else count
     return backends.module(backend).hierarchical_sum(
         rows, classes, centers, own, scale, first, count, gamma, positive_scale, negative_scale, need_grad
     )
@@ -74,13 +75,14 @@ def _(
     own: Tensor,
     scale: Tensor,
     first: int,
-    count: int,
+    count: int | None,
     gamma: float,
     positive_scale: float,
     negative_scale: float,
     need_grad: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    count = rows.shape[0] if count is None else count
     return rows.new_empty(()), rows.new_empty(count), rows.new_empty(rows.shape if need_grad else 0)
 
 

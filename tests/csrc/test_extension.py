@@ -87,7 +87,7 @@ def test_best_instruction_set_is_used():
 def test_kernels_are_right_on_every_instruction_set(instruction_set):
     result = python(
         "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/csrc/test_intra_class_kernels.py",
-        "tests/csrc/test_bank_kernels.py",
+        "tests/csrc/test_bank_kernels.py", "tests/csrc/test_hierarchical_kernels.py",
         ICCKD_CPU_CAPABILITY=instruction_set,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-3000:]

@@ -10,6 +10,7 @@ from torch import Tensor
 from icckd.functional import (
     bank_products,
     cross_entropy_with_margin,
+    hierarchical_similarity,
     intra_class_contrastive,
     kd_kl,
     rkd_angle,
@@ -112,6 +113,16 @@ def bank(target: Target, seed: int = 0) -> Step:
     return Step(list(tensors), 1, loss)
 
 
+def hierarchical(target: Target, seed: int = 0) -> Step:
+    rows, dim, classes = target.choose((1000, 96, 25), (40, 9, 4))
+    features, augmented, labels, _ = problem(rows, dim, classes, dtype=torch.bfloat16, seed=seed, device=target.device)
+
+    def loss(features: Tensor, augmented: Tensor, labels: Tensor) -> Tensor:
+        return hierarchical_similarity(features, labels, augmented=augmented, backend=target.backend)
+
+    return Step([features, augmented, labels], 2, loss)
+
+
 # How to make the step, and an operator that the backend must have for it.
 LOSSES = {
     "intra_class": (intra_class, "intra_class_sum"),
@@ -122,4 +133,5 @@ LOSSES = {
     "rkd_distance": (relational(rkd_distance), "rkd_distance"),
     "rkd_angle": (relational(rkd_angle), "rkd_angle"),
     "bank": (bank, "bank_products"),
+    "hierarchical": (hierarchical, "hierarchical_sum"),
 }

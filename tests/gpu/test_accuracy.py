@@ -8,6 +8,7 @@ from icckd import ClassMemory, reference
 from icckd.functional import (
     bank_products,
     cross_entropy_with_margin,
+    hierarchical_similarity,
     intra_class_contrastive,
     kd_kl,
     rkd_angle,
@@ -151,6 +152,26 @@ def test_bank_products(target, dtype, sizes):
         results.append((products.detach(), gradient))
     for computed, single, exact in zip(*results, strict=True):
         assert_as_accurate(computed, single, exact, slack=1e-6 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", SMALL, ids=str)
+@pytest.mark.parametrize(("rows", "dim", "classes"), [(1, 1, 1), (257, 31, 3), (1009, 130, 61), (500, 300, 500)])
+def test_hierarchical_similarity(target, dtype, rows, dim, classes):
+    target.require("hierarchical_sum")
+    if target.interpreted:
+        rows, dim = min(rows, 40), min(dim, 20)
+    features, augmented, labels, _ = problem(rows, dim, classes, dtype=dtype, device=target.device)
+    results = []
+    for function, of, options in (
+        (hierarchical_similarity, dtype, {"backend": target.backend}),
+        (reference.hierarchical_similarity, dtype, {}),
+        (reference.hierarchical_similarity, torch.float64, {}),
+    ):
+        given = [x.detach().to(of).requires_grad_() for x in (features, augmented)]
+        loss = function(given[0], labels, augmented=given[1], **options)
+        results.append((loss.detach(), *torch.autograd.grad(loss, given)))
+    for computed, single, exact in zip(*results, strict=True):
+        assert_as_accurate(computed, single, exact, slack=2e-6 * float(exact.abs().max()) + 1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -6,7 +6,7 @@ import torch
 from icckd.backends import eager
 from icckd.kernels import hierarchical as kernels
 
-# Tiles of 64 by 32 rows, 16 columns of D at a time; the gradient of 64, or of 128.
+# Tiles of 64 by 32 rows, 16 columns of D at a time; the gradient of 128.
 SIZES = [(1, 1, 1), (65, 16, 3), (33, 5, 1), (70, 65, 9), (20, 130, 30)]
 SETTINGS = (0.5, 2.0, 50.0)
 
@@ -35,6 +35,15 @@ def assert_right(guard, rows, of_classes, first, count, settings=SETTINGS, toler
 @pytest.mark.parametrize(("size", "dim", "classes"), SIZES)
 def test_is_what_pytorch_computes(guard, generator, size, dim, classes):
     assert_right(guard, *make(generator, size, dim, classes), 0, size)
+
+
+@pytest.mark.parametrize(("count", "classes"), [(5, 1), (5, 2), (70, 33), (70, 70)])
+def test_extremes_of_classes(guard, generator, count, classes):
+    centers = torch.randn(count, 17, generator=generator, dtype=torch.float64)
+    size = (torch.arange(count) < classes).double()
+    actual = kernels.extremes(guard(centers.float()), guard(size.float()))
+    for x, y in zip(actual, eager.hierarchical.extremes(centers, size), strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("first", "count"), [(0, 0), (0, 7), (13, 20), (36, 1)])

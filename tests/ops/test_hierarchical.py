@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from icckd import backends, reference
+from icckd.backends import eager
 from icckd.functional import hierarchical_similarity
 from icckd.ops.hierarchical import hierarchical_classes, hierarchical_sum
 
@@ -51,6 +52,16 @@ def test_classes_are_numbered_and_compared(backend):
     torch.testing.assert_close(scale.double(), torch.stack([factor, -factor * low]), rtol=1e-5, atol=1e-6)
 
 
+def test_classes_without_rows_make_no_difference():
+    """As on a GPU, where how many classes there are is not looked at."""
+    rows = make()
+    _, order, size = eager.hierarchical.number_classes(LABELS)
+    assert size.tolist() == [2, 1, 3, 1, 0, 0, 0, 0, 0]
+    extremes = eager.hierarchical.extremes
+    results = [eager.hierarchical.compare_classes(rows, order, size, count, extremes) for count in (4, 9)]
+    assert all(map(torch.equal, *results))
+
+
 @each
 def test_the_loss_and_its_gradient_on_every_backend(backend, generator):
     features, augmented = torch.randn(2, 45, 20, generator=generator)
@@ -65,6 +76,18 @@ def test_the_loss_and_its_gradient_on_every_backend(backend, generator):
         results.append((loss.double(), *torch.autograd.grad(loss, x)))
     torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=0)
     torch.testing.assert_close(results[1][1].double(), results[0][1], rtol=1e-4, atol=1e-6)
+
+
+@each
+@pytest.mark.parametrize("size", [0, 5])
+def test_rows_of_no_numbers_and_no_rows(backend, size):
+    """Of similarity 0 all of them, if there are any."""
+    x = torch.zeros(size, 0 if size else 3, requires_grad=True)
+    labels = torch.arange(size) % 2
+    loss = hierarchical_similarity(x, labels, augmented=x, backend=backend)
+    loss.backward()
+    assert x.grad.shape == x.shape
+    torch.testing.assert_close(loss, reference.hierarchical_similarity(x, labels, augmented=x))
 
 
 @each

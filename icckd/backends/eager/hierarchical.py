@@ -9,6 +9,7 @@ With the shares p_ij = exp(exponent_ij − log(1 + Σ_j exp(exponent_ij))) of an
 the losses with respect to S_ij is −p_ij for a row of its own class, p_ij for another's: the scales cancel.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,21 +18,30 @@ from torch.nn.functional import embedding_bag
 
 # Similarities in one chunk, enough for matrix products at their full speed; and anchors that it has at least.
 _TILE, _MIN_ANCHORS = 1 << 21, 32
+# The least and the largest product of the mean rows (C, D) of two classes of so many rows (C,).
+Extremes = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # How far apart Ŝ can be, and how many roundings apart similarities of classes still are equal.
 _SPREAD, _ROUNDINGS = 0.2, 64
 
 
 def hierarchical_classes(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The classes of the batch, numbered without gaps: of every row, mean rows, Ŝ_aa, and how Ŝ_ab comes from means.
-
-    On a GPU nothing is looked at: there are then N classes, most of them without rows.
-    """
-    dim = rows.shape[1]
-    classes, order, size = _number(labels)
+    """The classes of the batch, numbered without gaps: of every row, mean rows, Ŝ_aa, and how Ŝ_ab comes from means."""
+    classes, order, size = number_classes(labels)
+    # Looking at a GPU's would wait for it: there are then N classes, most of them without rows.
     count = len(size) if rows.device.type != "cpu" else int((size > 0).sum())
+    return classes, *compare_classes(rows, order, size, count, extremes)
+
+
+def compare_classes(
+    rows: Tensor, order: Tensor, size: Tensor, count: int, extremes: Extremes
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean rows, Ŝ_aa, and how Ŝ_ab comes from means, of up to `count` classes that have `size` rows each.
+
+    order: The rows by class, ignored ones first.
+    """
     centers, own = rows.new_zeros(rows.shape), rows.new_zeros(len(rows))
-    if count == 0:
-        return classes, centers, own, rows.new_zeros(2)
+    if centers.numel() == 0 or count == 0:
+        return centers, own, rows.new_zeros(2)
     size = size[:count]
     # One bag a class, in one order: a scatter on a GPU would add in any. The first has the ignored rows too, zeros.
     begins = (len(rows) - size.sum() + size.cumsum(0) - size).long()
@@ -41,12 +51,14 @@ def hierarchical_classes(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, 
     squares = embedding_bag(order, rows.square().sum(1, keepdim=True), begins, mode="sum").squeeze(1)
     centers[:count] = sums / size.clamp(min=1)[:, None]
     similarity = (sums.square().sum(1) - squares) / (size * (size - 1)).clamp(min=1)
-    lowest, highest = _extremes(centers[:count].view(count, dim), similarity, size)
+    between = extremes(centers[:count], size)
+    lowest = torch.minimum(torch.where(size > 1, similarity, torch.inf).amin(), between[0])
+    highest = torch.maximum(torch.where(size > 1, similarity, -torch.inf).amax(), between[1])
     width = highest - lowest
     factor = torch.where(width > _ROUNDINGS * torch.finfo(rows.dtype).eps, _SPREAD / width, 0)
     offset = torch.where(factor > 0, -factor * lowest, 0)
     own[:count] = torch.where(size > 1, factor * similarity + offset, 0)
-    return classes, centers, own, torch.stack([factor, offset])
+    return centers, own, torch.stack([factor, offset])
 
 
 def hierarchical_sum(
@@ -64,7 +76,7 @@ def hierarchical_sum(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The anchors' losses summed, their least similarities in their own class, and the gradient of the rows."""
     with torch.autocast(rows.device.type, enabled=False):
-        sorted_ = _sort(rows, classes, centers, first, count)
+        sorted_ = sort(rows, classes, centers, first, count)
         loss, least = rows.new_zeros(()), rows.new_ones(count)
         gradient = torch.zeros_like(sorted_.rows) if need_grad else None
         factor, offset = scale
@@ -93,7 +105,12 @@ def hierarchical_sum(
         return loss, least, sorted_.unsorted(gradient, rows) if gradient is not None else rows.new_empty(0)
 
 
-class _Sorted(NamedTuple):
+def largest_exponent(gamma: float, positive_scale: float, negative_scale: float) -> float:
+    """No term is the exponential of a larger number: similarities are in [−1, 1], and Ŝ in [0, 0.2]."""
+    return max(positive_scale * (1 + gamma + _SPREAD), negative_scale * (1 - gamma + _SPREAD))
+
+
+class Sorted(NamedTuple):
     """The T labelled rows sorted by class.
 
     rows, classes: (T, D) and (T,).
@@ -119,14 +136,15 @@ class _Sorted(NamedTuple):
         return rows.new_zeros(rows.shape).index_copy_(0, self.source, gradient)
 
 
-def _sort(rows: Tensor, classes: Tensor, centers: Tensor, first: int, count: int) -> _Sorted:
+def sort(rows: Tensor, classes: Tensor, centers: Tensor, first: int, count: int) -> Sorted:
+    """The rows with a class in order; anchors are `count` of the given ones from `first` on."""
     labelled = (classes >= 0).nonzero().squeeze(1)
     source = labelled[classes[labelled].argsort(stable=True)]
     sorted_classes = classes[source]
     size = sorted_classes.bincount()
     anchors = ((source >= first) & (source < first + count)).nonzero().squeeze(1)
     begins = [0, *size.cumsum(0).tolist()]
-    return _Sorted(rows[source], sorted_classes, source, anchors, centers[: len(size)], begins)
+    return Sorted(rows[source], sorted_classes, source, anchors, centers[: len(size)], begins)
 
 
 def _log_one_plus(exponents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,7 +156,7 @@ def _log_one_plus(exponents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return highest + beyond.log1p(), share, beyond + 1
 
 
-def _number(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def number_classes(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Each row's class (N,), −1 if it is ignored; rows by class, ignored ones first; how many each class has (N,)."""
     value, order = labels.clamp(min=-1).sort(stable=True)
     labelled = value >= 0
@@ -150,10 +168,9 @@ def _number(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return classes, order, size
 
 
-def _extremes(centers: Tensor, own: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the largest similarity of two classes, or of a class with itself, among those that have one."""
-    lowest = torch.where(size > 1, own, torch.inf).amin()
-    highest = torch.where(size > 1, own, -torch.inf).amax()
+def extremes(centers: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest product of the mean rows of two classes that have rows; ∞ and −∞ without any."""
+    lowest, highest = centers.new_full((), torch.inf), centers.new_full((), -torch.inf)
     missing = size == 0
     place = torch.arange(len(size), device=size.device)
     with torch.autocast(centers.device.type, enabled=False):
