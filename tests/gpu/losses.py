@@ -8,6 +8,7 @@ from torch import Tensor
 
 from icckd.functional import (
     bank_products,
+    center_contrastive,
     cross_entropy_with_margin,
     intra_class_contrastive,
     kd_kl,
@@ -97,6 +98,15 @@ def bank(target: Target, seed: int = 0) -> Step:
     return Step(list(tensors), 1, loss)
 
 
+def centers(target: Target, seed: int = 0) -> Step:
+    """On a GPU three chunks of logits."""
+    rows, dim, classes = target.choose((2000, 64, 20_000), (9, 5, 7))
+    labels = logits_and_labels(rows, classes, seed=seed)[1].to(target.device)
+    rows_of_all, _ = student_and_teacher(rows + classes + seed, dim, dtype=torch.bfloat16, device=target.device)
+    inputs = [rows_of_all[:rows], rows_of_all[rows : rows + classes], labels]
+    return Step(inputs, 2, lambda x, c, y: center_contrastive(x, c, y, backend=target.backend))
+
+
 # How to make the step, and an operator that the backend must have for it.
 LOSSES = {
     "intra_class": (intra_class, "intra_class_sum"),
@@ -106,4 +116,5 @@ LOSSES = {
     "rkd_distance": (relational(rkd_distance), "rkd_distance"),
     "rkd_angle": (relational(rkd_angle), "rkd_angle"),
     "bank": (bank, "bank_products"),
+    "center_contrastive": (centers, "cross_entropy_margin_sum"),
 }
