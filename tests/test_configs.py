@@ -9,7 +9,7 @@ from icckd.models import ARCHITECTURES
 from icckd.settings import check, flat, read_comparison, settings_from
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-COMPARISONS = sorted([*(CONFIGS / "compare").glob("*.yaml"), *(CONFIGS / "paper").rglob("*.yaml")])
+COMPARISONS = sorted(path for kind in ("compare", "paper", "neighbours") for path in (CONFIGS / kind).rglob("*.yaml"))
 # The pairs of networks whose students the literature's tables list.
 PAIRS = {
     *("resnet32x4-resnet8x4", "wrn_40_2-wrn_16_2", "resnet56-resnet20", "vgg13-vgg8"),

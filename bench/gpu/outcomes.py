@@ -21,7 +21,12 @@ from icckd.files import write_json
 
 BACKENDS = ("triton", "cuda")
 # What a test of a family has in its name or its parameters.
-_WORDS = {**{family: family for family in FAMILIES}, "rkd": "relational", "bank": "bank"}
+_WORDS = {
+    **{family: family for family in FAMILIES},
+    "rkd": "relational",
+    "bank": "bank",
+    "supervised_contrastive": "intra_class",
+}
 # Seconds that one test may take, compilation and all.
 _LONGEST = 120
 # Characters kept of what a failed test prints, and of the beginning and of the end of its reason.

@@ -43,6 +43,7 @@ def targets(tiny: bool = False) -> list[Target]:
     short = [name(case) for case in cases.SHORT]
     bytes_, mixed, compute = (name(case) for case in (cases.BYTES, cases.MIXED, cases.COMPUTE))
     margin, million, layout = (name(case) for case in (cases.MARGIN, cases.MILLION, cases.LAYOUT))
+    supervised = name(cases.SUPERVISED)
     bandwidth, rate = "fraction_of_bandwidth", "fraction_of_matrix_rate"
     first, cross_entropy = "N = 65,536, D = 512", "margin + cross-entropy, N = 65,536, C = 1000"
     copied, multiplied = "share of the copy bandwidth", "share of the matrix rate"
@@ -58,6 +59,7 @@ def targets(tiny: bool = False) -> list[Target]:
         Target(f"{first}, C = 10: {multiplied}", "triton", 0.65, "", _share([compute], rate, "triton")),
         Target(f"{first}, C = 1000: over {compiled}", "triton", 10, "×", _factor(bytes_, [compiled])),
         Target(f"{first}, C = 1000: over {flex}", "triton", 3, "×", _factor(bytes_, [flex, f"{flex}, small tiles"])),
+        Target(f"supervised contrast, N = 16,384: over {compiled}", "triton", 2, "×", _factor(supervised, [compiled])),
         Target("every measured case: over its best peer", "triton", 1, "×", _least_factor("triton")),
         Target("N = 1,048,576, D = 512, C = 10,000", "triton", 1, "step", in_one_step),
         Target(f"{cross_entropy}: {copied}", "triton", 0.85, "", _share([margin], bandwidth, "triton")),

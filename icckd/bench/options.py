@@ -76,7 +76,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: the GPU where there is one")
     add("--dtype", nargs="+", metavar="DTYPE", help=f"{', '.join(DTYPES)} (default: float32; on a GPU bfloat16)")
     add("--rows", nargs="+", type=int, metavar="N", help="rows of the batch")
-    add("--dim", nargs="+", type=int, metavar="D", help="numbers in an embedding: intra_class_contrastive, rkd_*")
+    add("--dim", nargs="+", type=int, metavar="D", help="numbers in an embedding: *_contrastive, rkd_*")
     add("--classes", nargs="+", type=int, metavar="C", help="classes: all but rkd_*")
     add("--seconds", type=float, metavar="S", help="how long each contender is timed (default: 1)")
     add("--threads", type=int, metavar="T", help="threads of the CPU (default: as many as PyTorch takes)")

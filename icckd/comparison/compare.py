@@ -202,7 +202,7 @@ class _Training:
             self._finish(run, seconds)
         elif isinstance(reply, Failed):
             self._fail(run, reply)
-            if reply.diverged and told is not None and told.stage == "teacher":
+            if reply.diverged and told is not None and told.stage != "student":
                 for other in self._schedule.drop(self._schedule.sharing(run)):
                     self._fail(other, Failed(f"its teacher is that of {run}, whose training diverged", diverged=True))
         elif stop.received:

@@ -6,14 +6,15 @@ from typing import Any
 
 from icckd.comparison.plan import Run, TeacherKey, teacher_key
 from icckd.comparison.worker import Told
-from icckd.settings import Comparison
+from icckd.experiment.class_augmentation import trial_epochs
+from icckd.settings import STAGES, Comparison
 
 
 class Estimate:
     """Learns what an epoch of each variant and stage takes, and what a run takes beside its training.
 
-    What is not known of a variant yet is taken to be as with the others on average, and what is known of no student to
-    be as with the teachers.
+    What is not known of a variant yet is taken to be as with the others on average, what is known of no student to be
+    as with the teachers, and a trial of class augmentation to be as the teacher.
     """
 
     def __init__(self, comparison: Comparison):
@@ -28,7 +29,7 @@ class Estimate:
         for stage in self._comparison.stages:
             seconds = summary[stage].get("seconds")
             if isinstance(seconds, (int, float)):
-                self._seconds.setdefault((run.variant, stage), seconds / self._epochs(run, stage))
+                self._seconds.setdefault((run.variant, stage), seconds / self._epochs(run)[stage])
 
     def told(self, run: Run, told: Told) -> None:
         if told.stage == "student":
@@ -54,25 +55,36 @@ class Estimate:
         """What is left of one run, whose teacher then is among `teachers`."""
         key = self._key(run)
         total = fmean(self._beside) if self._beside else 0.0
-        for stage in self._comparison.stages:
-            if stage == "teacher" and (key is None or key in teachers):
+        epochs = self._epochs(run)
+        stages = list(epochs)
+        now = stages.index(told.stage) if told is not None and told.stage in stages else 0
+        for stage in stages[now:]:
+            if stage != "student" and (key is None or key in teachers):
                 continue
             seconds = self._per_epoch(run.variant, stage)
             if seconds is None:
                 return None
             done = told.epoch if told is not None and told.stage == stage else 0.0
-            total += (self._epochs(run, stage) - done) * seconds
+            total += (epochs[stage] - done) * seconds
         teachers.add(key)
         return total
 
     def _per_epoch(self, variant: str, stage: str) -> float | None:
-        same = [seconds for (_, of), seconds in self._seconds.items() if of == stage]
-        others = same or list(self._seconds.values())
-        return self._seconds.get((variant, stage), fmean(others) if others else None)
+        if (variant, stage) in self._seconds:
+            return self._seconds[variant, stage]
+        if stage not in STAGES:
+            return self._per_epoch(variant, "teacher")
+        for like in ((stage,), ("teacher",), {of for _, of in self._seconds}):
+            seconds = [seconds for (_, of), seconds in self._seconds.items() if of in like]
+            if seconds:
+                return fmean(seconds)
+        return None
 
-    def _epochs(self, run: Run, stage: str) -> int:
-        epochs: int = getattr(self._comparison.variants[run.variant], stage).epochs
-        return epochs
+    def _epochs(self, run: Run) -> dict[str, int]:
+        """The epochs of what the run trains, by stage, in order."""
+        settings = self._comparison.variants[run.variant]
+        stages = {stage: getattr(settings, stage).epochs for stage in self._comparison.stages}
+        return trial_epochs(settings) | stages
 
     def _key(self, run: Run) -> TeacherKey | None:
         return teacher_key(self._comparison.settings(run.variant, run.seed))

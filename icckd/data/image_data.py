@@ -178,22 +178,36 @@ def _augmentation(own: Augmentation, settings: AugmentationSettings, size: int, 
 
 
 def train_part(data: ImageData, held_out: float, setting: str) -> ImageData:
-    """`data` without its test images: `held_out` of the training images, class by class, take their place.
+    """`data` without its test images and fine labels: `held_out` of the training images take the test images' place.
 
-    They are drawn the same way every time. Raises UserError, naming the setting, where a class has one image only.
+    They are drawn class by class, by what training sees for their classes, the same way every time. Raises UserError,
+    naming the setting that wants it, where a class has one image only.
     """
-    rest, held = hold_out(Split(data.train_images, data.train_labels, data.name), held_out, setting)
+    train = Split(data.train_images, data.train_labels, data.name)
+    held = _held_out(train, held_out, setting)
+    rest, test = _select(train, ~held), _select(train, held)
     return replace(
-        data, train_images=rest.images, train_labels=rest.labels, test_images=held.images, test_labels=held.labels
+        data,
+        train_images=rest.images,
+        train_labels=rest.labels,
+        test_images=test.images,
+        test_labels=test.labels,
+        candidates=None if data.candidates is None else data.candidates[torch.from_numpy(~held)],
+        fine_labels=None,
     )
 
 
-def hold_out(split: Split, fraction: float, setting: str = "data.validation") -> tuple[Split, Split]:
+def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
     """`split` in two: the rest, and `fraction` of each class, drawn the same way every time.
 
-    Both keep the images' order, and at least one image of every class. Raises UserError, naming the setting that wants
-    it, where a class has only one.
+    Both keep the images' order, and at least one image of every class. Raises UserError where a class has only one.
     """
+    held_out = _held_out(split, fraction, "data.validation")
+    return _select(split, ~held_out), _select(split, held_out)
+
+
+def _held_out(split: Split, fraction: float, setting: str) -> np.ndarray:
+    """Which images are held out: bool (N,). Raises UserError, naming the setting, where a class has only one."""
     random = np.random.default_rng(0)
     labels = split.labels.numpy()
     held_out = np.zeros(len(labels), dtype=bool)
@@ -205,7 +219,7 @@ def hold_out(split: Split, fraction: float, setting: str = "data.validation") ->
             )
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         held_out[random.choice(members, count, replace=False)] = True
-    return _select(split, ~held_out), _select(split, held_out)
+    return held_out
 
 
 def part_of(split: Split, fraction: float) -> Split:

@@ -30,6 +30,23 @@ class Trial(NamedTuple):
     settings: Settings
     data: ImageData
 
+    @property
+    def name(self) -> str:
+        """What progress calls it."""
+        return _name(self.area)
+
+
+def trial_epochs(settings: Settings) -> dict[str, int]:
+    """The epochs of each of a run's trials by its name, in order; none where no class is to have a milder crop."""
+    tried, crop = settings.data.class_augmentation, settings.data.augmentation.resized_crop
+    if tried.classes == 0 or crop is None:
+        return {}
+    return {_name(area): tried.epochs or settings.teacher.epochs for area in tried.tried(crop)}
+
+
+def _name(area: float) -> str:
+    return f"crop {area}"
+
 
 def trials(settings: Settings, data: ImageData) -> Iterator[Trial]:
     """The trials of a run, of the strongest crop first.

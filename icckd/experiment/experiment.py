@@ -177,7 +177,7 @@ class Experiment:
 
     def _of_trial(self, trial: Trial) -> "Experiment":
         def progress(stage: str, epochs: int, steps: int) -> Progress:
-            return self._progress(f"crop {trial.area:g}", epochs, steps)
+            return self._progress(trial.name, epochs, steps)
 
         data, stop, world = trial.data, self._stop, self.world
         try:

@@ -59,7 +59,11 @@ class RunFolder:
 
     def trial(self, name: str) -> "RunFolder":
         """That of a trial of class augmentation: a run of its own within this one."""
-        return RunFolder(self.path / "class_augmentation" / name)
+        return RunFolder(self._trials / name)
+
+    @property
+    def _trials(self) -> Path:
+        return self.path / "class_augmentation"
 
     def checkpoint(self, stage: str, world: World = ALONE) -> Checkpoint:
         """That of a stage; the processes of `world` use it together."""
@@ -108,10 +112,11 @@ class RunFolder:
     def check(self, settings: Settings) -> None:
         """Raise UserError where the run in the folder cannot be continued with `settings`, as `open` says. Reads only.
 
-        A stage has begun where it has a folder or the summary tells of it.
+        A stage has begun where it has a folder or the summary tells of it, and the teacher with its first trial.
         """
         summary = self.read_summary()
-        self._check_same(settings, {stage for stage in STAGES if stage in summary or self.stage(stage).exists()})
+        begun = {stage for stage in STAGES if stage in summary or self.stage(stage).exists()}
+        self._check_same(settings, begun | ({"teacher"} if self._trials.exists() else set()))
 
     def read_summary(self) -> dict[str, Any]:
         """What summary.json holds by stage; nothing where there is none yet. Raises UserError where it is broken."""

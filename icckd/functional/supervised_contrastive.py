@@ -108,7 +108,7 @@ def _of_ranks(
     rows, has_positives = _rows(features, labels, own, temperature, num_classes, backend)
     if reduction == "none":
         return rows[ranks.own]
-    return rows.sum() if reduction == "sum" else rows.sum() * (ranks.size / has_positives.sum().clamp(min=1))
+    return rows.sum() if reduction == "sum" else rows.sum() * ranks.size / has_positives.sum().clamp(min=1)
 
 
 def _rows(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, normalize
 
+from icckd.backends.arithmetic import accumulation_dtype
 from icckd.functional import weak_spectral
 from icckd.methods.base import MethodSettings, Network, Outputs, Rule, Samples, TeacherMethod, register
 from icckd.methods.projection import projection
@@ -78,7 +79,7 @@ class Wsc(TeacherMethod):
         self.confidence = (self.candidates / self.candidates.sum(dim=1, keepdim=True)).float()
 
     def forward(self, outputs: Outputs, samples: Samples) -> dict[str, Tensor]:
-        logits = outputs.logits.float().unflatten(0, (self.views, len(samples.labels)))
+        logits = _precise(outputs.logits).unflatten(0, (self.views, len(samples.labels)))
         contrast = self._contrast(outputs, logits[0], samples)
         if self.candidates is not None:
             losses = self._of_candidates(logits, samples)
@@ -97,7 +98,7 @@ class Wsc(TeacherMethod):
         self._latest = None
 
     def _contrast(self, outputs: Outputs, weak: Tensor, samples: Samples) -> Tensor:
-        rows = normalize(self.projection(outputs.features[len(weak) :]).float())
+        rows = normalize(_precise(self.projection(outputs.features[len(weak) :])))
         first, second = rows.unflatten(0, (self.strong_views, len(weak)))
         settings, posterior = self.settings, weak.detach().softmax(dim=1)
         return weak_spectral(
@@ -123,7 +124,7 @@ class Wsc(TeacherMethod):
         return {
             "cross_entropy": samples.mean(-labelled.sum()),
             "consistency": samples.mean(-(target * (first + second)).sum()),
-            "volume": torch.linalg.slogdet(log_noise.double().exp()).logabsdet.float(),
+            "volume": torch.linalg.slogdet(log_noise.double().exp()).logabsdet.to(weak.dtype),
             "balance": -mean.log().mean(),
         }
 
@@ -162,6 +163,10 @@ class Transition(nn.Module):
         others = (self.change + self.begin).sigmoid()
         matrix = others - torch.diag_embed(others.diagonal()) + torch.eye(len(others), device=others.device)
         return matrix / matrix.sum(dim=1, keepdim=True)
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.to(accumulation_dtype(x))
 
 
 def log_of_rest(logits: Tensor) -> Tensor:

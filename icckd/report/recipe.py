@@ -62,8 +62,10 @@ def _label_noise(results: Results) -> str:
     wrong, candidates = (number(results.data.get(f"label_noise.{name}")) for name in ("wrong", "mean_candidates"))
     if wrong is None:
         return ""
-    text = f"{_plain(_setting(results, 'data.label_noise'))}: {100 * wrong:.4g} % of the training labels are wrong"
-    return text if candidates is None else f"{text}, drawn from {candidates:.4g} candidates on average"
+    noise, share = _plain(_setting(results, "data.label_noise")), f"{100 * wrong:.4g} %"
+    if candidates is None:
+        return f"{noise}: {share} of the training labels are wrong"
+    return f"{noise}: {candidates:.4g} candidates an image on average; one drawn of them is wrong for {share} of images"
 
 
 def _augmentation(results: Results, of: str) -> str:
@@ -72,9 +74,11 @@ def _augmentation(results: Results, of: str) -> str:
     padding, flip, rotation, boxes = (
         results.data.get(f"{of}.{name}") for name in ("crop_padding", "flip", "rotation", "resized_crop")
     )
+    milder = len(results.class_augmentation.chosen) if results.class_augmentation else 0
     parts = [
         f"padded by {_plain(padding)} {'pixel' if padding == 1 else 'pixels'} a side and cropped" if padding else "",
         f"boxes of {' to '.join(map(_plain, boxes))} of the area, resized" if isinstance(boxes, list) else "",
+        f"larger ones for {milder} {'class' if milder == 1 else 'classes'}" if milder else "",
         "mirrored with probability 1/2" if flip else "",
         f"turned by up to {_plain(rotation)}°" if rotation else "",
     ]

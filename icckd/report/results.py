@@ -30,6 +30,7 @@ from icckd.report.reading import (
     read_object,
     read_yaml,
 )
+from icckd.report.trials import ClassAugmentation, read_class_augmentation
 from icckd.settings import NO_METHOD, STAGES, Settings, setting_name
 
 
@@ -63,7 +64,7 @@ class Results:
     """A run: its settings by dotted name, and what there is of each stage.
 
     `settings` are without those of methods that are not in force; `data` is what was made of those of the data, by
-    dotted name.
+    dotted name; `class_augmentation` is what was found of crops by class, if they were tried.
     """
 
     settings: dict[str, Any]
@@ -72,6 +73,7 @@ class Results:
     stages: dict[str, Stage]
     classes: list[str]
     examples: Examples | None
+    class_augmentation: ClassAugmentation | None = None
 
 
 def read_results(run: Path) -> Results:
@@ -99,6 +101,7 @@ def read_results(run: Path) -> Results:
         stages=stages,
         classes=classes,
         examples=_read_examples(run / "teacher" / "examples.safetensors", len(classes)),
+        class_augmentation=read_class_augmentation(summary, run / "summary.json", classes),
     )
 
 

@@ -92,5 +92,5 @@ def _description(chart: Chart) -> str:
     for curve in chart.curves:
         known = [(epoch, value) for epoch, value in zip(curve.epochs, curve.values, strict=True) if value is not None]
         (first, start), (last, end) = known[0], known[-1]
-        parts.append(f"{curve.label} {start:.4g} at epoch {first:g}, {end:.4g} at epoch {last:g}")
+        parts.append(f"{curve.label} {start:.4g} at {chart.axis} {first:g}, {end:.4g} at {chart.axis} {last:g}")
     return f"{chart.title}: {'; '.join(parts)}"

@@ -26,6 +26,7 @@ DEFINITIONS = {
     "intra_class_contrastive": lambda x: reference.intra_class_contrastive(
         x.anchor, x.positive, x.labels, gate=x.gate, temperature=0.1
     ),
+    "supervised_contrastive": lambda x: reference.supervised_contrastive(x.features, x.labels, temperature=0.1),
     "cross_entropy_with_margin": lambda x: reference.cross_entropy_with_margin(x.logits, x.labels),
     "kd_kl": lambda x: reference.kd_kl(x.student, x.teacher, temperature=4.0),
     "rkd_distance": lambda x: reference.rkd_distance(x.student, x.teacher),

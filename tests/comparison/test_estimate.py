@@ -50,6 +50,23 @@ def test_a_teacher_in_common_counts_once_and_jobs_share_the_rest():
     assert estimate.left(LATER, {}, 1) == pytest.approx(10 * 3 + 10 * 1 + 3 * 5 * 2)
 
 
+def test_trials_of_class_augmentation_come_before_the_teacher():
+    tried = {"classes": 2, "areas": [0.5, 1.0], "epochs": 2}
+    crops = {"data.augmentation.resized_crop": [0.1, 1.0], "data.class_augmentation": tried}
+    given = {"base": {"teacher.epochs": 10, "student.epochs": 5}, "variants": {"plain": {}, "crops": crops}}
+    comparison = comparison_from({**given, "baseline": "plain", "seeds": [0]}, "c.yaml")
+    _, run = runs_of(comparison)
+    estimate = Estimate(comparison)
+    estimate.told(run, Told("crop 0.1", 1, 2, 3.0))
+    # Three trials of 2 epochs, of which one is over, a teacher and a student.
+    assert estimate.left([], {run: Told("crop 0.1", 1, 2)}, 1) == pytest.approx((5 + 10 + 5) * 3)
+    estimate.told(run, Told("crop 1.0", 1, 2, 4.0))
+    estimate.told(run, Told("teacher", 1, 10, 7.0))
+    assert estimate.left([], {run: Told("crop 1.0", 1, 2)}, 1) == pytest.approx(1 * 4 + 10 * 7 + 5 * 7)
+    assert estimate.left([], {run: Told("teacher", 4, 10)}, 1) == pytest.approx(6 * 7 + 5 * 7)
+    assert estimate.left([run], {}, 1) == pytest.approx(2 * 3 + 2 * 7 + 2 * 4 + 10 * 7 + 5 * 7)
+
+
 def test_what_a_run_takes_beside_its_training_and_what_summaries_tell():
     estimate = Estimate(COMPARISON)
     estimate.found(KD, {"teacher": {"seconds": 20.0}, "student": {"seconds": 5.0}})

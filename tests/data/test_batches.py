@@ -224,9 +224,12 @@ class MixedDevices(TorchDispatchMode):
 @pytest.mark.parametrize(
     "augmentation", [None, Augmentation(2, flip=True, rotation=20.0), Augmentation(0, True, 20.0, (0.3, 1.0))]
 )
-def test_steps_on_a_device_neither_send_nor_read_anything(images, augmentation):
+@pytest.mark.parametrize(
+    "strong", [{}, {"strong_views": 1, "strong_augmentation": Augmentation(0, True, 9.0, (0.5, 1))}]
+)
+def test_steps_on_a_device_neither_send_nor_read_anything(images, augmentation, strong):
     # PyTorch's device without data stands for any other than a CPU.
-    batches = make(images, augmentation=augmentation, device="meta", drop_last=False).epoch(2, first_step=1)
+    batches = make(images, augmentation=augmentation, device="meta", drop_last=False, **strong).epoch(2, first_step=1)
     next(batches)
     with MixedDevices(torch.device("meta")) as operations:
         rest = list(batches)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from icckd.data.augmentation import Augmentation
-from icckd.data.image_data import Split, channel_counts, channel_statistics, hold_out, image_data, part_of
+from icckd.data.image_data import Split, channel_counts, channel_statistics, hold_out, image_data, part_of, train_part
 from icckd.errors import UserError
 from icckd.settings import AugmentationSettings, DataSettings, StrongAugmentationSettings
 
@@ -108,6 +108,23 @@ def test_strong_augmentation_has_defaults_of_its_own():
 def test_padding_beyond_the_image_is_refused():
     with pytest.raises(UserError, match=r"data\.augmentation\.crop_padding is 8; the images' side is 8"):
         build(split([0, 1]), split([0, 1]), augmentation=AugmentationSettings(crop_padding=8))
+
+
+def test_part_of_the_training_images_takes_the_place_of_test_with_all_that_is_known_of_them():
+    train = split([0, 1] * 50)
+    train.images[:] = torch.arange(100, dtype=torch.uint8).view(-1, 1, 1, 1)  # Each tells which it is.
+    whole = build(train, split([0, 1]), label_noise="partial:0.5")
+    part = train_part(whole, 0.3, "some.setting")
+    places = [images[:, 0, 0, 0].long() for images in (part.train_images, part.test_images)]
+    assert sorted(torch.cat(places).tolist()) == list(range(100))
+    for labels, chosen in zip((part.train_labels, part.test_labels), places, strict=True):
+        assert torch.equal(labels, whole.train_labels[chosen])
+        assert chosen.tolist() == sorted(chosen.tolist())
+    assert torch.equal(part.candidates, whole.candidates[places[0]])
+    counts = whole.train_labels.bincount()
+    assert part.test_labels.bincount().tolist() == (0.3 * counts).round().tolist()
+    with pytest.raises(UserError, match=r"one image of class 1; some\.setting needs at least 2 images of each class"):
+        train_part(build(split([0, 0, 1]), split([0, 1])), 0.3, "some.setting")
 
 
 def test_validation_takes_the_place_of_test():

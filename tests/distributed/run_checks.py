@@ -8,9 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from icckd.data import Batches, FineLabels
 from icckd.distributed import ALONE
 from icckd.errors import Interrupted, TrainingDiverged
 from icckd.experiment import Experiment, RunFolder
+from icckd.experiment.evaluation import predict
+from icckd.experiment.probe import FineProbe
+from icckd.models import build_model
 from icckd.settings import settings_from
 from icckd.training import StopSignal
 
@@ -123,3 +127,30 @@ def check_resumed_in_the_same_bits(folder, world):
     if world.first:
         found, wanted = (load_file(path / "teacher" / "model.safetensors") for path in (stopped, whole))
         assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+def check_probe(world):
+    """Each asks about its parts, of the last batch some about none; the first has the sums of one process."""
+    random = torch.Generator().manual_seed(3)
+    images = torch.randint(256, (50, 1, 8, 8), dtype=torch.uint8, generator=random)
+    labels = torch.randint(6, (50,), generator=random)
+    fine = FineLabels(labels, labels, torch.arange(6) % 2)
+    torch.manual_seed(0)
+    model = build_model("convnet-small", 1, 2, 8)
+
+    def probe(part, world):
+        batches = Batches(
+            *(images, labels),
+            **{"batch_size": 16, "mean": [0.5], "std": [0.3], "augmentation": None, "views": 1, "shuffle": False},
+            **{"seed": 0, "device": "cpu", "drop_last": False, "part": part},
+        )
+        return FineProbe(fine).fit(model, batches, world), batches
+
+    together, _ = probe((world.rank, world.size), world)
+    if world.first:
+        one, batches = probe((0, 1), ALONE)
+        predictions = predict(model, batches)
+        for name, ridge in one.by_name.items():
+            rows = predictions.features if name == "fine_probe" else predictions.logits.double().div(4).log_softmax(1)
+            torch.testing.assert_close(together.by_name[name].scores(rows), ridge.scores(rows), rtol=1e-6, atol=1e-6)
+        assert 0.2 < one.measure(predictions)["fine_probe"] < 1

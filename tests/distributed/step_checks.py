@@ -1,5 +1,6 @@
 """Steps that several processes take together against those of one process on the whole batch."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -48,6 +49,20 @@ def teacher(group, positive="second-view", views="first", **memory):
     return TeacherTask(network(), settings, IMAGES, group).double()
 
 
+def neighbour(group, method, candidates=None, **settings):
+    loss = TeacherLossSettings(method=method)
+    setattr(loss, method, replace(getattr(loss, method), **settings))
+    torch.manual_seed(3)
+    return TeacherTask(network(), TeacherSettings(loss=loss, epochs=4), IMAGES, group, candidates).double()
+
+
+def candidates():
+    random = torch.Generator().manual_seed(7)
+    return (torch.rand(IMAGES, CLASSES, generator=random) < 0.4) | nn.functional.one_hot(
+        torch.arange(IMAGES) % CLASSES
+    ).bool()
+
+
 def student(group, method):
     frozen = FrozenTeacher(network("wrn_16_1", seed=2), NORMALIZATION, NORMALIZATION)
     loss = StudentLossSettings(method=method)
@@ -62,6 +77,12 @@ TASKS = {
     "memory of an average": lambda group: teacher(group, "second-view-detached", capacity=3, average=0.5),
     "memory": lambda group: teacher(group, capacity=2),
     "previous epoch": lambda group: teacher(group, "previous-epoch"),
+    "supcon": lambda group: neighbour(group, "supcon", dim=8),
+    "hierarchical": lambda group: neighbour(group, "hierarchical"),
+    "center": lambda group: neighbour(group, "center"),
+    "center by averages": lambda group: neighbour(group, "center", centers="average"),
+    "wsc": lambda group: neighbour(group, "wsc", dim=8),
+    "wsc of candidates": lambda group: neighbour(group, "wsc", candidates(), dim=8),
     "student": lambda group: student(group, EXACT_METHODS),
     "student in float32": lambda group: student(group, SINGLE_METHODS),
     # Its heads take longer than all others together.

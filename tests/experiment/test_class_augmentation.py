@@ -175,6 +175,8 @@ def test_stopped_in_any_trial_and_resumed_ends_in_the_same_bits(whole, tmp_path,
     assert not (path / "teacher").exists()
     with pytest.raises(UserError, match="holds another run's results"):
         run(path)
+    with pytest.raises(UserError, match=r"--resume: teacher\.learning_rate is 0\.2, but the run in .*/run has 0\.1"):
+        run(path, settings_from({**GIVEN, "teacher.learning_rate": 0.2}, "test"), resume=True)
     run(path, resume=True)
     assert written in (None, finished.stat().st_mtime_ns)
     assert without_times(summary(path)) == without_times(summary(whole))

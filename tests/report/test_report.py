@@ -36,6 +36,18 @@ def test_both_pages_show_every_main_number(run):
         assert shown in markdown
 
 
+def test_probes_of_fine_classes_are_shown_where_there_are_any(run):
+    assert all("Fine classes" not in text for text in report(run))
+    run.summary["data"]["fine_classes"] = 12
+    run.summary["teacher"].update(fine_probe=0.7654, fine_probe_soft_labels=0.4321)
+    run.write()
+    page, markdown = report(run)
+    for text in (Page(page).text, markdown):
+        for shown in ("Fine classes in features", "76.54 %", "Fine classes in soft labels", "43.21 %"):
+            assert shown in text
+        assert "4 coarse classes, which are made of 12 fine ones" in text
+
+
 def test_student_is_compared_with_its_teacher(run):
     run.summary["teacher"]["test_accuracy"], run.summary["student"]["test_accuracy"] = 0.9777, 0.95
     run.write()

@@ -78,6 +78,16 @@ def losses_by_hand(features, logits, positives, labels, known, margin, weight):
     return torch.nn.functional.cross_entropy(logits, labels) + weight * contrast, contrast
 
 
+def test_strong_views_are_those_of_the_method_but_where_there_is_one_view(monkeypatch):
+    assert make().task.strong_views == 0
+    monkeypatch.setattr("icckd.methods.intra_class.IntraClass.strong_views", 1)
+    tasks = {positive: make(positive=positive).task for positive in ("second-view", "previous-epoch")}
+    assert {name: (task.views, task.strong_views) for name, task in tasks.items()} == {
+        "second-view": (2, 1),
+        "previous-epoch": (1, 0),
+    }
+
+
 def remembered(memory):
     """By class, the set of its embeddings."""
     rows, labels = memory.tensors()

@@ -8,6 +8,7 @@ from icckd.bench.case import Case
 from icckd.bench.functions.cross_entropy import CrossEntropy
 from icckd.bench.functions.distillation import KdKl, Relational
 from icckd.bench.functions.intra_class import IntraClass
+from icckd.bench.functions.supervised_contrastive import SupervisedContrastive
 
 BF16, FP16, FP32 = "bfloat16", "float16", "float32"
 # Numbers in the rows of a case of small classes: enough to fill the device and overflow its cache.
@@ -20,6 +21,7 @@ MILLION = IntraClass(BF16, n=2**20, c=10000)
 SHORT = [IntraClass(BF16, n=1024, d=512, c=100), IntraClass(BF16, n=1024, d=128, c=10)]
 LAYOUT = ClassLayout(FP32)
 BATCH = IntraClass(BF16, n=8192, d=128, c=100)
+SUPERVISED = SupervisedContrastive(BF16)
 SMALL_CLASSES = [
     IntraClass(BF16, n=_NUMBERS // d, d=d, c=_NUMBERS // d // size)
     for d in (512, 128, 1024, 256)
@@ -38,6 +40,7 @@ _HEAD: list[Case] = [
     MILLION,
     Relational(BF16, "distance"),
     MemoryPush(BF16),
+    SUPERVISED,
 ]
 _OTHERS: list[Case] = [
     CrossEntropy(BF16, n=8192, c=32768),
@@ -54,6 +57,7 @@ _OTHERS: list[Case] = [
     KdKl(BF16, n=8192, c=32768),
     KdKl(BF16, standardize=True),
     IntraClass(BF16, n=16384, d=128, c=100, shape="half"),
+    SupervisedContrastive(BF16, n=65536, d=512, c=1000),
 ]
 # Whatever has a target, and a case of each family: what is measured before any peer is.
 TARGETS: list[Case] = [*_HEAD, *SMALL_CLASSES]
@@ -68,6 +72,7 @@ def _accuracy(dtype: str) -> Iterable[Case]:
     yield IntraClass(dtype, n=700, d=96, c=9, temperature=0.02)
     yield IntraClass(dtype, n=700, d=96, c=9, normalize=False)
     yield IntraClass(dtype, n=513, d=2048, c=4)
+    yield SupervisedContrastive(dtype, n=1021, d=96, c=61)
     yield CrossEntropy(dtype, n=999, c=1000)
     yield CrossEntropy(dtype, n=61, c=50257)
     yield CrossEntropy(dtype, n=5, c=262144)

@@ -13,6 +13,7 @@ from icckd.bench.case import Case
 from icckd.bench.functions.cross_entropy import CrossEntropy
 from icckd.bench.functions.distillation import KdKl, Relational
 from icckd.bench.functions.intra_class import IntraClass
+from icckd.bench.functions.supervised_contrastive import SupervisedContrastive
 
 # Options and the sizes that they mean: N rows, D numbers each, C classes.
 AXES = {"rows": "n", "dim": "d", "classes": "c"}
@@ -45,6 +46,10 @@ FUNCTIONS = {
             "cpu": {"n": (2048,), "d": (128,), "c": (10, 100, 1000)},
             "cuda": {"n": (65536,), "d": (512,), "c": (10, 100, 1000)},
         },
+    ),
+    "supervised_contrastive": Benchmark(
+        SupervisedContrastive,
+        {"cpu": {"n": (2048,), "d": (128,), "c": (100,)}, "cuda": {"n": (16384,), "d": (128,), "c": (100,)}},
     ),
     "cross_entropy_with_margin": Benchmark(
         CrossEntropy, {"cpu": {"n": (8192,), "c": (1000,)}, "cuda": {"n": (65536,), "c": (1000,)}}

@@ -163,3 +163,20 @@ def test_black_images_are_refused_where_statistics_are_needed(tmp_path):
 def test_two_ways_to_crop_are_refused(both):
     with pytest.raises(ValueError, match="images in files are cropped in one way only"):
         batches(both[0], augmentation=Augmentation(1, True, 0.0, (0.2, 1.0)))
+
+
+def test_label_noise_is_that_in_memory(squares):
+    streamed, resident = (load(squares, streaming=streaming, label_noise="partial:0.4") for streaming in (True, False))
+    assert torch.equal(streamed.train_labels, resident.train_labels)
+    assert torch.equal(streamed.candidates, resident.candidates)
+    assert streamed.wrong_labels == resident.wrong_labels > 0
+
+
+def test_strong_views_are_refused(both):
+    for data in both:
+        arguments = {"strong_views": 1, "strong_augmentation": data.strong_augmentation}
+        if isinstance(data.train_images, torch.Tensor):
+            assert len(next(iter(batches(data, **arguments))).views) == 2
+        else:
+            with pytest.raises(ValueError, match="strong_views is 1; it should be 0 for images in files"):
+                batches(data, **arguments)
