@@ -61,7 +61,7 @@ class Case:
 _STATED = {
     "center_contrastive": lambda n, d, c: 6 * (n + c) * d + 2 * min(n * c, max(CHUNK, c)),
     "weak_spectral": lambda n, d, c: 6 * n * d + 2 * n * c + 8 * c * d + 4 * d * d,
-    "hierarchical_similarity": lambda n, d, c: 7 * n * d + 2**21,
+    "hierarchical_similarity": lambda n, d, c: 7 * n * d + 2**23,
 }
 _DENSE = {
     "center_contrastive": lambda n, d, c: 5 * n * c + 6 * (n + c) * d,

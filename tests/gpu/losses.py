@@ -9,6 +9,7 @@ from torch import Tensor
 
 from icckd.functional import (
     bank_products,
+    center_contrastive,
     cross_entropy_with_margin,
     hierarchical_similarity,
     intra_class_contrastive,
@@ -123,6 +124,15 @@ def hierarchical(target: Target, seed: int = 0) -> Step:
     return Step([features, augmented, labels], 2, loss)
 
 
+def centers(target: Target, seed: int = 0) -> Step:
+    """On a GPU three chunks of logits."""
+    rows, dim, classes = target.choose((2000, 64, 20_000), (9, 5, 7))
+    labels = logits_and_labels(rows, classes, seed=seed)[1].to(target.device)
+    rows_of_all, _ = student_and_teacher(rows + classes + seed, dim, dtype=torch.bfloat16, device=target.device)
+    inputs = [rows_of_all[:rows], rows_of_all[rows : rows + classes], labels]
+    return Step(inputs, 2, lambda x, c, y: center_contrastive(x, c, y, backend=target.backend))
+
+
 # How to make the step, and an operator that the backend must have for it.
 LOSSES = {
     "intra_class": (intra_class, "intra_class_sum"),
@@ -134,4 +144,5 @@ LOSSES = {
     "rkd_angle": (relational(rkd_angle), "rkd_angle"),
     "bank": (bank, "bank_products"),
     "hierarchical": (hierarchical, "hierarchical_sum"),
+    "center_contrastive": (centers, "cross_entropy_margin_sum"),
 }
