@@ -152,7 +152,11 @@ def test_against_is_a_setting_in_which_the_variants_differ():
     comparison = comparison_from(values, "test")
     assert comparison.lines() == [{0.5: "noise-0.5", 1.0: "noise-1.0"}]
     assert comparison_from(comparison.definition(), "test") == comparison
-    for against, words in (("data.name", "should be a setting in which the variants differ"), (3, "should be"), ([], "should")):
+    for against, words in (
+        ("data.name", "should be a setting in which the variants differ"),
+        (3, "should be"),
+        ([], "should"),
+    ):
         with pytest.raises(UserError, match=words):
             comparison_from({**values, "against": against}, "test")
     variants |= {"words": {"data.train_fraction": 0.5, "data.name": "fashion-mnist"}}
