@@ -72,9 +72,9 @@ def center_contrastive(
     checks.one_of("reduction", reduction, _REDUCTIONS)
     dtype = torch.promote_types(features.dtype, centers.dtype)
     backend = backends.select(backend, features.device, dtype, "cross_entropy")
-    with full_precision(features):
-        x, c = map(unit, accumulated(features, centers))
     labels, settings = labels.long(), (float(scale), float(margin), float(weight))
+    with full_precision(features):
+        x, c = map(unit, accumulated(features.masked_fill((labels < 0)[:, None], 0), centers))
     needs = wants_gradient(x), wants_gradient(c)
     if reduction != "none" and any(needs):
         loss, *_ = call(ops.center_contrastive_sum, x, c, labels, *settings, reduction == "mean", *needs, backend)

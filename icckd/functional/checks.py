@@ -85,6 +85,12 @@ def is_number(name: str, value: object) -> None:
         raise TypeError(f"{name} is {value!r}; it should be a number")
 
 
+def finite_number(name: str, value: float) -> None:
+    is_number(name, value)
+    if not float("-inf") < value < float("inf"):
+        raise ValueError(f"{name} is {value}; it should be a finite number")
+
+
 def positive_number(name: str, value: float) -> None:
     """`value` should be a finite number above 0."""
     is_number(name, value)

@@ -125,6 +125,6 @@ def _check(
     checks.float_matrix("augmented", augmented, *features.shape)
     for name, tensor in (("labels", labels), ("augmented", augmented)):
         checks.same_device(name, tensor, "features", features)
-    checks.is_number("gamma", gamma)
+    checks.finite_number("gamma", gamma)
     for name, value in (("rho", rho), ("positive_scale", positive_scale), ("negative_scale", negative_scale)):
         checks.positive_number(name, value)

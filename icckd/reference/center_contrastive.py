@@ -38,8 +38,8 @@ def center_contrastive(
         (N,) or a scalar, float32 (float64 where an input is).
     """
     dtype = torch.promote_types(accumulated(features).dtype, accumulated(centers).dtype)
-    cosines = unit(features.to(dtype)) @ unit(centers.to(dtype)).T
     counted, index = labels >= 0, labels.long().clamp(min=0)[:, None]
+    cosines = unit(features.to(dtype).masked_fill(~counted[:, None], 0)) @ unit(centers.to(dtype)).T
     own = cosines.gather(1, index)
     logits = (scale * cosines).scatter(1, index, scale * (own - margin))
     rows = logits.logsumexp(1) - (scale * (own - margin) + 2 * weight * own).squeeze(1)

@@ -56,7 +56,7 @@ def check(settings: Settings, stages: Sequence[str] = STAGES) -> None:
         rules += _student_rules(settings.student)
     for name, given, holds, wanted in rules:
         if not holds:
-            shown = str(given).lower() if isinstance(given, bool) else given
+            shown = "null" if given is None else str(given).lower() if isinstance(given, bool) else given
             raise UserError(f"{name} is {shown}; it should be {wanted}")
 
 

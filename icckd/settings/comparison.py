@@ -1,5 +1,6 @@
 """What `icckd compare` compares: the definition that a YAML file holds, read, checked and written again."""
 
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -164,14 +165,15 @@ def comparison_from(
 
 
 def place_of(value: Any) -> float | None:
-    """Where a setting's value lies on an axis: a number, that after a colon, the first of a list; null is 0.
+    """Where a setting's value lies on an axis: a finite number, that after a colon, the first of a list; null is 0.
 
     None where it is nothing of the kind.
     """
     if isinstance(value, list) and value:
         return place_of(value[0])
-    with suppress(ValueError, TypeError):
-        return float(str(value).rpartition(":")[2]) if value is not None else 0.0
+    with suppress(ValueError):
+        place = float(str(value).rpartition(":")[2]) if value is not None else 0.0
+        return place if math.isfinite(place) else None
     return None
 
 
@@ -180,7 +182,7 @@ def _check_against(comparison: Comparison, source: str) -> None:
     if against is None:
         return
     for variant, settings in comparison.differing().items():
-        if against not in settings:
+        if not isinstance(against, str) or against not in settings:
             raise UserError(
                 f"{source}: against is {against!r}; it should be a setting in which the variants differ: "
                 f"{', '.join(settings) or 'there is none'}"

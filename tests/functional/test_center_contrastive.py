@@ -127,6 +127,17 @@ def test_a_gradient_of_one_side_only(which, reduction):
     assert inputs[1 - which].grad is None
 
 
+@pytest.mark.parametrize("function", [center_contrastive, reference.center_contrastive])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_nothing_of_an_ignored_row_is_looked_at(function, reduction):
+    features, centers, labels = make()
+    expected = results(function, features, centers, labels, reduction=reduction)
+    actual = results(
+        function, features.masked_fill((labels < 0)[:, None], torch.nan), centers, labels, reduction=reduction
+    )
+    torch.testing.assert_close(actual, expected)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("rows", [0, 4])
 def test_without_a_row_that_counts(rows, reduction):

@@ -267,6 +267,7 @@ def test_without_values_and_recorded():
         ({"labels": torch.zeros(4, device="meta").long()}, ValueError, "labels is on meta; it should be on cpu"),
         ({"augmented": torch.zeros(4, 4)}, ValueError, r"augmented has shape \(4, 4\); it should be \(4, 5\)"),
         ({"gamma": "half"}, TypeError, "gamma is 'half'; it should be a number"),
+        ({"gamma": math.nan}, ValueError, "gamma is nan; it should be a finite number"),
         ({"rho": 0}, ValueError, "rho is 0; it should be a finite number above 0"),
         ({"positive_scale": -1.0}, ValueError, "positive_scale is -1.0"),
         ({"negative_scale": math.inf}, ValueError, "negative_scale is inf"),

@@ -1,5 +1,6 @@
 """The definition of a comparison: what may stand in its file, and what is said of what may not."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -151,7 +152,11 @@ def test_against_is_a_setting_in_which_the_variants_differ():
     comparison = comparison_from(values, "test")
     assert comparison.lines() == [{0.5: "noise-0.5", 1.0: "noise-1.0"}]
     assert comparison_from(comparison.definition(), "test") == comparison
-    for against, words in (("data.name", "should be a setting in which the variants differ"), (3, "should be")):
+    for against, words in (
+        ("data.name", "should be a setting in which the variants differ"),
+        (3, "should be"),
+        ([], "should"),
+    ):
         with pytest.raises(UserError, match=words):
             comparison_from({**values, "against": against}, "test")
     variants |= {"words": {"data.train_fraction": 0.5, "data.name": "fashion-mnist"}}
@@ -160,5 +165,5 @@ def test_against_is_a_setting_in_which_the_variants_differ():
 
 
 def test_a_value_s_place_is_its_number():
-    values = (None, 0.3, 2, "symmetric:0.4", "partial:0.1", [0.08, 1.0], "digits", [])
-    assert [place_of(value) for value in values] == [0.0, 0.3, 2.0, 0.4, 0.1, 0.08, None, None]
+    values = (None, 0.3, 2, "symmetric:0.4", "partial:0.1", [0.08, 1.0], "digits", "a:nan", math.inf, [])
+    assert [place_of(value) for value in values] == [0.0, 0.3, 2.0, 0.4, 0.1, 0.08, *[None] * 4]

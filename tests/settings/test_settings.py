@@ -133,6 +133,8 @@ def test_a_value_out_of_range_is_named(settings, name):
 
 def test_class_augmentation_needs_trials():
     check(tried(areas=[0.1, 0.3, 0.9], epochs=1))
+    with pytest.raises(UserError, match=r"^data\.augmentation\.resized_crop is null; it should be two fractions"):
+        check(tried(crop=None))
     given = replace(tried(), teacher=TeacherSettings(weights="teacher"))
     check(given, stages=())
     with pytest.raises(UserError, match=r"^teacher\.weights is teacher; it should be null where data\.class_aug"):
