@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from icckd.comparison import compare
+from icckd.experiment import Experiment, RunFolder
+from icckd.experiment.progress import no_progress
 from icckd.settings import read_comparison
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "neighbours"
@@ -14,6 +16,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "neighbours"
 SYSTEMS = {
     "supcon": ("spread-0.5", "teacher.fine_probe"),
     "wsc": ("wsc-40", "teacher.test_accuracy"),
+    "wsc-partial": ("wsc", "teacher.test_accuracy"),
     "class-augmentation": ("class-conditional", "teacher.worst_class_accuracy"),
     "center": ("average", "teacher.recall_at_1"),
     "hierarchical": ("hierarchical-30", "teacher.recall_at_1"),
@@ -27,18 +30,25 @@ SMALL = {
 
 
 def test_there_is_one_for_each_system():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} >= set(SYSTEMS)
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(SYSTEMS)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_a_miniature_answers_with_two_seeds(name, tmp_path):
+def test_a_miniature_answers_with_two_seeds(name, tmp_path, monkeypatch):
+    # Runs in this process, without their pages, take a fifth of the time; the comparison finds them finished.
+    monkeypatch.setattr("icckd.experiment.experiment.write_report", lambda path: None)
     whole = read_comparison(CONFIGS / f"{name}.yaml", SMALL, seeds=[0, 1])
     system, metric = SYSTEMS[name]
     assert metric in whole.metrics
     baseline = whole.baseline_of(system)
     assert baseline != system
     variants = {variant: whole.variants[variant] for variant in (baseline, system)}
-    found = answer(replace(whole, variants=variants, baseline=baseline, against=None), tmp_path)
+    small = replace(whole, variants=variants, baseline=baseline, against=None)
+    for variant in variants:
+        for seed in small.seeds:
+            folder = RunFolder(tmp_path / "runs" / "runs" / variant / str(seed))
+            Experiment(small.settings(variant, seed), small.stages, progress=no_progress).run(folder)
+    found = answer(small, tmp_path, resume=True)
     difference = found["differences"][system][metric]
     assert difference["n"] == 2
     assert difference["low"] <= difference["mean"] <= difference["high"]
@@ -58,6 +68,6 @@ def test_five_seeds_end_with_an_interval_for_every_metric(name, tmp_path):
         assert all(of["low"] <= of["mean"] <= of["high"] for of in by_metric.values())
 
 
-def answer(comparison, folder):
-    compare(comparison, folder / "runs").check()
+def answer(comparison, folder, **choices):
+    compare(comparison, folder / "runs", **choices).check()
     return json.loads((folder / "runs" / "compare.json").read_text())
