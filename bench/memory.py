@@ -7,7 +7,7 @@ lets it be reset once inputs and libraries are there; on a GPU PyTorch's allocat
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,10 +26,14 @@ _CASES: dict[str, Callable[..., Case]] = {
 
 def peak(family: str, contender: str, n: int, d: int, c: int, device: str, threads: int) -> int | None:
     """Bytes beyond the inputs that it takes, gradients included; None where its process was killed for them."""
-    command = [sys.executable, "-m", "bench.memory", family, contender, *map(str, (n, d, c))]
-    result = subprocess.run(
-        [*command, "--device", device, "--threads", str(threads)], capture_output=True, text=True, check=False
-    )
+    arguments = [family, contender, *map(str, (n, d, c)), "--device", device, "--threads", str(threads)]
+    return printed_bytes(contender, "bench.memory", arguments)
+
+
+def printed_bytes(contender: str, module: str, arguments: Sequence[str]) -> int | None:
+    """The number that a module, run with these arguments, prints last; None where its process was killed for memory."""
+    command = [sys.executable, "-m", module, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode == 0:
         return int(result.stdout.split()[-1])
     if result.returncode < 0 or "memory" in result.stderr:

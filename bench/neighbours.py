@@ -8,8 +8,6 @@ does.
 """
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from types import ModuleType
@@ -167,14 +165,9 @@ def _errors(case: Case, ways: list[str], device: torch.device) -> dict[str, floa
 
 def peak(way: str, case: Case, device: torch.device) -> int | None:
     """Bytes that one call takes beyond its inputs, in a process of its own; None where it was killed for them."""
-    command = [sys.executable, "-m", "bench.neighbours", "--peak", way, *map(str, asdict(case).values())]
-    command += [f"--device={device.type}", f"--threads={torch.get_num_threads()}"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode == 0:
-        return int(result.stdout.split()[-1])
-    if result.returncode < 0 or "memory" in result.stderr:
-        return None
-    raise RuntimeError(f"{way} failed: {result.stderr.strip().splitlines()[-1]}")
+    arguments = ["--peak", way, *map(str, asdict(case).values())]
+    arguments += [f"--device={device.type}", f"--threads={torch.get_num_threads()}"]
+    return memory.printed_bytes(way, "bench.neighbours", arguments)
 
 
 def _print_peak(way: str, case: Case, device: torch.device) -> None:

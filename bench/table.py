@@ -99,20 +99,8 @@ def crd(rows: list[Row]) -> str:
 
 def neighbours(rows: list[Row]) -> str:
     chosen = [r for r in rows if r["benchmark"] == "neighbours"]
-    head = [
-        "function",
-        "N",
-        "D",
-        "C",
-        "dtype",
-        "milliseconds",
-        "dense",
-        "peak, MB",
-        "stated",
-        "dense",
-        "error",
-        "dense",
-    ]
+    head = ["function", "N", "D", "C", "dtype", "milliseconds", "dense"]
+    head += ["peak, MB", "stated", "dense", "error", "dense"]
     lines = [_line(head), _line(["---", *("--:" for _ in head[1:])])]
     by_case: dict[tuple, dict[str, Row]] = {}
     for row in chosen:

@@ -26,6 +26,7 @@ _WORDS = {
     "rkd": "relational",
     "bank": "bank",
     "hierarchical": "hierarchical",
+    "center_contrastive": "cross_entropy",
     "supervised_contrastive": "intra_class",
 }
 # Seconds that one test may take, compilation and all.

@@ -74,7 +74,9 @@ def _augmentation(results: Results, of: str) -> str:
     padding, flip, rotation, boxes = (
         results.data.get(f"{of}.{name}") for name in ("crop_padding", "flip", "rotation", "resized_crop")
     )
-    milder = len(results.class_augmentation.chosen) if results.class_augmentation else 0
+    # Strong views have one crop for all.
+    by_class = results.class_augmentation if of == "augmentation" else None
+    milder = len(by_class.chosen) if by_class else 0
     parts = [
         f"padded by {_plain(padding)} {'pixel' if padding == 1 else 'pixels'} a side and cropped" if padding else "",
         f"boxes of {' to '.join(map(_plain, boxes))} of the area, resized" if isinstance(boxes, list) else "",

@@ -28,6 +28,11 @@ def verdict(tests, accuracy, speed=(), machine=MACHINE, backend="triton", family
             ["intra_class"],
         ),
         ("tests/gpu/test_accuracy.py::test_bank_products[triton-cuda-sizes0]", "triton", ["bank"]),
+        (
+            "tests/gpu/test_execution.py::test_compiles_whole[center_contrastive-cuda-cuda]",
+            "cuda",
+            ["cross_entropy"],
+        ),
         ("tests/csrc/test_cuda_sources.py::test_streams", "cuda", None),
         ("tests/gpu/test_other.py::test_streams", None, None),
     ],
@@ -43,7 +48,7 @@ def test_every_gpu_test_says_what_it_is_about():
     assert len(tests) > 200
     assert [test for test in tests if test["backend"] is None or len(test["families"] or []) != 1] == []
     assert {(test["backend"], family) for test in tests for family in test["families"]} == {
-        (backend, family) for backend in proof.BACKENDS for family in (*FAMILIES, "bank")
+        (backend, family) for backend in proof.BACKENDS for family in (*FAMILIES, "bank", "hierarchical")
     }
 
 

@@ -29,6 +29,24 @@ def check_the_loss_of_all_ranks_is_that_of_one_batch(here, counts):
         torch.testing.assert_close(functional.weak_spectral(*own, group=here.group), loss)
 
 
+def check_a_sum_over_ranks_is_differentiated_as_often_as_wanted(here):
+    ranks = Ranks.known(here.group, [1] * here.size)
+    generator = torch.Generator().manual_seed(5)
+    x, weight = torch.randn(2, here.size, 3, generator=generator, dtype=torch.float64)
+    own = x[here.rank].clone().requires_grad_()
+    total = ranks.sum_with_gradient(own)
+    torch.testing.assert_close(total.detach(), x.sum(0))
+    (first,) = torch.autograd.grad((weight[here.rank] * total**3).sum(), own, create_graph=True)
+    torch.testing.assert_close(first.detach(), 3 * weight.sum(0) * x.sum(0) ** 2)
+    (second,) = torch.autograd.grad(first.sum(), own)
+    torch.testing.assert_close(second, 6 * weight.sum(0) * x.sum(0) * here.size)
+    # A rank whose part needs no gradient serves the others.
+    own = x[here.rank].clone().requires_grad_(here.rank != 1)
+    (weight[here.rank] * ranks.sum_with_gradient(own)).sum().backward()
+    if own.requires_grad:
+        torch.testing.assert_close(own.grad, weight.sum(0))
+
+
 def check_it_names_what_is_wrong(here):
     x = torch.ones(2, 4)
     with pytest.raises(ValueError, match=r"posterior has \[4, 5, 6\] columns on the ranks of group"):
@@ -41,4 +59,5 @@ def every_check(here):
     """All of the above; `here` is of three ranks."""
     for counts in ([4, 4, 4], [7, 1, 13], [5, 0, 9], [1, 0, 0], [0, 0, 0]):
         check_the_loss_of_all_ranks_is_that_of_one_batch(here, counts)
+    check_a_sum_over_ranks_is_differentiated_as_often_as_wanted(here)
     check_it_names_what_is_wrong(here)

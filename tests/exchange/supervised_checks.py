@@ -50,24 +50,6 @@ def check_ranks_are_one_batch(here, counts, dtype=torch.float64, tolerance=1e-11
                 torch.testing.assert_close(supervised_contrastive(own, own_labels, **options), loss)
 
 
-def check_a_sum_over_ranks_is_differentiated_as_often_as_wanted(here):
-    ranks = Ranks.known(here.group, [1] * here.size)
-    generator = torch.Generator().manual_seed(5)
-    x, weight = torch.randn(2, here.size, 3, generator=generator, dtype=torch.float64)
-    own = x[here.rank].clone().requires_grad_()
-    total = ranks.sum_with_gradient(own)
-    torch.testing.assert_close(total.detach(), x.sum(0))
-    (first,) = torch.autograd.grad((weight[here.rank] * total**3).sum(), own, create_graph=True)
-    torch.testing.assert_close(first.detach(), 3 * weight.sum(0) * x.sum(0) ** 2)
-    (second,) = torch.autograd.grad(first.sum(), own)
-    torch.testing.assert_close(second, 6 * weight.sum(0) * x.sum(0) * here.size)
-    # A rank whose part needs no gradient serves the others.
-    own = x[here.rank].clone().requires_grad_(here.rank != 1)
-    (weight[here.rank] * ranks.sum_with_gradient(own)).sum().backward()
-    if own.requires_grad:
-        torch.testing.assert_close(own.grad, weight.sum(0))
-
-
 def check_bits(here):
     rows = Rows(counts_of(here), "few", torch.float32)
     own, _, labels, _ = rows.of(here.rank)
@@ -97,5 +79,4 @@ def every_check(here):
         check_ranks_are_one_batch(here, counts_of(here), torch.float32, 1e-4)
         check_ranks_are_one_batch(here, [6] * here.size, torch.bfloat16, 5e-2)
     check_bits(here)
-    check_a_sum_over_ranks_is_differentiated_as_often_as_wanted(here)
     check_what_is_wrong_is_said(here)

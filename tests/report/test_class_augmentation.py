@@ -46,6 +46,8 @@ def test_a_run_without_trials_says_nothing_of_them():
 
 def test_both_pages_say_which_classes_were_chosen_and_why(run):
     run.summary["data"]["augmentation"] = {"crop_padding": 0, "flip": False, "resized_crop": [0.08, 1.0]}
+    # Strong views have one crop for all classes.
+    run.summary["data"]["strong_augmentation"] = {"crop_padding": 0, "flip": True, "resized_crop": [0.5, 1.0]}
     page, markdown = pages(with_trials(run))
     for text in (Page(page).text, markdown):
         words = " ".join(text.split())
@@ -54,6 +56,7 @@ def test_both_pages_say_which_classes_were_chosen_and_why(run):
         assert "2 of 4 classes have a milder crop" in words
         assert "fewest false positives: one (at least 100 %: 4 rather than 21), three (at least 50 %: 1 rather" in words
         assert "boxes of 0.08 to 1 of the area, resized, larger ones for 2 classes" in words
+        assert "boxes of 0.5 to 1 of the area, resized, mirrored" in words
     rows = [re.split(r" *\| *", line)[1:-1] for line in markdown.splitlines() if line.startswith("| one")]
     assert rows[:2] == [["one", "100 %", "21", "15", "4"], ["one", "100 %", "100.00 %", "87.50 %", "62.50 %"]]
     # Those that were chosen come first, then whoever had most to gain.
