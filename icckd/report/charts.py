@@ -68,7 +68,7 @@ def _losses(results: Results) -> dict[str, str]:
     history = results.stages["teacher"].history if "teacher" in results.stages else []
     reported = dict.fromkeys(key for record in history for key in record if key.startswith("train_"))
     own = ("train_intra_class", "train_active_fraction", "train_mean_margin")
-    return named | {key: key.removeprefix("train_") for key in reported if key not in (*named, *own)}
+    return named | {key: key.removeprefix("train_").replace("_", " ") for key in reported if key not in (*named, *own)}
 
 
 def _distances(results: Results) -> list[Chart]:

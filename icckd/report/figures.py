@@ -33,6 +33,8 @@ _STYLE: dict[Any, Any] = {
 }
 _INCHES = (4.0, 2.7)
 _LOG_FROM_RATIO = 20
+# The width of a legend, and of a line with the space around it, in letters.
+_LEGEND_LETTERS, _LEGEND_KEY = 56, 5
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,18 @@ def line_chart(chart: Chart) -> str:
         axes.legend(
             loc="lower left",
             bbox_to_anchor=(0, 1),
-            ncols=3,
+            ncols=_legend_columns([curve.label for curve in chart.curves]),
             frameon=False,
             borderpad=0,
             handlelength=1.7,
             columnspacing=1.2,
         )
         return _svg(figure, chart.name)
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    """How many of the longest labels stand beside each other within the chart's width, three at most."""
+    return max(1, min(3, _LEGEND_LETTERS // (max(map(len, labels), default=0) + _LEGEND_KEY)))
 
 
 def _gaps(values: Sequence[float | None]) -> list[float]:
