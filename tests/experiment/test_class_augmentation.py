@@ -199,7 +199,7 @@ def test_a_teacher_that_is_taken_comes_with_its_classes(whole, tmp_path):
     assert not (folder.path / "class_augmentation").exists()
 
 
-def test_what_is_wrong_is_found_before_anything_is_trained(tmp_path):
+def test_what_is_wrong_is_found_before_anything_is_trained():
     for given, words in (
         ({"teacher.batch_size": 100}, "data.class_augmentation: teacher.batch_size is 100, more than the "),
         (

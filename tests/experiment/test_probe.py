@@ -123,7 +123,7 @@ def run(*arguments):
     return stopped.value.code
 
 
-def test_a_run_on_coarse_labels_has_both_numbers(tmp_path, monkeypatch, capsys):
+def test_a_run_on_coarse_labels_has_both_numbers(tmp_path, monkeypatch):
     """With noise, which the probe's labels have not, and with a strong second view."""
     monkeypatch.setattr("icckd.methods.intra_class.IntraClass.strong_views", 1)
     short = ["arch", "convnet-small", "epochs", "1", "batch_size", "128", "warmup_epochs", "0"]
