@@ -49,7 +49,8 @@ class Wsc(TeacherMethod):
         + progress · weight · contrast of the strong views' projections (unit rows), posteriors p_w
 
     T = I + sigmoid(W) off the diagonal, its rows divided by their sums; each begins with half of its sum on the
-    diagonal (this project's choice). Where labels are sets S of candidates:
+    diagonal, two thirds of two classes, where half would tell nothing (this project's choice). Where labels are sets S
+    of candidates:
 
         −(mean over the views) Σ_{c ∉ S} log(1 − p[c]) + progress · (weight · contrast + Σ over the views KL(q ‖ p))
 

@@ -26,7 +26,8 @@ def against_section(results: Results) -> str:
 
 def _chart(results: Results, metric: Metric) -> Chart:
     lines = [line for line in results.comparison.lines() if len(line) > 1]
-    curves = [_curve(results, metric, line, *look) for line, look in zip(lines, _LOOKS, strict=False)]
+    all_lines = (_curve(results, metric, line, *look) for line, look in zip(lines, _LOOKS, strict=False))
+    curves = [curve for curve in all_lines if any(value is not None for value in curve.values)]
     name = f"against-{metric.name.replace('.', '-').replace('_', '-')}"
     setting = str(results.comparison.against)
     return Chart(name, metric.label, "", curves, percent=metric.percent, axis=setting)

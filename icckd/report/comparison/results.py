@@ -49,7 +49,10 @@ class Results:
         """What the others are compared with."""
         if len(self.baselines) == 1:
             return self.comparison.baseline
-        return f"their baseline of the same {self.comparison.against} ({', '.join(self.baselines)})"
+        own, *others = self.comparison.lines()
+        missing = any(place not in own for line in others for place in line)
+        otherwise = f", or {self.comparison.baseline} where there is none" if missing else ""
+        return f"their baseline of the same {self.comparison.against}{otherwise} ({', '.join(self.baselines)})"
 
     @property
     def tests(self) -> int:

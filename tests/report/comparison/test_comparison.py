@@ -431,3 +431,22 @@ def test_variants_are_drawn_against_a_setting_and_compared_at_the_same_value(mak
     assert "<h2>Against data.train_fraction</h2>" in page
     assert "their baseline of the same data.train_fraction (plain-0, plain-40)" in page
     assert "robust-40: higher than plain-40" in text
+
+
+def test_lines_of_which_nothing_is_finished_are_not_drawn(make_runs):
+    names = ("plain-0", "plain-40", "robust-0", "robust-40")
+    runs = make_runs(variants=names, seeds=(0,), metrics=["teacher.test_accuracy"], against="data.train_fraction")
+    for name, settings in runs.comparison.variants.items():
+        settings.teacher.loss.weight = 0.1 if name.startswith("robust") else 0.0
+        settings.data.train_fraction = 0.6 if name.endswith("40") else 1.0
+    for name in ("robust-0", "robust-40", "plain-0"):
+        (runs.run(name, 0) / "summary.json").unlink()
+    page, _, _ = runs.pages()
+    described = page.split("<h2>Against data.train_fraction</h2>")[1].split("</section>")[0]
+    assert "plain 0." in described
+    assert "robust" not in described
+    (runs.run("plain-40", 0) / "summary.json").unlink()
+    runs.comparison.variants["robust-40"].data.train_fraction = 0.5
+    page, _, _ = runs.pages()
+    assert "<h2>Against data.train_fraction</h2>" not in page
+    assert "of the same data.train_fraction, or plain-0 where there is none (plain-0, plain-40)" in page
