@@ -135,7 +135,7 @@ class Wsc(TeacherMethod):
         confidence, allowed = self.confidence[samples.indices], self.candidates[samples.indices]
         log_p = log_softmax(logits, dim=2)
         self._latest = self._seen(log_p.detach(), allowed, samples)
-        excluded = log_of_rest(logits).masked_fill(allowed, 0)
+        excluded = log_one_minus_softmax(logits).masked_fill(allowed, 0)
         divergence = (confidence * (confidence.clamp(min=1e-30).log() - log_p)).sum()
         return {
             "cross_entropy": samples.mean(-excluded.sum() / self.views),
@@ -170,7 +170,7 @@ def _precise(x: Tensor) -> Tensor:
     return x.to(accumulation_dtype(x))
 
 
-def log_of_rest(logits: Tensor) -> Tensor:
+def log_one_minus_softmax(logits: Tensor) -> Tensor:
     """log(1 − softmax) of (…, C) logits, without cancellation: of the most probable class by the sum of the others."""
     top = logits.argmax(dim=-1, keepdim=True)
     rest = logits.scatter(-1, top, -math.inf).logsumexp(dim=-1, keepdim=True) - logits.logsumexp(dim=-1, keepdim=True)

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, log_softmax, normalize, one_hot
 
 from icckd.data import Batch
 from icckd.methods import METHODS, Network, Outputs, Samples, settings_type
-from icckd.methods.wsc import log_of_rest
+from icckd.methods.wsc import log_one_minus_softmax
 from icckd.models import build_model
 from icckd.settings import TeacherLossSettings, TeacherSettings
 from icckd.training import TeacherTask
@@ -223,10 +223,10 @@ def test_the_rest_s_probability_is_exact_where_one_class_is_all_but_sure():
         [exact.masked_fill(one_hot(torch.tensor(c), 3).bool(), -math.inf).logsumexp(1) for c in range(3)], dim=1
     )
     torch.testing.assert_close(
-        log_of_rest(logits).double(), others - exact.logsumexp(1, keepdim=True), rtol=1e-5, atol=1e-12
+        log_one_minus_softmax(logits).double(), others - exact.logsumexp(1, keepdim=True), rtol=1e-5, atol=1e-12
     )
     leaf = logits.requires_grad_()
-    log_of_rest(leaf).sum().backward()
+    log_one_minus_softmax(leaf).sum().backward()
     assert leaf.grad.isfinite().all()
 
 
