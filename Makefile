@@ -63,7 +63,7 @@ bench: setup
 	$(BIN)/python -m bench.train --json bench/results/cpu/train.json
 	$(BIN)/python -m bench.distributed --json bench/results/cpu/distributed.json
 	$(BIN)/python -m bench.distributed.picture docs/images/exchange.svg
-	for page in README.md docs/benchmarks.md docs/distributed.md; do $(BIN)/python -m bench.table $$page bench/results/cpu/*.json; done
+	for page in README.md docs/benchmarks.md docs/distributed.md docs/neighbours.md; do $(BIN)/python -m bench.table $$page bench/results/cpu/*.json; done
 
 aot: setup
 	$(BIN)/python -m bench.aot

@@ -105,7 +105,8 @@ def line_chart(chart: Chart) -> str:
             axes.yaxis.set_minor_formatter(NullFormatter())
         if chart.percent:
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=chart.axis == "epoch"))
+        ticks = MaxNLocator(integer=True) if chart.axis == "epoch" else MaxNLocator(6, steps=[1, 2, 5, 10])
+        axes.xaxis.set_major_locator(ticks)
         axes.set_xlabel(chart.axis)
         axes.legend(
             loc="lower left",
