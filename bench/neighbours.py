@@ -57,7 +57,7 @@ class Case:
 
 # Numbers of float32, from N, D and C.
 _STATED = {
-    "center_contrastive": lambda n, d, c: 6 * (n + c) * d + 2 * min(n * c, max(CHUNK, c)),
+    "center_contrastive": lambda n, d, c: 7 * (n + c) * d + 2 * min(n * c, max(CHUNK, c)),
     "weak_spectral": lambda n, d, c: 6 * n * d + 2 * n * c + 8 * c * d + 4 * d * d,
     "hierarchical_similarity": lambda n, d, c: 7 * n * d + 2**23,
 }
