@@ -145,7 +145,7 @@ class Batches:
         sent = steps if device.type == "cpu" else _sent(list(steps), device)
         for step, (chosen, how, strong) in zip(wanted, sent, strict=True):
             images = self._images(chosen) if decoded is None else next(decoded)
-            views = (*self._weak(images, len(chosen), how), *self._strong(images, strong))
+            views = self._views(images, len(chosen), how, strong)
             yield Batch(views, self.labels[chosen], chosen, self._whole(order, step))
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -195,19 +195,20 @@ class Batches:
     def _weak_views(self) -> int:
         return self.views - self.strong_views
 
-    def _weak(self, images: Tensor, count: int, how: Parameters) -> tuple[Tensor, ...]:
-        """Weak views of `count` images, or of what are their views already, but for what follows the boxes."""
-        if self.augmentation is None:
-            return (self._normalize(images),) * self._weak_views
-        views = 1 if self._boxes_are_cut else self._weak_views
-        varied = self._normalize(augment(images, self.augmentation, views, how))
-        return varied.unflatten(0, (self._weak_views, count)).unbind()
+    def _views(self, images: Tensor, count: int, how: Parameters, strong: Parameters) -> tuple[Tensor, ...]:
+        """The views of `count` images, or of what are their views already, but for what follows the boxes."""
+        weak = self._varied(images, self.augmentation, self._weak_views, count, how)
+        return (*weak, *self._varied(images, self.strong_augmentation, self.strong_views, count, strong))
 
-    def _strong(self, images: Tensor, how: Parameters) -> tuple[Tensor, ...]:
-        if self.strong_augmentation is None or not self.strong_views:
+    def _varied(
+        self, images: Tensor, augmentation: Augmentation | None, views: int, count: int, how: Parameters
+    ) -> tuple[Tensor, ...]:
+        if not views:
             return ()
-        varied = self._normalize(augment(images, self.strong_augmentation, self.strong_views, how))
-        return varied.unflatten(0, (self.strong_views, len(images))).unbind()
+        if augmentation is None:
+            return (self._normalize(images),) * views
+        varied = self._normalize(augment(images, augmentation, 1 if self._boxes_are_cut else views, how))
+        return varied.unflatten(0, (views, count)).unbind()
 
     @property
     def _boxes_are_cut(self) -> bool:
