@@ -30,7 +30,8 @@ def _chart(results: Results, metric: Metric) -> Chart:
     curves = [curve for curve in all_lines if any(value is not None for value in curve.values)]
     name = f"against-{metric.name.replace('.', '-').replace('_', '-')}"
     setting = str(results.comparison.against)
-    return Chart(name, metric.label, "", curves, percent=metric.percent, axis=setting)
+    caption = f"The first {len(_LOOKS)} of {len(lines)} lines." if len(lines) > len(_LOOKS) else ""
+    return Chart(name, metric.label, caption, curves, percent=metric.percent, axis=setting)
 
 
 def _curve(results: Results, metric: Metric, line: dict[float, str], colour: str, style: str) -> Curve:

@@ -450,3 +450,14 @@ def test_lines_of_which_nothing_is_finished_are_not_drawn(make_runs):
     page, _, _ = runs.pages()
     assert "<h2>Against data.train_fraction</h2>" not in page
     assert "of the same data.train_fraction, or plain-0 where there is none (plain-0, plain-40)" in page
+
+
+@pytest.mark.parametrize("lines", [4, 5])
+def test_lines_that_are_not_drawn_against_a_setting_are_counted(make_runs, lines):
+    names = tuple(f"line{line}-{share}" for line in range(lines) for share in (40, 100))
+    runs = make_runs(variants=names, seeds=(0, 1), metrics=["teacher.test_accuracy"], against="data.train_fraction")
+    for name, settings in runs.comparison.variants.items():
+        line, share = name.removeprefix("line").split("-")
+        settings.teacher.loss.weight, settings.data.train_fraction = 0.1 * int(line), int(share) / 100
+    page, _, _ = runs.pages()
+    assert ("The first 4 of 5 lines." in page) == (lines == 5)
