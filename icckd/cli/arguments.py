@@ -40,6 +40,7 @@ by seed.
   seeds: [0, 1, 2, 3, 4]
   metrics: [student.test_accuracy, teacher.test_accuracy, teacher.distance_ratio]        # these, unless given
   smallest_difference: {student.test_accuracy: 0.005}    # if wanted, by metric: the least that would interest
+  against: data.label_noise      # if wanted: a setting to draw metrics against; variants are compared at equal values
 
 Settings on the command line are laid over base and under the variants. Each run is a folder as that of icckd run,
 DIR/runs/VARIANT/SEED; a teacher that several variants have in common is trained once. Where every metric is the

@@ -38,7 +38,7 @@ def center_contrastive(
 
     No N × C numbers are there at once: 64 MB of logits at a time, and their gradient, pass through the backend's
     cross-entropy, and gradients are added up together with the loss ("none" computes the logits again in backward).
-    Besides, about 5 (N + C) D numbers of the result's dtype are needed; `bench.neighbours` measures it.
+    Besides, at most 7 (N + C) D numbers of the result's dtype are needed; `bench.neighbours` measures it.
 
     Args:
         features: (N, D) float.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from itertools import cycle
 
+from icckd.methods.intra_class import IntraClass
 from icckd.report.figures import Chart, Curve
 from icckd.report.reading import number
 from icckd.report.results import Results, student_methods
@@ -43,7 +44,7 @@ def _learning(results: Results) -> list[Chart]:
         Chart(
             "teacher-loss",
             "Teacher's training loss",
-            f"Total = cross-entropy{share}." if share else "Total, and what it is made of.",
+            f"Total = cross-entropy{share}." if share else "Total, and its terms before their weights.",
             _curves(results, "teacher", _losses(results)),
             logarithmic=True,
         ),
@@ -67,8 +68,13 @@ def _losses(results: Results) -> dict[str, str]:
     named = {"train_loss": "total", "train_cross_entropy": "cross-entropy"}
     history = results.stages["teacher"].history if "teacher" in results.stages else []
     reported = dict.fromkeys(key for record in history for key in record if key.startswith("train_"))
-    own = ("train_intra_class", "train_active_fraction", "train_mean_margin")
+    own = ("train_intra_class", "train_active_fraction", "train_mean_margin") if _has_anchors(results) else ()
     return named | {key: key.removeprefix("train_").replace("_", " ") for key in reported if key not in (*named, *own)}
+
+
+def _has_anchors(results: Results) -> bool:
+    """Is the teacher's method that of this package, with a margin and the intra-class loss of what exceeds it?"""
+    return results.settings.get("teacher.loss.method", IntraClass.name) == IntraClass.name
 
 
 def _distances(results: Results) -> list[Chart]:
@@ -97,7 +103,7 @@ def _distances(results: Results) -> list[Chart]:
 
 def _anchors(results: Results) -> list[Chart]:
     space = results.settings.get("teacher.loss.margin_space", "probability")
-    has_loss = results.settings.get("teacher.loss.weight") != 0
+    has_loss = _has_anchors(results) and results.settings.get("teacher.loss.weight") != 0
     return [
         Chart(
             "active-fraction",

@@ -78,6 +78,8 @@ class Comparison:
     def baseline_of(self, variant: str) -> str:
         """What `variant` is compared with: itself where it is the baseline, or one of the baseline's line."""
         lines = self.lines()
+        if len(lines) < 2:
+            return self.baseline
         places = (place for line in lines for place, name in line.items() if name == variant)
         return next((lines[0].get(place, self.baseline) for place in places), self.baseline)
 

@@ -461,3 +461,13 @@ def test_lines_that_are_not_drawn_against_a_setting_are_counted(make_runs, lines
         settings.teacher.loss.weight, settings.data.train_fraction = 0.1 * int(line), int(share) / 100
     page, _, _ = runs.pages()
     assert ("The first 4 of 5 lines." in page) == (lines == 5)
+
+
+def test_one_line_against_a_setting_is_compared_with_the_baseline(make_runs):
+    runs = make_runs(variants=("all", "half"), metrics=["teacher.test_accuracy"], against="data.train_fraction")
+    for name, settings in runs.comparison.variants.items():
+        settings.teacher.loss.weight = 0.0
+        settings.data.train_fraction = 0.5 if name == "half" else 1.0
+    page, _, found = runs.pages()
+    assert found["differences"].keys() == {"half"}
+    assert "one variant only" not in page
