@@ -347,3 +347,13 @@ def test_a_weight_that_never_rose_to_what_is_set_is_told(run, epochs, told):
     run.write()
     for text in report(run):
         assert ("weight rises over 20 epochs and so ended, after 5, at 0.25 of what is set" in text) == told
+
+
+@pytest.mark.parametrize("method", ["intra-class", "supcon"])
+def test_the_intra_class_loss_of_another_method_is_a_term_of_its_loss(run, method):
+    run.settings["teacher"]["loss"]["method"] = method
+    run.write()
+    page, _ = report(run)
+    of_another = method != "intra-class"
+    assert (">intra class<" in page) == of_another
+    assert ("Before its weight λ" in page) != of_another
