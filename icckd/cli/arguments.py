@@ -40,11 +40,12 @@ by seed.
   seeds: [0, 1, 2, 3, 4]
   metrics: [student.test_accuracy, teacher.test_accuracy, teacher.distance_ratio]        # these, unless given
   smallest_difference: {student.test_accuracy: 0.005}    # if wanted, by metric: the least that would interest
-  against: data.label_noise      # if wanted: a setting to draw metrics against; variants are compared at equal values
 
 Settings on the command line are laid over base and under the variants. Each run is a folder as that of icckd run,
 DIR/runs/VARIANT/SEED; a teacher that several variants have in common is trained once. Where every metric is the
-teacher's, no student is trained. DIR then holds compare.html, compare.md, compare.csv and compare.json."""
+teacher's, no student is trained. With one key more, against: SETTING (data.label_noise, say), a setting in which the
+variants differ, metrics are drawn against it and variants compared at equal values of it. DIR then holds
+compare.html, compare.md, compare.csv and compare.json."""
 _EPILOG = """exit codes: 0 done; 1 one of several processes died; 2 the input or a setting is wrong, one line on
 standard error says what; 3 training diverged, the last good checkpoint is kept; 130/143 stopped by a signal, after
 saving a checkpoint."""
