@@ -54,6 +54,13 @@ class People(NamedTuple):
     test: Tensor
     names: tuple[str, ...]
 
+    def by_split(self) -> dict[str, list[str]]:
+        """The names of those whose windows are trained on ("train"), and of those left out ("test")."""
+        return {
+            split: [self.names[person] for person in people.unique().tolist()]
+            for split, people in (("train", self.train), ("test", self.test))
+        }
+
 
 @dataclass(frozen=True)
 class ImageData:

@@ -15,7 +15,7 @@ FINE_NUMBERS = ("fine_probe", "fine_probe_soft_labels")
 # Every number that a run's summary has of a network that it trained.
 NUMBERS = (
     *("test_accuracy", "intra_class_distance", "inter_class_distance", "distance_ratio", "soft_label_entropy"),
-    *("expected_calibration_error", "worst_class_accuracy", "class_accuracy_gap", "recall_at_1"),
+    *("expected_calibration_error", "macro_f1", "worst_class_accuracy", "class_accuracy_gap", "recall_at_1"),
     *("best_test_accuracy", "best_epoch", "seconds"),
     *FINE_NUMBERS,
 )
@@ -82,6 +82,8 @@ def measure(predictions: Predictions) -> dict[str, float | list[float]]:
     - expected_calibration_error: Σ_b (n_b / N) |accuracy_b − confidence_b| over 15 bins ((b−1)/15, b/15] of the
       predicted class's probability (Guo et al., "On Calibration of Modern Neural Networks", 2017).
     - per_class_accuracy: the accuracy of each class, in class order; nan for a class without images.
+    - macro_f1: the mean over classes that have images of F1 = 2 TP / (2 TP + FP + FN), of images of the class that are
+      called it (TP), of others that are (FP), and of the class that are called another (FN).
     - worst_class_accuracy, class_accuracy_gap: the lowest accuracy of a class that has images; the highest less it.
     - per_class_false_positives: of each class, in class order, how many images of other classes are called it.
 
@@ -95,8 +97,10 @@ def measure(predictions: Predictions) -> dict[str, float | list[float]]:
     correct = (predicted == labels).double()
     count = torch.bincount(labels, minlength=classes)
     intra, inter = _class_distances(features, labels, count)
+    called = torch.bincount(predicted, minlength=classes)
     by_class = _sum_by(correct, labels, classes) / count
     lowest, highest = by_class[count > 0].aminmax()
+    f1 = 2 * by_class * count / (called + count)  # 2 TP + FP + FN is how many are called it and how many are of it.
     return {
         "test_accuracy": correct.mean().item(),
         "intra_class_distance": intra.item(),
@@ -104,6 +108,7 @@ def measure(predictions: Predictions) -> dict[str, float | list[float]]:
         "distance_ratio": (intra / inter).item(),
         "soft_label_entropy": torch.special.entr(probabilities).sum(dim=1).mean().item(),
         "expected_calibration_error": _calibration_error(confidence, correct),
+        "macro_f1": f1[count > 0].mean().item(),
         "worst_class_accuracy": lowest.item(),
         "class_accuracy_gap": (highest - lowest).item(),
         "per_class_accuracy": by_class.tolist(),

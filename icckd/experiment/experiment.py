@@ -370,6 +370,8 @@ class Experiment:
         }
         if "teacher" in self.stages and teacher.strong_views:
             in_force["strong_augmentation"] = data.strong_augmentation._asdict()
+        if data.people is not None:
+            in_force["people"] = data.people.by_split()
         if data.fine_labels is not None:
             in_force["fine_classes"] = len(data.fine_labels.coarse_of)
         if self.settings.data.label_noise is not None:

@@ -127,7 +127,7 @@ def _problem(values: Any) -> str | None:
         return f"channels is not a whole number in [1, {_LARGEST_CHANNELS}]"
     of_signals = isinstance(size, list) and len(size) == 2 and size[0] == 1 and _is_count(size[1], _LARGEST_LENGTH)
     if not (_is_count(size, _LARGEST_SIDE) or of_signals):
-        return f"image_size is not a whole number in [1, {_LARGEST_SIDE}], nor [1, a length of {_LARGEST_LENGTH} at most]"
+        return f"image_size is not a whole number in [1, {_LARGEST_SIDE}], nor [1, a length up to {_LARGEST_LENGTH}]"
     for name in ("mean", "std"):
         value = values[name]
         numbers = isinstance(value, list) and all(isinstance(v, (int, float)) for v in value)

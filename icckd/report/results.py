@@ -176,10 +176,11 @@ def _examples_problem(tensors: dict[str, Tensor], classes: int) -> str | None:
         tensor = tensors[name]
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:
             return f"{name} is {tensor.dtype} {tuple(tensor.shape)}; it should be {dtype} {shape}"
-    if images.ndim != 4 or 0 in images.shape[1:]:
-        return f"images has shape {tuple(images.shape)}; it should be (K, C, H, W)"
-    if not tensors["logits"].isfinite().all():
-        return "logits should be finite"
+    if images.ndim != 4 or 0 in images.shape[1:] or (images.is_floating_point() and images.shape[2] != 1):
+        return f"images has shape {tuple(images.shape)}; it should be (K, C, H, W), of signals (K, C, 1, L)"
+    for name in ("images", "logits"):
+        if not tensors[name].isfinite().all():
+            return f"{name} should be finite"
     if ((tensors["labels"] < 0) | (tensors["labels"] >= classes)).any():
         return f"labels should lie in [0, {classes})"
     return None

@@ -17,6 +17,7 @@ from icckd.settings.definition import (
     StudentSettings,
     TeacherSettings,
     TrainingSettings,
+    shown_name,
 )
 from icckd.settings.label_noise import LabelNoise, label_noise_of
 from icckd.settings.losses import NO_METHOD, StudentLossSettings, TeacherLossSettings, methods_of, setting_name
@@ -52,4 +53,5 @@ __all__ = [
     "refuse_renamed",
     "setting_name",
     "settings_from",
+    "shown_name",
 ]
