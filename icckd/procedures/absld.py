@@ -7,12 +7,13 @@ from torch import Tensor
 
 from icckd.attacks import pgd
 from icckd.data import Batch
+from icckd.errors import UserError
 from icckd.methods import Findings, Outputs, TestSet
 from icckd.methods.absld import Absld
 from icckd.models import Model
 from icckd.procedures.procedure import Lesson, Procedure
 from icckd.training import FrozenTeacher, Task, Training
-from icckd.training.tasks.frozen import ask, ask_as_it_is
+from icckd.training.tasks.frozen import ask, ask_as_it_is, can_be_attacked
 
 
 class AntiBiasDistillation(Procedure):
@@ -20,9 +21,14 @@ class AntiBiasDistillation(Procedure):
 
     def __init__(self, lesson: Lesson):
         super().__init__(lesson)
-        data = lesson.data
+        data, student = lesson.data, lesson.student
+        if not can_be_attacked(student):
+            raise UserError(
+                f"student.arch is {student.arch}, which has no gradient with respect to its images; "
+                "student.loss.method absld attacks them: give another network"
+            )
         self.losses = lesson.losses(Absld)
-        self.task = AbsldTask(lesson.student, lesson.teacher, self.losses, data.mean, data.std)
+        self.task = AbsldTask(student, lesson.teacher, self.losses, data.mean, data.std)
 
     def tasks(self) -> list[Task]:
         return [self.task]
