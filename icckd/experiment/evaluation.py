@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from icckd.data import Batch
 from icckd.distributed import ALONE, World
+from icckd.models.modes import evaluating
 
 CALIBRATION_BINS = 15
 # What a run's summary has besides of a network that was trained on coarse classes: `probe` says what it is.
@@ -45,17 +46,12 @@ def predict(model: nn.Module, batches: Iterable[Batch], world: World = ALONE) ->
 
 def answers(model: nn.Module, batches: Iterable[Batch], world: World = ALONE) -> Iterator[Predictions]:
     """What `predict` returns, batch by batch, so that it need not be held; the first process gets it."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in batches:
             with torch.inference_mode():
                 features, logits = model(batch.views[0])
             own = Predictions(features.float().cpu(), logits.float().cpu(), batch.labels.long().cpu())
             yield own if batch.whole is None else _on_first(own, batch.whole.counts, world)
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _on_first(own: Predictions, counts: Sequence[int], world: World) -> Predictions:

@@ -11,12 +11,15 @@ from icckd.settings.definition import (
     AugmentationSettings,
     ClassAugmentationSettings,
     DataSettings,
+    EvaluationSettings,
+    FederatedSettings,
     MemorySettings,
     Settings,
     StrongAugmentationSettings,
     StudentSettings,
     TeacherSettings,
     TrainingSettings,
+    stage_of,
 )
 from icckd.settings.label_noise import LabelNoise, label_noise_of
 from icckd.settings.losses import NO_METHOD, StudentLossSettings, TeacherLossSettings, methods_of, setting_name
@@ -30,6 +33,8 @@ __all__ = [
     "ClassAugmentationSettings",
     "Comparison",
     "DataSettings",
+    "EvaluationSettings",
+    "FederatedSettings",
     "LabelNoise",
     "MemorySettings",
     "Settings",
@@ -52,4 +57,5 @@ __all__ = [
     "refuse_renamed",
     "setting_name",
     "settings_from",
+    "stage_of",
 ]

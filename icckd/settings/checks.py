@@ -183,7 +183,13 @@ def _student_rules(student: StudentSettings) -> list[_Rule]:
     weight = student.loss.cross_entropy_weight
     if weight is not None:
         rules.append(("student.loss.cross_entropy_weight", weight, *not_negative(weight)))
-    for name, loss in student.loss.method_settings().items():
+    if student.loss.procedure() is not None:
+        beside = f"beside student.loss.method {student.loss.method}, which replaces the whole training"
+        rules += [
+            ("student.loss.cross_entropy_weight", weight, weight is None, f"null {beside}"),
+            ("student.cuda_graph", student.cuda_graph, not student.cuda_graph, f"false {beside}"),
+        ]
+    for name, loss in student.loss.settings_in_force().items():
         rules += _method_rules(f"student.loss.{setting_name(name)}", loss)
     return rules
 

@@ -7,6 +7,12 @@ from typing import Literal
 from icckd.settings.losses import StudentLossSettings, TeacherLossSettings
 
 STAGES = ("teacher", "student")
+_STAGE_OF_GROUP = {"teacher": "teacher", "student": "student", "federated": "student"}
+
+
+def stage_of(setting: str) -> str | None:
+    """The one stage that a setting, by dotted name, concerns; None: both."""
+    return _STAGE_OF_GROUP.get(setting.partition(".")[0])
 
 
 @dataclass
@@ -242,6 +248,37 @@ class StudentSettings(TrainingSettings):
 
 
 @dataclass
+class EvaluationSettings:
+    """What is measured of a trained network besides.
+
+    Args:
+        attack: Change the test images so that the network errs, and measure what it still names rightly: by one step
+            along the gradient's sign (fgsm; Goodfellow et al. 2015) or several (pgd; Madry et al. 2018; null: do not).
+        epsilon: The most that a pixel may change, of pixels in [0, 1].
+        steps: Steps of pgd.
+        step_size: What each of them changes a pixel by.
+    """
+
+    attack: Literal["fgsm", "pgd"] | None = None
+    epsilon: float = 8 / 255
+    steps: int = 20
+    step_size: float = 2 / 255
+
+
+@dataclass
+class FederatedSettings:
+    """How training images and steps are divided among clients, for a student's method that is federated (pkd).
+
+    Args:
+        clients: How many clients have a part of the training images each.
+        rounds: How often all of them train and are averaged.
+    """
+
+    clients: int = 4
+    rounds: int = 10
+
+
+@dataclass
 class Settings:
     """All settings of a run.
 
@@ -252,6 +289,8 @@ class Settings:
         data: The images to train and test on.
         teacher: The teacher and how it is trained.
         student: The student and how it is distilled.
+        evaluation: What is measured of a trained network besides.
+        federated: How training images are divided among clients, for a student's method that is federated.
         seed: Seed of everything random: the same seed on the same machine gives the same bits.
         device: Where to compute; auto takes a GPU where there is one.
         checkpoint_every: Save a checkpoint every so many steps, besides the one after each epoch (0: epochs only).
@@ -261,6 +300,8 @@ class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     student: StudentSettings = field(default_factory=StudentSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    federated: FederatedSettings = field(default_factory=FederatedSettings)
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_every: int = 200

@@ -1,0 +1,19 @@
+"""How a student is trained from beginning to end.
+
+`procedure` says what a procedure is, what it may use, and what a run needs of its training. `distillation` is the usual
+one, whose losses are a sum of methods; the others stand under the names of the methods that they are.
+"""
+
+from icckd.procedures.distillation import Distillation
+from icckd.procedures.procedure import Lesson, Procedure, Trainable
+
+__all__ = ["Lesson", "Procedure", "Trainable", "procedure_of"]
+
+# By the name of the method that says what its losses are.
+_PROCEDURES: dict[str, type[Procedure]] = {}
+
+
+def procedure_of(lesson: Lesson) -> Procedure:
+    """What `student.loss.method` names, made ready. Raises UserError where it cannot be done with what there is."""
+    method = lesson.settings.student.loss.procedure()
+    return Distillation(lesson) if method is None else _PROCEDURES[method.name](lesson)
