@@ -6,10 +6,12 @@ one, whose losses are a sum of methods; the others stand under the names of the 
 
 from icckd.methods.absld import Absld
 from icckd.methods.rgal import Rgal
+from icckd.methods.staged import Staged
 from icckd.procedures.absld import AntiBiasDistillation
 from icckd.procedures.distillation import Distillation
 from icckd.procedures.procedure import Lesson, Procedure, Trainable
 from icckd.procedures.rgal import RgalProcedure
+from icckd.procedures.staged import StagedDistillation
 
 __all__ = ["Lesson", "Procedure", "Trainable", "procedure_of"]
 
@@ -17,6 +19,7 @@ __all__ = ["Lesson", "Procedure", "Trainable", "procedure_of"]
 _PROCEDURES: dict[str, type[Procedure]] = {
     Absld.name: AntiBiasDistillation,
     Rgal.name: RgalProcedure,
+    Staged.name: StagedDistillation,
 }
 
 
