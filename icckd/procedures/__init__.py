@@ -5,12 +5,15 @@ one, whose losses are a sum of methods; the others stand under the names of the 
 """
 
 from icckd.procedures.distillation import Distillation
+from icckd.procedures.federated import FederatedLearning
 from icckd.procedures.procedure import Lesson, Procedure, Trainable
 
 __all__ = ["Lesson", "Procedure", "Trainable", "procedure_of"]
 
 # By the name of the method that says what its losses are.
-_PROCEDURES: dict[str, type[Procedure]] = {}
+_PROCEDURES: dict[str, type[Procedure]] = {
+    "pkd": FederatedLearning,
+}
 
 
 def procedure_of(lesson: Lesson) -> Procedure:
