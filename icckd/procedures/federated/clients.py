@@ -11,8 +11,8 @@ from torch import Tensor
 
 from icckd.data import Batches
 from icckd.errors import TrainingDiverged
-from icckd.methods.pkd import Group, Pkd
-from icckd.models import not_finite
+from icckd.methods.pkd import Pkd
+from icckd.models import Model, not_finite
 from icckd.models.modes import evaluating
 from icckd.procedures.federated.messages import Answer, Question, State, state_of
 from icckd.procedures.federated.partition import LEAST_IMAGES
@@ -35,7 +35,7 @@ class Clients(Protocol):
     def images(self) -> Sequence[int]: ...
 
     def ask(self, question: Question, whom: Collection[int], on_step: OnStep) -> Iterator[tuple[int, Answer]]:
-        """Who of `whom` answers, by number, rising, and what; whoever is not there is left out."""
+        """Who of `whom` answers, by number, rising, and what. One at least; whoever else is not there is left out."""
 
 
 class Workshop:
@@ -47,11 +47,10 @@ class Workshop:
         self.network = copy.deepcopy(lesson.student)
         self.local = LocalTask(self.network, losses_of)
         self.expert = ExpertTask(self.network, losses_of)
-        self._experts: list[torch.nn.Module] = []
 
     def tasks(self) -> list[Task]:
         """Every kind of task, as it is when there is an expert."""
-        self.local.groups, self.local.experts = (self.expert.group,), [self._plain]
+        self.local.groups, self.local.experts = (self.expert.classes,), [self._plain]
         return [self.local, self.expert]
 
     def prepare(self) -> None:
@@ -65,7 +64,7 @@ class Workshop:
         self.local.groups = question.groups
         self.local.experts = [self._with(state) for state in question.experts]
 
-    def _with(self, state: State) -> "torch.nn.Module":
+    def _with(self, state: State) -> Model:
         expert = copy.deepcopy(self._plain)
         expert.load_state_dict(state)
         return expert.requires_grad_(False)
@@ -131,7 +130,7 @@ class Client:
         part = self.part[torch.isin(self._lesson.data.train_labels[self.part], torch.tensor(group))]
         if len(part) < LEAST_IMAGES:
             return Answer(0)
-        self.workshop.expert.group = group
+        self.workshop.expert.classes = group
         rounds = self.workshop.local.losses_of.settings.expert_rounds
         return self._train(self.workshop.expert, part, question.round, rounds, on_step)
 
@@ -179,6 +178,3 @@ class NearClients:
     def ask(self, question: Question, whom: Collection[int], on_step: OnStep) -> Iterator[tuple[int, Answer]]:
         for number in sorted(whom):
             yield number, self._clients[number].answer(question, on_step)
-
-
-__all__ = ["Client", "Clients", "Group", "NearClients", "OnStep", "Workshop"]

@@ -1,7 +1,7 @@
 """The server's part: rounds of asking clients and averaging what they answer."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from icckd.errors import Interrupted, UserError
 from icckd.methods.pkd import Group, PkdSettings, confusion_groups, weak_classes
 from icckd.models import Model
 from icckd.procedures.federated.clients import Clients
-from icckd.procedures.federated.messages import Answer, Question, State, Tally, state_of
+from icckd.procedures.federated.messages import Question, State, Tally, state_of
 from icckd.settings import TrainingSettings
 from icckd.training import Checkpoint, StopSignal
 
@@ -59,8 +59,8 @@ class Rounds:
     ) -> None:
         """Train to the last round; `evaluate()` adds its numbers to each round's record.
 
-        Saves to `checkpoint` at the start, after each client's answer (`checkpoint_every` 0: not then) and after each
-        round. Raises Interrupted, having saved, once `stop` has received a signal: what a client of this process was
+        Saves to `checkpoint` at the start, after each client's answer (`checkpoint_every` 0: not then) and when all
+        have answered. Raises Interrupted, having saved, once `stop` has received a signal: what a client of this process was
         at is then done again. Raises TrainingDiverged where such a client's network is not finite.
         """
         self._clock = time.monotonic()
@@ -69,32 +69,26 @@ class Rounds:
         while self.epoch < self.settings.epochs:
             question = self._question()
             try:
-                self._gather(question, lambda answer: checkpoint_every and checkpoint.save(self.state()), on_step, stop)
+                for _ in self._gather(question, on_step, stop):
+                    if checkpoint_every:
+                        checkpoint.save(self.state())
             except Interrupted:
                 checkpoint.save(self.state())
                 raise
-            if not self._tally.answered:
-                continue
             self._conclude(question)
             if question.kind == "train":
                 self._finish_round(evaluate())
-                self._tally = Tally()
-                checkpoint.save(self.state())
+            self._tally = Tally()
+            checkpoint.save(self.state())
+            if question.kind == "train":
                 on_epoch(self.history)
-            else:
-                self._tally = Tally()
-            if stop.received:
-                checkpoint.save(self.state())
+            if stop.received:  # During the evaluation.
                 raise Interrupted(stop.received)
 
     def _gather(
-        self,
-        question: Question,
-        on_answer: Callable[[Answer], object],
-        on_step: Callable[[int, int, float | None], None],
-        stop: StopSignal,
-    ) -> None:
-        """Ask whoever has not answered yet."""
+        self, question: Question, on_step: Callable[[int, int, float | None], None], stop: StopSignal
+    ) -> Iterator[int]:
+        """Ask whoever has not answered yet, and count what comes: from whom, one after another."""
         taken = self._tally.steps
 
         def step(loss: float | None) -> None:
@@ -109,7 +103,7 @@ class Rounds:
             self._tally.add(number, answer)
             self._bytes["to_clients"] += question.bytes
             self._bytes["to_server"] += answer.bytes
-            on_answer(answer)
+            yield number
 
     def _question(self) -> Question:
         """What is to be asked next: it follows from how far the training is."""

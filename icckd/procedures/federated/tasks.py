@@ -42,7 +42,7 @@ class LocalTask(Task):
 
 
 class ExpertTask(Task):
-    """The expert of `group`, which sees images of these classes alone."""
+    """The expert of a group, `classes`, of which alone it sees images."""
 
     views = 1
 
@@ -50,11 +50,11 @@ class ExpertTask(Task):
         super().__init__()
         self.model = model
         self.losses_of = losses_of
-        self.group: Group = tuple(range(model.classes))
+        self.classes: Group = tuple(range(model.classes))
 
     def ask(self, batch: Batch) -> Outputs:
         (images,) = batch.views
         return ask(self.asked, images)
 
     def losses(self, outputs: Outputs, others: Mapping[str, Outputs], batch: Batch) -> dict[str, Tensor]:
-        return {"loss": self.losses_of.expert_loss(outputs.logits, batch.labels, self.group)}
+        return {"loss": self.losses_of.expert_loss(outputs.logits, batch.labels, self.classes)}
