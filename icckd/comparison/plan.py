@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from icckd.errors import UserError
-from icckd.settings import Comparison, Settings, flat
+from icckd.settings import Comparison, Settings, flat, stage_of
 
 TeacherKey = tuple[tuple[str, str], ...]
 
@@ -50,7 +50,7 @@ def teacher_key(settings: Settings) -> TeacherKey | None:
     """What runs have in common that have the same teacher: every setting but the student's. None: it is given."""
     if settings.teacher.weights is not None:
         return None
-    return tuple((name, repr(of)) for name, of in flat(asdict(settings)).items() if not name.startswith("student."))
+    return tuple((name, repr(of)) for name, of in flat(asdict(settings)).items() if stage_of(name) != "student")
 
 
 class Schedule:

@@ -8,16 +8,21 @@ from torch import Tensor, nn
 
 from icckd.data import Batch
 from icckd.distributed import ALONE, World
+from icckd.models.modes import evaluating
 
 CALIBRATION_BINS = 15
 # What a run's summary has besides of a network that was trained on coarse classes: `probe` says what it is.
 FINE_NUMBERS = ("fine_probe", "fine_probe_soft_labels")
+# What it has besides where the test images are attacked: `robustness` says what it is.
+ROBUST_NUMBERS = ("robust_accuracy", "worst_class_robust_accuracy", "robust_accuracy_spread")
 # Every number that a run's summary has of a network that it trained.
 NUMBERS = (
     *("test_accuracy", "intra_class_distance", "inter_class_distance", "distance_ratio", "soft_label_entropy"),
-    *("expected_calibration_error", "macro_f1", "worst_class_accuracy", "class_accuracy_gap", "recall_at_1"),
+    *("expected_calibration_error", "macro_f1", "worst_class_accuracy", "class_accuracy_gap"),
+    *("class_accuracy_spread", "recall_at_1"),
     *("best_test_accuracy", "best_epoch", "seconds"),
     *FINE_NUMBERS,
+    *ROBUST_NUMBERS,
 )
 _QUERIES = 1024
 
@@ -45,17 +50,12 @@ def predict(model: nn.Module, batches: Iterable[Batch], world: World = ALONE) ->
 
 def answers(model: nn.Module, batches: Iterable[Batch], world: World = ALONE) -> Iterator[Predictions]:
     """What `predict` returns, batch by batch, so that it need not be held; the first process gets it."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in batches:
             with torch.inference_mode():
                 features, logits = model(batch.views[0])
             own = Predictions(features.float().cpu(), logits.float().cpu(), batch.labels.long().cpu())
             yield own if batch.whole is None else _on_first(own, batch.whole.counts, world)
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _on_first(own: Predictions, counts: Sequence[int], world: World) -> Predictions:
@@ -82,9 +82,11 @@ def measure(predictions: Predictions) -> dict[str, float | list[float]]:
     - expected_calibration_error: Σ_b (n_b / N) |accuracy_b − confidence_b| over 15 bins ((b−1)/15, b/15] of the
       predicted class's probability (Guo et al., "On Calibration of Modern Neural Networks", 2017).
     - per_class_accuracy: the accuracy of each class, in class order; nan for a class without images.
-    - macro_f1: the mean over classes that have images of F1 = 2 TP / (2 TP + FP + FN), of images of the class that are
-      called it (TP), of others that are (FP), and of the class that are called another (FN).
+    - macro_f1: the mean over classes that have images of F1 = 2 TP / (2 TP + FP + FN): TP images of the class are called
+      it, FP of others are, and FN of the class are called another.
     - worst_class_accuracy, class_accuracy_gap: the lowest accuracy of a class that has images; the highest less it.
+    - class_accuracy_spread: the standard deviation of their accuracies, of as many as they are, over their mean (the
+      normalised standard deviation of Zhao et al. 2023, arXiv 2312.05508); nan where that is 0.
     - per_class_false_positives: of each class, in class order, how many images of other classes are called it.
 
     Raises ValueError where shapes disagree, there is no image, or a label is not in [0, C).
@@ -97,8 +99,8 @@ def measure(predictions: Predictions) -> dict[str, float | list[float]]:
     correct = (predicted == labels).double()
     count = torch.bincount(labels, minlength=classes)
     intra, inter = _class_distances(features, labels, count)
+    by_class = accuracy_by_class(correct, labels, classes)
     called = torch.bincount(predicted, minlength=classes)
-    by_class = _sum_by(correct, labels, classes) / count
     lowest, highest = by_class[count > 0].aminmax()
     f1 = 2 * by_class * count / (called + count)  # 2 TP + FP + FN is how many are called it and how many are of it.
     return {
@@ -111,9 +113,21 @@ def measure(predictions: Predictions) -> dict[str, float | list[float]]:
         "macro_f1": f1[count > 0].mean().item(),
         "worst_class_accuracy": lowest.item(),
         "class_accuracy_gap": (highest - lowest).item(),
+        "class_accuracy_spread": spread(by_class),
         "per_class_accuracy": by_class.tolist(),
         "per_class_false_positives": torch.bincount(predicted[predicted != labels], minlength=classes).tolist(),
     }
+
+
+def accuracy_by_class(correct: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The mean of `correct` (N,) over the images of each class (classes,); nan for a class without images."""
+    return _sum_by(correct, labels, classes) / torch.bincount(labels, minlength=classes)
+
+
+def spread(by_class: Tensor) -> float:
+    """The standard deviation of the classes' accuracies over their mean, of those that are not nan."""
+    known = by_class[by_class.isfinite()]
+    return (known.std(correction=0) / known.mean()).item()
 
 
 def recall_at_1(predictions: Predictions) -> float:

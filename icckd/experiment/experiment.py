@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ from icckd.experiment.examples import choose_examples
 from icckd.experiment.probe import FineProbe
 from icckd.experiment.progress import Progress, TrainingProgress, no_progress
 from icckd.experiment.requirements import check_batch_size, check_stage, device_of
+from icckd.experiment.robustness import Attack, measure_robustness
 from icckd.experiment.run_folder import RunFolder
 from icckd.files import write_whole
+from icckd.methods import Findings, Outputs, TestSet, TrainingSet
 from icckd.models import (
     ARCHITECTURES,
     Model,
@@ -38,9 +40,11 @@ from icckd.models import (
     load_model,
     save_model,
 )
+from icckd.procedures import Lesson, Procedure, Trainable, procedure_of
 from icckd.report import write_report
 from icckd.settings import STAGES, Settings, TrainingSettings, check
-from icckd.training import DistillationTask, FrozenTeacher, StopSignal, Task, TeacherTask, Training
+from icckd.training import FrozenTeacher, StopSignal, Task, TeacherTask, Training
+from icckd.training.tasks.frozen import ask_as_it_is, can_be_attacked
 
 _EVALUATION_BATCH = 500
 _REHEARSED = 4
@@ -92,6 +96,7 @@ class Experiment:
         weights = settings.teacher.weights
         self.given_teacher = None if weights is None else self._load_teacher("teacher.weights", Path(weights))
         self._rehearse()
+        self._rehearse_attack()
         self.summary: Results = {}
         self._progress, self._stop = progress if world.first else no_progress, stop
         self._wants_trials = bool(self.stages) and settings.data.class_augmentation.classes > 0
@@ -195,33 +200,48 @@ class Experiment:
             return self._load_teacher("the run's teacher", folder.stage("teacher"))
         settings = self.settings.teacher
         teacher = self._untrained("teacher")
-        training, predictions = self._train(folder, "teacher", self._teaching(teacher), settings)
+        task = self._teaching(teacher)
+        batches = self._training_batches("teacher", task.views, task.strong_views)
+        in_force = replace(settings, batch_size=batches.batch_size)
+        training = Training(self._prepared(task, settings), batches, in_force, self.world)
+        predictions = self._fit(folder, "teacher", training)
         teacher = self._whole("teacher", teacher)
         results = {**_of_training(training), "method": settings.loss.method}
-        self._conclude(folder, "teacher", teacher, predictions, results)
+        self._conclude(folder, "teacher", teacher, predictions, results, task.findings)
         return teacher
 
     def _student(self, folder: RunFolder, teacher: Trained) -> None:
         if self._is_finished(folder, "student"):
             return
-        settings = self.settings.student
+        loss = self.settings.student.loss
         student = self._untrained("student")
-        training, predictions = self._train(folder, "student", self._distillation(student, teacher), settings)
+        procedure = self._procedure(student, teacher)
+        training = procedure.training()
+        predictions = self._fit(folder, "student", training)
         student = self._whole("student", student)
-        loss = settings.loss
         results = {**_of_training(training), "method": loss.method, "settings": loss.in_force()}
-        self._conclude(folder, "student", student, predictions, results)
+        self._conclude(folder, "student", student, predictions, results, procedure.findings)
 
     def _teaching(self, teacher: Trained) -> Task:
-        model, images = teacher.model.to(self.device), len(self.data.train_images)
-        return TeacherTask(model, self.settings.teacher, images, self.world.group, self.data.candidates)
+        data = self.data
+        images, channels, height, width = data.train_images.shape
+        of_people = None if data.people is None else data.people.train
+        known = TrainingSet(data.train_labels, (channels, height, width), data.candidates, of_people)
+        return TeacherTask(teacher.model.to(self.device), self.settings.teacher, images, self.world.group, known)
 
-    def _distillation(self, student: Trained, teacher: Trained) -> Task:
+    def _procedure(self, student: Trained, teacher: Trained) -> Procedure:
         own = (teacher.description.mean, teacher.description.std)
-        frozen = FrozenTeacher(teacher.model.to(self.device), own, (self.data.mean, self.data.std))
-        labels = self.data.train_labels.to(self.device)
-        group = self.world.group
-        return DistillationTask(student.model.to(self.device), frozen, labels, self.settings.student.loss, group)
+        lesson = Lesson(
+            student=student.model.to(self.device),
+            teacher=FrozenTeacher(teacher.model.to(self.device), own, (self.data.mean, self.data.std)),
+            data=self.data,
+            settings=self.settings,
+            device=self.device,
+            batches=partial(self._training_batches, "student"),
+            prepared=partial(self._prepared, settings=self.settings.student),
+            world=self.world,
+        )
+        return procedure_of(lesson)
 
     def _whole(self, stage: str, trained: Trained) -> Trained:
         """`trained`, or, where each process has parts of its network, a network that has all."""
@@ -245,17 +265,12 @@ class Experiment:
 
         return self.world.from_first(answer)
 
-    def _train(
-        self, folder: RunFolder, stage: str, task: Task, settings: TrainingSettings
-    ) -> tuple[Training, Predictions]:
-        """Train `task` to the end, from its checkpoint if there is one.
+    def _fit(self, folder: RunFolder, stage: str, training: Trainable) -> Predictions:
+        """Train to the end, from the checkpoint if there is one; what the network then says about the test images.
 
-        Returns the training, and what the network then says about the test images. Raises TrainingDiverged where
-        training or those answers are not finite.
+        Raises TrainingDiverged where training or those answers are not finite.
         """
-        batches, world = self._training_batches(stage, task), self.world
-        settings_in_force = replace(settings, batch_size=batches.batch_size)
-        training = Training(self._prepared(task, settings), batches, settings_in_force, world)
+        world, epochs = self.world, training.settings.epochs
         checkpoint = folder.checkpoint(stage, world)
         if checkpoint.exists():
             training.restore(checkpoint.load())
@@ -263,10 +278,10 @@ class Experiment:
         test = self._test_batches(self.data.mean, self.data.std)
 
         def evaluate() -> Results:
-            predictions = predict(task.model, test, world)
+            predictions = predict(training.model, test, world)
 
             def measured() -> Results:
-                if training.epoch + 1 == settings.epochs:  # An epoch before may still come right.
+                if training.epoch + 1 == epochs:  # An epoch before may still come right.
                     _check_answers(predictions)
                 return {name: value for name, value in measure(predictions).items() if not name.startswith("per_class")}
 
@@ -279,7 +294,7 @@ class Experiment:
         try:
             with (
                 self._stop() as stop,
-                self._progress(stage, settings.epochs, len(training.batches)) as progress,
+                self._progress(stage, epochs, len(training.batches)) as progress,
             ):
                 training.fit(
                     checkpoint,
@@ -289,14 +304,14 @@ class Experiment:
                     on_epoch=on_epoch,
                     stop=stop,
                 )
-            predictions = predict(task.model, test, world)
+            predictions = predict(training.model, test, world)
             _check_answers(predictions)
         except TrainingDiverged as error:
             raise TrainingDiverged(
                 f"the {stage}'s training diverged: {error}; start again, with a lower {stage}.learning_rate or a "
                 f"longer {stage}.warmup_epochs"
             ) from error
-        return training, predictions
+        return predictions
 
     def _write_metrics(self, folder: RunFolder, stage: str, history: list[Results]) -> None:
         if self.world.first:
@@ -318,14 +333,53 @@ class Experiment:
         return task
 
     def _conclude(
-        self, folder: RunFolder | None, stage: str, trained: Trained, predictions: Predictions, results: Results
+        self,
+        folder: RunFolder | None,
+        stage: str,
+        trained: Trained,
+        predictions: Predictions,
+        results: Results,
+        find: Callable[[TestSet], Findings] | None = None,
     ) -> None:
         """Save a stage's network, some of its predictions on the test images, and the summary so far.
 
-        All of that is the first process's to do, but to ask the network about training images; the others wait.
+        All of that is the first process's to do, but to ask the network about training images and attacked ones; the
+        others wait.
         """
-        probe = self._fine_probe(trained)
-        self.world.from_first(lambda: self._write_conclusion(folder, stage, trained, predictions, results, probe))
+        probe, attacked = self._fine_probe(trained), self._attacked(trained)
+
+        def write() -> None:
+            robustness = {} if attacked is None else measure_robustness(attacked)
+            found = Findings() if find is None else find(self._test_set(trained))
+            measured = {**robustness, **results, **found.numbers}
+            self._write_conclusion(folder, stage, trained, predictions, measured, probe)
+            if folder is not None and found.tensors:
+                write_whole(folder.findings(stage), lambda path: save_file(dict(found.tensors), path))
+            if folder is not None:
+                folder.write_summary(self.summary)
+
+        self.world.from_first(write)
+
+    def _test_set(self, trained: Trained) -> TestSet:
+        """The test images as `trained`, which a process asks alone, sees them."""
+        model, description = trained.model.to(self.device), trained.description
+        batches = self._test_batches(description.mean, description.std, alone=True)
+
+        def answer(images: Tensor) -> Outputs:
+            with torch.no_grad():
+                return ask_as_it_is(model, images)
+
+        of_people = None if self.data.people is None else self.data.people.test
+        return TestSet((batch.views[0] for batch in batches), self.data.test_labels, answer, of_people)
+
+    def _attacked(self, trained: Trained) -> Predictions | None:
+        """What `trained` says about the test images once they are attacked, if that is wanted."""
+        settings, description = self.settings.evaluation, trained.description
+        if settings.attack is None:
+            return None
+        attack = Attack(settings, description.mean, description.std, self.settings.seed)
+        batches = self._test_batches(description.mean, description.std)
+        return attack.predict(trained.model.to(self.device), batches, self.world)
 
     def _fine_probe(self, trained: Trained) -> FineProbe | None:
         """Where networks are trained on coarse classes, a probe of what `trained` says about the training images."""
@@ -356,7 +410,6 @@ class Experiment:
             save_model(folder.stage(stage), trained.model, trained.description)
             examples = choose_examples(predictions, self.data.test_images)
             write_whole(folder.stage(stage) / "examples.safetensors", lambda path: save_file(examples, path))
-            folder.write_summary(self.summary)
 
     def _data_in_force(self) -> Results:
         """What the settings of the data came to: those that were null too."""
@@ -402,23 +455,42 @@ class Experiment:
     def _rehearse(self) -> None:
         """Find out now, not after the teacher's training, that a loss cannot be computed: on a few black images."""
         teacher = self.given_teacher or self._untrained("teacher")
-        tasks: dict[str, Callable[[], Task]] = {
-            "teacher": lambda: self._teaching(teacher),
-            "student": lambda: self._distillation(self._untrained("student"), teacher),
+        tasks: dict[str, Callable[[], list[Task]]] = {
+            "teacher": lambda: [self._teaching(teacher)],
+            "student": lambda: self._procedure(self._untrained("student"), teacher).tasks(),
         }
         labels = self.data.train_labels[:_REHEARSED].to(self.device)
         images = torch.zeros(len(labels), *self.data.train_images.shape[1:], device=self.device)
         for stage in self.stages:
             try:
-                task = tasks[stage]().to(self.device)
-                losses = task(self._rehearsed(images, labels, task.views))
-                losses["loss"].backward()
+                for task in tasks[stage]():
+                    losses = task.to(self.device)(self._rehearsed(images, labels, task.views))
+                    losses["loss"].backward()
             except UserError:
                 raise
             except BackendUnavailable as error:
                 raise UserError(f"{stage}.loss.backend: {error}") from error
             except Exception as error:  # Of any kind: sizes that no memory holds, a method of somebody else's.
                 raise UserError(f"{stage}.loss cannot be computed: {_reason(error)}") from error
+
+    def _rehearse_attack(self) -> None:
+        """Find out now that a network which is to be attacked gives no gradient to follow."""
+        attack = self.settings.evaluation.attack
+        if attack is None:
+            return
+        measured = {stage: self._untrained(stage) for stage in self.stages}
+        if self.given_teacher is not None:
+            measured["teacher"] = self.given_teacher
+        for stage, trained in measured.items():
+            try:
+                possible = can_be_attacked(trained.model.to(self.device))
+            except Exception as error:  # Of any kind: a network of somebody else's.
+                raise UserError(f"evaluation.attack cannot be computed: {_reason(error)}") from error
+            if not possible:
+                raise UserError(
+                    f"evaluation.attack is {attack}, but {trained.description.arch}, the {stage}, has no gradient with "
+                    "respect to its images; leave evaluation.attack out, or give another network"
+                )
 
     def _rehearsed(self, images: Tensor, labels: Tensor, views: int) -> Batch:
         """A batch of which every process has these few images."""
@@ -443,34 +515,54 @@ class Experiment:
         batch_size = getattr(self.settings, stage).batch_size
         return balance_of(self.settings.data, batch_size, self.data.train_labels.numpy(), stage)
 
-    def _training_batches(self, stage: str, task: Task) -> Batches:
-        settings, balance = getattr(self.settings, stage), self._balance(stage)
+    def _training_batches(
+        self,
+        stage: str,
+        views: int = 1,
+        strong_views: int = 0,
+        *,
+        part: Tensor | None = None,
+        batch_size: int | None = None,
+    ) -> Batches:
+        """Of the training images, or of those at the places `part`, whose batches are not balanced."""
+        settings = getattr(self.settings, stage)
+        balance = self._balance(stage) if part is None else None
+        size = settings.batch_size if balance is None else balance.batch_size
+        images, labels = self.data.train_images, self.data.train_labels
+        if part is not None:
+            images, labels = images[part], labels[part]
         return Batches(
-            self.data.train_images,
-            self.data.train_labels,
-            batch_size=settings.batch_size if balance is None else balance.batch_size,
+            images,
+            labels,
+            batch_size=batch_size or size,
             mean=self.data.mean,
             std=self.data.std,
             augmentation=self.data.augmentation,
-            views=task.views,
+            views=views,
             shuffle=True,
             seed=self.settings.seed,
             device=self.device,
             drop_last=settings.drop_last,
             balance=balance,
             part=(self.world.rank, self.world.size),
-            strong_views=task.strong_views,
+            strong_views=strong_views,
             strong_augmentation=self.data.strong_augmentation,
             crop_areas=crop_areas(self.summary["class_augmentation"], self.data) if self._wants_trials else None,
         )
 
-    def _test_batches(self, mean: Sequence[float], std: Sequence[float]) -> Batches:
-        return self._plain_batches(self.data.test_images, self.data.test_labels, mean, std)
+    def _test_batches(self, mean: Sequence[float], std: Sequence[float], *, alone: bool = False) -> Batches:
+        return self._plain_batches(self.data.test_images, self.data.test_labels, mean, std, alone=alone)
 
     def _plain_batches(
-        self, images: Tensor | ImageFiles, labels: Tensor, mean: Sequence[float], std: Sequence[float]
+        self,
+        images: Tensor | ImageFiles,
+        labels: Tensor,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        alone: bool = False,
     ) -> Batches:
-        """All of the images in their order, as they are."""
+        """All of the images in their order, as they are: a part of each batch for every process, or all `alone`."""
         return Batches(
             images,
             labels,
@@ -483,11 +575,11 @@ class Experiment:
             seed=0,
             device=self.device,
             drop_last=False,
-            part=(self.world.rank, self.world.size),
+            part=(0, 1) if alone else (self.world.rank, self.world.size),
         )
 
 
-def _of_training(training: Training) -> Results:
+def _of_training(training: Trainable) -> Results:
     """What a summary tells of a training: its seconds, and the best epoch on the test images that chose it."""
     best = max(training.history, key=lambda record: record["test_accuracy"])
     return {

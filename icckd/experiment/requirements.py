@@ -24,6 +24,11 @@ def check_stage(stage: str, settings: TeacherSettings | StudentSettings, device:
         raise UserError(f"{stage}.cuda_graph is true, but there is no GPU to capture for: device is {device}")
     if settings.cuda_graph and processes > 1:
         raise UserError(f"{stage}.cuda_graph is true, but there are {processes} processes; give it with one")
+    if processes > 1 and isinstance(settings, StudentSettings) and settings.loss.procedure() is not None:
+        raise UserError(
+            f"student.loss.method is {settings.loss.method}, which is the work of one process, and there are "
+            f"{processes}; start one"
+        )
     backend = settings.loss.backend
     reason = None if backend == "auto" else backends.why_not(backend, device, torch.float32)
     if reason:

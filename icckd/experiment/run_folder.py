@@ -15,7 +15,7 @@ from icckd.distributed import ALONE, World
 from icckd.errors import UserError
 from icckd.files import json_line, write_json, write_text, write_whole
 from icckd.models import DESCRIPTION, WEIGHTS
-from icckd.settings import STAGES, Settings, check_text, flat
+from icckd.settings import STAGES, Settings, check_text, flat, stage_of
 from icckd.training import Checkpoint
 
 _RESULTS = (
@@ -56,6 +56,10 @@ class RunFolder:
     def stage(self, name: str) -> Path:
         """The folder of the stage "teacher" or "student"."""
         return self.path / name
+
+    def findings(self, stage: str) -> Path:
+        """Tensors that a stage's training left besides the network."""
+        return self.stage(stage) / "findings.safetensors"
 
     def trial(self, name: str) -> "RunFolder":
         """That of a trial of class augmentation: a run of its own within this one."""
@@ -170,10 +174,10 @@ class RunFolder:
         # What the run's version had no setting for is as its default says: methods are added, their settings with them.
         saved = flat(asdict(Settings())) | flat(read_config(self.config))
         for name, value in flat(asdict(settings)).items():
-            owner, then = name.split(".")[0], saved.get(name)
+            owner, then = stage_of(name), saved.get(name)
             # A setting that is not in force may be no number.
             same = name in _FREE or then == value or (then != then and value != value)
-            if not same and (owner in begun or owner not in STAGES):
+            if not same and (owner is None or owner in begun):
                 raise UserError(
                     f"--resume: {name} is {value}, but the run in {self.path} has {then}; "
                     "leave the setting out, or start another run in another folder"

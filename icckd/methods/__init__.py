@@ -6,6 +6,7 @@ group "icckd.methods", makes its method known with `register`; settings, help, t
 
 from icckd.methods.base import (
     METHODS,
+    Findings,
     Method,
     MethodSettings,
     Network,
@@ -15,7 +16,10 @@ from icckd.methods.base import (
     Samples,
     StudentMethod,
     StudentMethodSettings,
+    StudentProcedure,
     TeacherMethod,
+    TestSet,
+    TrainingSet,
     above_zero,
     not_negative,
     register,
@@ -24,6 +28,7 @@ from icckd.methods.base import (
 
 __all__ = [
     "METHODS",
+    "Findings",
     "Method",
     "MethodSettings",
     "Network",
@@ -33,7 +38,10 @@ __all__ = [
     "Samples",
     "StudentMethod",
     "StudentMethodSettings",
+    "StudentProcedure",
     "TeacherMethod",
+    "TestSet",
+    "TrainingSet",
     "above_zero",
     "not_negative",
     "register",

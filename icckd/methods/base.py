@@ -3,7 +3,7 @@
 import keyword
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_type_hints
 
@@ -41,6 +41,9 @@ class Samples(NamedTuple):
     ranks: Where several processes have a part of the batch each, and these are one's: how its rows are spread. Losses
         that compare rows take it as `group`.
     progress: The share of a teacher's epochs that are over.
+    images: For a teacher's method, what the network saw of them first: the first views, float (B, C, H, W).
+    ask: For a teacher's method: what the network, as it is, says about further images (B', C, H, W), in evaluation
+        mode; gradients reach these images, and nothing of the network.
     """
 
     labels: Tensor
@@ -50,6 +53,8 @@ class Samples(NamedTuple):
     anchors: Tensor | None = None
     ranks: "Ranks | None" = None
     progress: float = 0.0
+    images: Tensor | None = None
+    ask: Callable[[Tensor], Outputs] | None = None
 
     def mean(self, total: Tensor) -> Tensor:
         """The mean over the images of what sums up to `total`, for a method that spans ranks.
@@ -75,6 +80,47 @@ class Pair(NamedTuple):
     student: Network
     teacher: Network
     labels: Tensor
+
+
+class TrainingSet(NamedTuple):
+    """What a teacher's method may know of all N training images.
+
+    labels: int64 (N,).
+    shape: Of an image: channels, height and width.
+    candidates: Which classes the label of each may be, bool (N, C), where labels are sets (data.label_noise).
+    people: Whose signal each is, int64 (N,), where data are of people.
+    """
+
+    labels: Tensor
+    shape: tuple[int, int, int]
+    candidates: Tensor | None = None
+    people: Tensor | None = None
+
+
+class TestSet(NamedTuple):
+    """The M test images, for what a teacher's method finds out about them after the training.
+
+    images: All in order, in batches: normalised, float (B, C, H, W).
+    labels: int64 (M,).
+    ask: What the trained network says about images, in evaluation mode, without gradient.
+    people: Whose signal each is, int64 (M,), where data are of people.
+    """
+
+    images: Iterable[Tensor]
+    labels: Tensor
+    ask: Callable[[Tensor], Outputs]
+    people: Tensor | None = None
+
+
+class Findings(NamedTuple):
+    """What a training leaves besides the network.
+
+    numbers: By name, for the network's entry in the summary: numbers, texts, lists and dictionaries of such.
+    tensors: By name, kept in a file beside the network, which the report reads.
+    """
+
+    numbers: Mapping[str, Any] = {}
+    tensors: Mapping[str, Tensor] = {}
 
 
 class Rule(NamedTuple):
@@ -124,7 +170,7 @@ class StudentMethodSettings(MethodSettings):
 
 
 class Method(nn.Module):
-    """Base of both kinds of method. Its parameters are trained, saved in checkpoints, and dropped in the end.
+    """Base of every kind of method. Its parameters are trained, saved in checkpoints, and dropped in the end.
 
     A method is a class with a `name`, `settings` annotated with the dataclass of its settings, and `forward`, decorated
     with `register` (CONTRIBUTING.md shows one).
@@ -179,6 +225,25 @@ class StudentMethod(Method):
         raise NotImplementedError
 
 
+class StudentProcedure(Method):
+    """What replaces a student's whole training: its losses. How it goes about it is said in `icckd.procedures`.
+
+    Args:
+        settings: The procedure's own.
+        pair: The networks and the training labels.
+        backend: Who computes the losses: "auto", "reference", "cpu", "cuda" or "triton".
+
+    Attributes:
+        settings: Annotate it with a subclass of MethodSettings.
+        data_free: Does the student learn without the training images?
+    """
+
+    data_free: ClassVar[bool] = False
+
+    def __init__(self, settings: Any, pair: Pair, backend: str):
+        super().__init__(settings, backend)
+
+
 class TeacherMethod(Method):
     """A way to train a teacher.
 
@@ -210,11 +275,15 @@ class TeacherMethod(Method):
     def __init__(self, settings: Any, network: Network, backend: str):
         super().__init__(settings, backend)
 
-    def prepare(self, candidates: Tensor) -> None:
-        """Called once, before training and before any checkpoint is read, where labels are sets (data.label_noise).
+    def prepare(self, known: TrainingSet) -> None:
+        """Called once, before training and before any checkpoint is read. Raises UserError for data that it cannot use.
 
-        `candidates`, bool (N, C), tells of each of the N training images which classes its label may be.
+        Trainable parts whose sizes depend on the data are made here.
         """
+
+    def findings(self, test: TestSet) -> Findings:
+        """Called once, after training: what the method finds out about the test images."""
+        return Findings()
 
     def forward(self, outputs: Outputs, samples: Samples) -> dict[str, Tensor]:
         """Named 0-dim tensors; "loss" is minimised, the others are reported.

@@ -9,7 +9,7 @@ from torch.nn.functional import log_softmax, normalize
 
 from icckd.backends.arithmetic import accumulation_dtype
 from icckd.functional import weak_spectral
-from icckd.methods.base import MethodSettings, Network, Outputs, Rule, Samples, TeacherMethod, register
+from icckd.methods.base import MethodSettings, Network, Outputs, Rule, Samples, TeacherMethod, TrainingSet, register
 from icckd.methods.projection import projection
 
 
@@ -74,9 +74,11 @@ class Wsc(TeacherMethod):
         self.register_buffer("confidence", None)
         self._latest: tuple[Tensor, Tensor] | None = None
 
-    def prepare(self, candidates: Tensor) -> None:
+    def prepare(self, known: TrainingSet) -> None:
+        if known.candidates is None:
+            return
         device = next(self.parameters()).device
-        self.candidates = candidates.to(device)
+        self.candidates = known.candidates.to(device)
         self.confidence = (self.candidates / self.candidates.sum(dim=1, keepdim=True)).float()
 
     def forward(self, outputs: Outputs, samples: Samples) -> dict[str, Tensor]:

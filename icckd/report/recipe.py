@@ -123,14 +123,17 @@ def _memory(results: Results) -> str:
 
 
 def _student_loss(settings: dict[str, Any]) -> str:
-    """`settings` are those in force: the weight of the cross-entropy, and those of each method by dotted name."""
-    if "cross_entropy_weight" not in settings:
-        return ""
-    terms = [f"{_plain(settings['cross_entropy_weight'])} · cross-entropy"]
+    """`settings` are those in force, by dotted name: the weight of the cross-entropy and those of each method.
+
+    Or those of what replaces the whole training, which has neither weight.
+    """
+    weight = settings.get("cross_entropy_weight")
+    terms = [] if weight is None else [f"{_plain(weight)} · cross-entropy"]
     for method in dict.fromkeys(name.partition(".")[0] for name in settings if "." in name):
         own = {name.partition(".")[2]: value for name, value in settings.items() if name.startswith(f"{method}.")}
-        listed = _listed(own, but=("weight",))
-        terms.append(f"{_plain(own.get('weight'))} · {method.replace('_', '-')}{f' ({listed})' if listed else ''}")
+        listed = _listed(own, but=() if weight is None else ("weight",))
+        times = "" if weight is None else f"{_plain(own.get('weight'))} · "
+        terms.append(f"{times}{method.replace('_', '-')}{f' ({listed})' if listed else ''}")
     return " + ".join(terms)
 
 

@@ -11,6 +11,8 @@ from icckd.settings.definition import (
     AugmentationSettings,
     ClassAugmentationSettings,
     DataSettings,
+    EvaluationSettings,
+    FederatedSettings,
     MemorySettings,
     Settings,
     StrongAugmentationSettings,
@@ -18,6 +20,7 @@ from icckd.settings.definition import (
     TeacherSettings,
     TrainingSettings,
     shown_name,
+    stage_of,
 )
 from icckd.settings.label_noise import LabelNoise, label_noise_of
 from icckd.settings.losses import NO_METHOD, StudentLossSettings, TeacherLossSettings, methods_of, setting_name
@@ -31,6 +34,8 @@ __all__ = [
     "ClassAugmentationSettings",
     "Comparison",
     "DataSettings",
+    "EvaluationSettings",
+    "FederatedSettings",
     "LabelNoise",
     "MemorySettings",
     "Settings",
@@ -54,4 +59,5 @@ __all__ = [
     "setting_name",
     "settings_from",
     "shown_name",
+    "stage_of",
 ]

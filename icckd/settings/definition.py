@@ -7,6 +7,12 @@ from typing import Literal
 from icckd.settings.losses import StudentLossSettings, TeacherLossSettings
 
 STAGES = ("teacher", "student")
+_STAGE_OF_GROUP = {"teacher": "teacher", "student": "student", "federated": "student"}
+
+
+def stage_of(setting: str) -> str | None:
+    """The one stage that a setting, by dotted name, concerns; None: both."""
+    return _STAGE_OF_GROUP.get(setting.partition(".")[0])
 
 
 @dataclass
@@ -263,6 +269,44 @@ class StudentSettings(TrainingSettings):
 
 
 @dataclass
+class EvaluationSettings:
+    """What is measured of a trained network besides.
+
+    Args:
+        attack: Change the test images so that the network errs, and measure what it still names rightly: by one step
+            along the gradient's sign (fgsm; Goodfellow et al. 2015) or several from a random start (pgd; Madry et al.
+            2018; null: do not). After the last epoch, in class_augmentation's trials not at all.
+        epsilon: The most that a pixel may change, of pixels in [0, 1].
+        steps: Steps of pgd.
+        step_size: What each of them changes a pixel by.
+    """
+
+    attack: Literal["fgsm", "pgd"] | None = None
+    epsilon: float = 8 / 255
+    steps: int = 20
+    step_size: float = 2 / 255
+
+
+@dataclass
+class FederatedSettings:
+    """How training images and steps are divided among clients, for a student's method that is federated (pkd).
+
+    Args:
+        clients: How many clients have a part of the training images each: every image is one client's, and each has
+            two or more, the same ones for a seed whatever is trained.
+        rounds: How often all of them train and are averaged; student.epochs counts for nothing.
+        local_epochs: Passes of a client over its own images in each round.
+        skew: Concentration of the Dirichlet distribution that says, class by class, how its images are divided among
+            the clients: near 0 a class is one client's, and above 100 all have about the same of each.
+    """
+
+    clients: int = 4
+    rounds: int = 10
+    local_epochs: int = 1
+    skew: float = 0.5
+
+
+@dataclass
 class Settings:
     """All settings of a run.
 
@@ -273,6 +317,8 @@ class Settings:
         data: The images to train and test on.
         teacher: The teacher and how it is trained.
         student: The student and how it is distilled.
+        evaluation: What is measured of a trained network besides.
+        federated: How training images are divided among clients, for a student's method that is federated.
         seed: Seed of everything random: the same seed on the same machine gives the same bits.
         device: Where to compute; auto takes a GPU where there is one.
         checkpoint_every: Save a checkpoint every so many steps, besides the one after each epoch (0: epochs only).
@@ -282,6 +328,8 @@ class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     student: StudentSettings = field(default_factory=StudentSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    federated: FederatedSettings = field(default_factory=FederatedSettings)
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_every: int = 200

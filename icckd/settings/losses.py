@@ -11,6 +11,7 @@ from icckd.methods import (
     MethodSettings,
     StudentMethod,
     StudentMethodSettings,
+    StudentProcedure,
     TeacherMethod,
     settings_type,
 )
@@ -64,15 +65,24 @@ class _StudentLoss:
     cross_entropy_weight: float | None = None
     backend: Backend = "auto"
 
+    def procedure(self) -> type[StudentProcedure] | None:
+        """What replaces the whole training, if `method` names such."""
+        return methods_of(StudentProcedure).get(self.method)
+
     def method_classes(self) -> dict[str, type[StudentMethod]]:
-        """The methods in force by name; none for "none". Raises UserError where one is unknown or given twice."""
-        if self.method == NO_METHOD:
+        """The methods in force by name; none for "none" or a procedure.
+
+        Raises UserError where one is unknown or given twice.
+        """
+        if self.method == NO_METHOD or self.procedure() is not None:
             return {}
-        known, setting = methods_of(StudentMethod), "student.loss.method"
+        known, procedures, setting = methods_of(StudentMethod), methods_of(StudentProcedure), "student.loss.method"
         names = self.method.split("+")
         for name in names:
+            if name in procedures:
+                raise UserError(f"{setting} is {self.method!r}; {name} stands alone: it replaces the whole training")
             if name not in known and name != NO_METHOD:
-                raise METHODS.unknown(self.method, setting, (*known, NO_METHOD, "several joined by +"))
+                raise METHODS.unknown(self.method, setting, (*known, NO_METHOD, "several joined by +", *procedures))
             if names.count(name) > 1:
                 raise UserError(f"{setting} is {self.method!r}, which names {name} twice; give it once")
         if NO_METHOD in names:
@@ -82,6 +92,10 @@ class _StudentLoss:
     def method_settings(self) -> dict[str, StudentMethodSettings]:
         """The settings of the methods in force, by name."""
         return {name: _settings_of(self, name) for name in self.method_classes()}
+
+    def settings_in_force(self) -> Mapping[str, MethodSettings]:
+        """The settings of the methods in force, or of the procedure, by name."""
+        return self.method_settings() if self.procedure() is None else {self.method: _settings_of(self, self.method)}
 
     def weights(self) -> dict[str, float]:
         """The weights in force, by method."""
@@ -98,7 +112,13 @@ class _StudentLoss:
         return methods[0].cross_entropy_weight if len(methods) == 1 else 1.0
 
     def in_force(self) -> dict[str, Any]:
-        """What the loss is made of, by name: the settings of the methods in force, with the weights that they have."""
+        """What the loss is made of, by name: the settings of the methods in force, with the weights that they have.
+
+        Of a procedure: its settings.
+        """
+        if self.procedure() is not None:
+            own = {setting_name(name): asdict(each) for name, each in self.settings_in_force().items()}
+            return {**own, "backend": self.backend}
         weights = self.weights()
         methods = {
             setting_name(name): {**asdict(each), "weight": weights[name]}
@@ -114,6 +134,15 @@ def _with_methods(name: str, base: type, methods: Mapping[str, type[Method]], do
     lines = [f"        {setting}: {_title(each)}" for setting, each in types.items()]
     members = {"__doc__": "\n".join([document, *lines]), "__module__": __name__}
     return make_dataclass(name, fields, bases=(base,), namespace=members)
+
+
+def _procedures() -> str:
+    return (
+        f"""; or one that replaces the whole training:
+                {", ".join(procedures)}"""
+        if (procedures := methods_of(StudentProcedure))
+        else ""
+    )
 
 
 def _cross_entropy_weights() -> str:
@@ -144,12 +173,14 @@ else:
     StudentLossSettings = _with_methods(
         "StudentLossSettings",
         _StudentLoss,
-        methods_of(StudentMethod),
+        methods_of(StudentMethod) | methods_of(StudentProcedure),
         f"""The student's loss: cross_entropy_weight · cross-entropy + the weighted losses of the methods.
 
         Args:
             method: Distillation method, or several joined by + (kd+rkd): {", ".join(methods_of(StudentMethod))}; or
-                {NO_METHOD}, for cross-entropy alone. Settings of methods that are not in force are ignored.
-            cross_entropy_weight: Weight of the cross-entropy with the true labels (null: {_cross_entropy_weights()}).
+                {NO_METHOD}, for cross-entropy alone{_procedures()}.
+                Settings of methods that are not in force are ignored.
+            cross_entropy_weight: Weight of the cross-entropy with the true labels, where methods are summed (null:
+                {_cross_entropy_weights()}).
             backend: Who computes the losses: auto, reference, cpu, cuda or triton.""",
     )

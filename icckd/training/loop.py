@@ -62,6 +62,11 @@ class Training:
         self._look_every = LOOK_EVERY[self.device.type]
         self._clock = time.monotonic()
 
+    @property
+    def model(self) -> nn.Module:
+        """The network in training."""
+        return self.task.model
+
     def fit(
         self,
         checkpoint: Checkpoint,

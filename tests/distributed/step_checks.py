@@ -11,6 +11,7 @@ from icckd.data import Batch, WholeBatch
 from icckd.distributed import ALONE
 from icckd.distributed.batch_norm import synchronise_batch_norm
 from icckd.distributed.parts import whole_tensors
+from icckd.methods import TrainingSet
 from icckd.models import build_model
 from icckd.settings import MemorySettings, StudentLossSettings, TeacherLossSettings, TeacherSettings, TrainingSettings
 from icckd.training import DistillationTask, FrozenTeacher, TeacherTask, Training, loop
@@ -50,10 +51,11 @@ def teacher(group, positive="second-view", views="first", **memory):
 
 
 def neighbour(group, method, candidates=None, **settings):
+    known = TrainingSet(torch.zeros(IMAGES, dtype=torch.int64), (3, 8, 8), candidates)
     loss = TeacherLossSettings(method=method)
     setattr(loss, method, replace(getattr(loss, method), **settings))
     torch.manual_seed(3)
-    return TeacherTask(network(), TeacherSettings(loss=loss, epochs=4), IMAGES, group, candidates).double()
+    return TeacherTask(network(), TeacherSettings(loss=loss, epochs=4), IMAGES, group, known).double()
 
 
 def candidates():

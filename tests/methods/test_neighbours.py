@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy, log_softmax, normalize, one_hot
 
 from icckd.data import Batch
-from icckd.methods import METHODS, Network, Outputs, Samples, settings_type
+from icckd.methods import METHODS, Network, Outputs, Samples, TrainingSet, settings_type
 from icckd.methods.wsc import log_one_minus_softmax
 from icckd.models import build_model
 from icckd.settings import TeacherLossSettings, TeacherSettings
@@ -189,7 +189,7 @@ def test_wsc_learns_from_candidates_and_remembers_which_are_likely():
     random = torch.Generator().manual_seed(1)
     sets = torch.rand(30, CLASSES, generator=random) < 0.5
     sets[torch.arange(30), torch.randint(CLASSES, (30,), generator=random)] = True
-    method.prepare(sets)
+    method.prepare(TrainingSet(torch.zeros(30, dtype=torch.int64), (1, 8, 8), sets))
     method.double()
     outputs, samples = answers(3)
     p = outputs.logits.unflatten(0, (3, ROWS)).softmax(2)

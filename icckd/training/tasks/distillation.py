@@ -1,9 +1,8 @@
 """Training a student."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, cast
 
-import torch
 from torch import Tensor, nn
 
 from icckd.backends.arithmetic import accumulation_dtype
@@ -11,39 +10,13 @@ from icckd.data import Batch
 from icckd.methods import Outputs, Pair, StudentMethod
 from icckd.models import Model
 from icckd.settings import StudentLossSettings
-from icckd.training.tasks.task import Task, ask, describe, weighted
+from icckd.training.tasks.frozen import FrozenTeacher, ask
+from icckd.training.tasks.task import Task, describe, weighted
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _TEACHER = "teacher"
-
-
-class FrozenTeacher:
-    """A trained network that only answers: normalised images (B, C, H, W) → its outputs, without gradient.
-
-    It is no nn.Module, so that it is neither trained nor saved with the student. `mean` and `std` are the statistics
-    per channel that the images come normalised with; the teacher sees them normalised as in its own training.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        own_normalization: tuple[Sequence[float], Sequence[float]],
-        normalization: tuple[Sequence[float], Sequence[float]],
-    ):
-        self.model = model.requires_grad_(False).eval()
-        device = next(model.parameters()).device
-        own_mean, own_std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in own_normalization)
-        mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in normalization)
-        self.scale = std / own_std
-        self.shift = (mean - own_mean) / own_std
-
-    def __call__(self, images: Tensor, stages: Sequence[str] = ()) -> Outputs:
-        with torch.inference_mode():
-            features, logits, maps = ask(self.model, images * self.scale + self.shift, stages)
-        # What is made in inference mode cannot be saved for a backward; copies made outside of it can.
-        return Outputs(features.clone(), logits.clone(), {name: x.clone() for name, x in maps.items()})
 
 
 class DistillationTask(Task):

@@ -1,6 +1,6 @@
 """What a task is: networks to ask about a batch, and losses of what they say."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from icckd.data import Batch
 from icckd.distributed import World
 from icckd.distributed.parts import load_whole_state, own_part, whole_state
-from icckd.methods import Network, Outputs, Samples
+from icckd.methods import Findings, Network, Outputs, Samples, TestSet
 from icckd.models import Model
+from icckd.models.modes import evaluating
 from icckd.training.randomness import random_state, set_random_state
 from icckd.training.statistics import unmoved_statistics
+from icckd.training.tasks.frozen import ask
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -136,6 +138,10 @@ class Task(nn.Module):
         """Every network that a step asks: `model`, and what it learns from."""
         return [self.model]
 
+    def findings(self, test: TestSet) -> Findings:
+        """What the training leaves besides the network, asked about the test images after it."""
+        return Findings()
+
     def after_step(self, taken: Tensor) -> None:
         """Called after each step's update; `taken`, 0-dim bool, says whether there was one, or the step was skipped.
 
@@ -143,21 +149,10 @@ class Task(nn.Module):
         """
 
 
-def ask(model: nn.Module, images: Tensor, stages: Sequence[str] = ()) -> Outputs:
-    """What `model` says about `images`, with the maps of `stages`."""
-    if not stages:
-        features, logits = model(images)
-        return Outputs(features, logits, {})
-    return Outputs(*model(images, stages=stages))
-
-
 def describe(model: Model) -> Network:
     """What a method may know of `model`, found by asking it about an empty image; nothing of the model changes."""
-    modes = [(module, module.training) for module in model.modules()]
-    with torch.no_grad():
-        maps = ask(model.eval(), _black_images(model, 1), model.stage_names).maps
-    for module, mode in modes:
-        module.training = mode
+    with torch.no_grad(), evaluating(model):
+        maps = ask(model, _black_images(model, 1), model.stage_names).maps
     shapes = {name: (maps[name].shape[1], maps[name].shape[2], maps[name].shape[3]) for name in model.stage_names}
     return Network(model.feature_dim, model.classes, shapes)
 

@@ -1,6 +1,7 @@
 """Training a teacher."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -11,13 +12,14 @@ from icckd.distributed import World
 from icckd.environment import free_memory
 from icckd.errors import UserError
 from icckd.memory import ClassMemory, memory_bytes
-from icckd.methods import Outputs, Samples
+from icckd.methods import Findings, Outputs, Samples, TestSet, TrainingSet
 from icckd.models import Model
 from icckd.settings import MemorySettings, TeacherSettings
 from icckd.training.statistics import unmoved_statistics
 from icckd.training.tasks.average import MovingAverage
 from icckd.training.tasks.embeddings import LatestEmbeddings
-from icckd.training.tasks.task import Task, ask, describe, weighted
+from icckd.training.tasks.frozen import ask, ask_as_it_is
+from icckd.training.tasks.task import Task, describe, weighted
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -32,7 +34,7 @@ _DTYPES = {
 
 
 class TeacherTask(Task):
-    """A network trained by the method that `settings` name, on so many `images`, whose labels may be `candidates`.
+    """A network trained by the method that `settings` name, on so many `images`, of which the method may know `known`.
 
     What earlier steps leave for later ones is kept on the network's device, divided among the processes of `group` if
     several train it. Raises UserError, naming the setting, where there is no room for that.
@@ -44,15 +46,15 @@ class TeacherTask(Task):
         settings: TeacherSettings,
         images: int,
         group: "ProcessGroup | None" = None,
-        candidates: Tensor | None = None,
+        known: TrainingSet | None = None,
     ):
         super().__init__()
         loss = settings.loss
         self.model = model
         self.group = group
         self.method = loss.method_class()(loss.method_settings(), describe(model), loss.backend)
-        if candidates is not None:
-            self.method.prepare(candidates)
+        if known is not None:
+            self.method.prepare(known)
         model.detaches_features = self.method.detaches_features
         self.epochs = settings.epochs
         self.positive = settings.positive if self.method.views > 1 else "second-view"
@@ -106,6 +108,9 @@ class TeacherTask(Task):
     def networks(self) -> list[nn.Module]:
         return [self.model] if self.average is None else [self.model, self.average.network]
 
+    def findings(self, test: TestSet) -> Findings:
+        return self.method.findings(test)
+
     def after_step(self, taken: Tensor) -> None:
         self.method.after_step(taken)
         if self._step is None:
@@ -123,7 +128,12 @@ class TeacherTask(Task):
     def _samples(self, others: Mapping[str, Outputs], batch: Batch) -> Samples:
         """The images of `batch` with what the method may know of them and of others."""
         memory = self.memory if self.epoch >= self.memory_warmup else None
-        samples = self.samples_of(batch)._replace(memory=memory, progress=self.epoch / self.epochs)
+        samples = self.samples_of(batch)._replace(
+            memory=memory,
+            progress=self.epoch / self.epochs,
+            images=batch.views[0],
+            ask=partial(ask_as_it_is, self.model),
+        )
         if self.latest is not None:
             positives, known = self.latest.find(batch.indices, samples.ranks)
             # In the first epoch only a sampler that repeats images would find any.
