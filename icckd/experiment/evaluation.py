@@ -13,12 +13,15 @@ from icckd.models.modes import evaluating
 CALIBRATION_BINS = 15
 # What a run's summary has besides of a network that was trained on coarse classes: `probe` says what it is.
 FINE_NUMBERS = ("fine_probe", "fine_probe_soft_labels")
+# What it has of a teacher trained by spectrum, where test windows of a class are of several people.
+SWAP_NUMBERS = ("reconstruction_accuracy", "swap_accuracy")
 # Every number that a run's summary has of a network that it trained.
 NUMBERS = (
     *("test_accuracy", "intra_class_distance", "inter_class_distance", "distance_ratio", "soft_label_entropy"),
     *("expected_calibration_error", "worst_class_accuracy", "class_accuracy_gap", "recall_at_1"),
     *("best_test_accuracy", "best_epoch", "seconds"),
     *FINE_NUMBERS,
+    *SWAP_NUMBERS,
 )
 _QUERIES = 1024
 
