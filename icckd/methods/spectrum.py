@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 
 from icckd.backends.arithmetic import accumulation_dtype
 from icckd.errors import UserError
@@ -210,6 +210,8 @@ class _Reverse(torch.autograd.Function):
 
 def magnitudes(windows: Tensor) -> Tensor:
     """The orthonormal magnitude spectra (…, length // 2 + 1) along time of windows (…, length)."""
+    if not windows.numel():  # Of no windows PyTorch has no transform.
+        return windows[..., : windows.shape[-1] // 2 + 1]
     return torch.fft.rfft(windows, norm="ortho").abs()
 
 
@@ -261,7 +263,9 @@ class _Discriminator(nn.Module):
         self.layers = nn.Sequential(nn.Linear(dim + classes, dim), nn.ReLU(), nn.Linear(dim, people))
 
     def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
-        person: Tensor = self.layers(torch.cat([codes, one_hot(labels, self.classes).to(codes.dtype)], dim=1))
+        # one_hot looks at the labels.
+        own = labels.unsqueeze(1) == torch.arange(self.classes, device=labels.device)
+        person: Tensor = self.layers(torch.cat([codes, own.to(codes.dtype)], dim=1))
         return person
 
 
