@@ -443,7 +443,8 @@ class Experiment:
     def _description(self, stage: str) -> ModelDescription:
         """What model.json says of a network of the stage's architecture for these data."""
         data = self.data
-        _, channels, _, size = data.train_images.shape
+        _, channels, height, width = data.train_images.shape
+        size = width if data.people is None else [height, width]
         arch = getattr(self.settings, stage).arch
         return ModelDescription(arch, list(data.classes), channels, size, list(data.mean), list(data.std))
 
@@ -498,13 +499,11 @@ class Experiment:
         if is_state_dict(path):
             ARCHITECTURES.find(self.settings.teacher.arch, "teacher.arch")
         model, description = load_model(path, published_as=self._description("teacher"))
-        _, channels, _, size = self.data.train_images.shape
-        expected = (list(self.data.classes), channels, size)
-        if (description.classes, description.channels, description.image_size) != expected:
+        expected = self._description("teacher")
+        if any(getattr(description, of) != getattr(expected, of) for of in ("classes", "channels", "image_size")):
             raise UserError(
-                f"{name} {path} is a network for {len(description.classes)} classes of "
-                f"{description.channels}×{description.image_size}×{description.image_size} images; {self.data.name} "
-                f"has {len(self.data.classes)} classes of {channels}×{size}×{size} images, or other class names"
+                f"{name} {path} is a network for {len(description.classes)} classes of {_shape(description)}; "
+                f"{self.data.name} has {len(expected.classes)} classes of {_shape(expected)}, or other class names"
             )
         return Trained(model, description)
 
@@ -590,6 +589,12 @@ def _check_answers(predictions: Predictions) -> None:
     """Raises TrainingDiverged; of several processes on the first, which alone has predictions."""
     if not finite(predictions):
         raise TrainingDiverged("the trained network's answers on the test images are not finite")
+
+
+def _shape(description: ModelDescription) -> str:
+    size = description.image_size
+    sides = f"{size}×{size} images" if isinstance(size, int) else f"{size[1]} signals"
+    return f"{description.channels}×{sides}"
 
 
 def _reason(error: Exception) -> str:
