@@ -13,6 +13,8 @@ from icckd.models.modes import evaluating
 CALIBRATION_BINS = 15
 # What a run's summary has besides of a network that was trained on coarse classes: `probe` says what it is.
 FINE_NUMBERS = ("fine_probe", "fine_probe_soft_labels")
+# What it has of a teacher trained by spectrum, where test windows of a class are of several people.
+SWAP_NUMBERS = ("reconstruction_accuracy", "swap_accuracy")
 # What it has besides where the test images are attacked: `robustness` says what it is.
 ROBUST_NUMBERS = ("robust_accuracy", "worst_class_robust_accuracy", "robust_accuracy_spread")
 # Every number that a run's summary has of a network that it trained.
@@ -22,6 +24,7 @@ NUMBERS = (
     *("class_accuracy_spread", "recall_at_1"),
     *("best_test_accuracy", "best_epoch", "seconds"),
     *FINE_NUMBERS,
+    *SWAP_NUMBERS,
     *ROBUST_NUMBERS,
 )
 _QUERIES = 1024

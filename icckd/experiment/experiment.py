@@ -225,8 +225,8 @@ class Experiment:
     def _teaching(self, teacher: Trained) -> Task:
         data = self.data
         images, channels, height, width = data.train_images.shape
-        of_people = None if data.people is None else data.people.train
-        known = TrainingSet(data.train_labels, (channels, height, width), data.candidates, of_people)
+        people = None if data.people is None else data.people.train
+        known = TrainingSet(data.train_labels, (channels, height, width), data.candidates, people)
         return TeacherTask(teacher.model.to(self.device), self.settings.teacher, images, self.world.group, known)
 
     def _procedure(self, student: Trained, teacher: Trained) -> Procedure:
@@ -369,8 +369,8 @@ class Experiment:
             with torch.no_grad():
                 return ask_as_it_is(model, images)
 
-        of_people = None if self.data.people is None else self.data.people.test
-        return TestSet((batch.views[0] for batch in batches), self.data.test_labels, answer, of_people)
+        people = None if self.data.people is None else self.data.people.test
+        return TestSet((batch.views[0] for batch in batches), self.data.test_labels, answer, people)
 
     def _attacked(self, trained: Trained) -> Predictions | None:
         """What `trained` says about the test images once they are attacked, if that is wanted."""

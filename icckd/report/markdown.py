@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from icckd.report.charts import sections
 from icckd.report.class_augmentation import class_augmentation_text
+from icckd.report.disparity import disparity_text
 from icckd.report.figures import Curve
 from icckd.report.per_class import SHOWN_CLASSES, hardest_first
 from icckd.report.recipe import recipe
@@ -20,7 +21,12 @@ def markdown_page(results: Results) -> str:
     parts = [f"# {escaped(title(results))}"]
     parts += [escaped(sentence) for sentence in findings(results)]
     parts += [_main_numbers(results), "\n".join(f"- {escaped(note)}" for note in notes(results))]
-    parts += [_curves(results), class_augmentation_text(results.class_augmentation), _classes(results)]
+    parts += [
+        _curves(results),
+        disparity_text(results),
+        class_augmentation_text(results.class_augmentation),
+        _classes(results),
+    ]
     parts += [_pairs("In force", recipe(results)), _pairs("Computed with", list(results.environment.items()))]
     return "\n\n".join(part for part in parts if part) + "\n"
 

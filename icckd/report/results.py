@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from icckd.errors import UserError
 from icckd.methods import METHODS
 from icckd.methods.intra_class import IntraClass, IntraClassSettings
 from icckd.methods.kd import Kd
+from icckd.methods.spectrum import Spectrum
+from icckd.report.codes import Codes, read_codes
 from icckd.report.reading import (
     Numbers,
     class_accuracies,
@@ -28,6 +28,7 @@ from icckd.report.reading import (
     one_line,
     read_history,
     read_object,
+    read_tensors,
     read_yaml,
 )
 from icckd.report.trials import ClassAugmentation, read_class_augmentation
@@ -67,7 +68,8 @@ class Results:
     """A run: its settings by dotted name, and what there is of each stage.
 
     `settings` are without those of methods that are not in force; `data` is what was made of those of the data, by
-    dotted name; `class_augmentation` is what was found of crops by class, if they were tried.
+    dotted name; `class_augmentation` is what was found of crops by class, if they were tried, `codes` what a teacher
+    trained by disparity learning left of test windows.
     """
 
     settings: dict[str, Any]
@@ -77,6 +79,7 @@ class Results:
     classes: list[str]
     examples: Examples | None
     class_augmentation: ClassAugmentation | None = None
+    codes: Codes | None = None
 
 
 def read_results(run: Path) -> Results:
@@ -97,6 +100,7 @@ def read_results(run: Path) -> Results:
         if name in summary or history[name]
     }
     classes = _classes(run, models, stages)
+    has_codes = settings.get("teacher.loss.method") == Spectrum.name
     return Results(
         settings=settings,
         data=_values(summary.get("data", {}), run / "summary.json", "data"),
@@ -105,6 +109,7 @@ def read_results(run: Path) -> Results:
         classes=classes,
         examples=_read_examples(run / "teacher" / "examples.safetensors", len(classes)),
         class_augmentation=read_class_augmentation(summary, run / "summary.json", classes),
+        codes=read_codes(run / "teacher" / "findings.safetensors", len(classes)) if has_codes else None,
     )
 
 
@@ -148,12 +153,9 @@ def _classes(run: Path, models: dict[str, dict[str, Any]], stages: dict[str, Sta
 
 
 def _read_examples(path: Path, classes: int) -> Examples | None:
-    if not path.exists():
+    tensors = read_tensors(path)
+    if tensors is None:
         return None
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is not a readable safetensors file: {one_line(error)}") from error
     problem = _examples_problem(tensors, classes)
     if problem:
         raise UserError(f"{path}: {problem}")
