@@ -271,12 +271,18 @@ class FederatedSettings:
     """How training images and steps are divided among clients, for a student's method that is federated (pkd).
 
     Args:
-        clients: How many clients have a part of the training images each.
-        rounds: How often all of them train and are averaged.
+        clients: How many clients have a part of the training images each: every image is one client's, and each has
+            two or more, the same ones for a seed whatever is trained.
+        rounds: How often all of them train and are averaged; student.epochs counts for nothing.
+        local_epochs: Passes of a client over its own images in each round.
+        skew: Concentration of the Dirichlet distribution that says, class by class, how its images are divided among
+            the clients: near 0 a class is one client's, and above 100 all have about the same of each.
     """
 
     clients: int = 4
     rounds: int = 10
+    local_epochs: int = 1
+    skew: float = 0.5
 
 
 @dataclass
