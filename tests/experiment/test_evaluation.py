@@ -149,6 +149,7 @@ def test_measures_are_the_ones_of_the_contract():
         "expected_calibration_error",
         "worst_class_accuracy",
         "class_accuracy_gap",
+        "class_accuracy_spread",
         "per_class_accuracy",
         "per_class_false_positives",
     ]
