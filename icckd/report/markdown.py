@@ -6,11 +6,11 @@ from icckd.report.charts import sections
 from icckd.report.class_augmentation import class_augmentation_text
 from icckd.report.disparity import disparity_text
 from icckd.report.figures import Curve
-from icckd.report.per_class import SHOWN_CLASSES, hardest_first
+from icckd.report.per_class import SHOWN_CLASSES, hardest_first, numbers_of
 from icckd.report.recipe import recipe
 from icckd.report.results import Results
 from icckd.report.tables import escaped, table
-from icckd.report.wording import findings, formatted, measures, notes, percent, title
+from icckd.report.wording import findings, formatted, measures, notes, title
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _WIDTH = 30
@@ -80,8 +80,8 @@ def _classes(results: Results) -> str:
     heading = "Accuracy by class, hardest first"
     if len(shown) < len(rows):
         heading += f" ({len(shown)} of {len(rows)})"
-    cells = [[row.name, *(formatted(value, percent) for value in row.by_stage.values())] for row in shown]
-    return f"## {heading}\n\n" + table(["class", *rows[0].by_stage], cells)
+    cells = [[row.name, *numbers_of(row)] for row in shown]
+    return f"## {heading}\n\n" + table(["class", *rows[0].by_stage, *rows[0].further], cells)
 
 
 def _pairs(heading: str, pairs: list[tuple[str, str]]) -> str:
