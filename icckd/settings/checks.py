@@ -12,6 +12,8 @@ from icckd.settings.definition import (
     STAGES,
     AugmentationSettings,
     DataSettings,
+    EvaluationSettings,
+    FederatedSettings,
     Settings,
     StudentSettings,
     TeacherSettings,
@@ -44,6 +46,7 @@ def check(settings: Settings, stages: Sequence[str] = STAGES) -> None:
         label_noise_of(settings.data.label_noise)
     rules: list[_Rule] = [
         *_data_rules(settings.data),
+        *_evaluation_rules(settings.evaluation),
         ("checkpoint_every", settings.checkpoint_every, settings.checkpoint_every >= 0, "0 or more"),
         ("seed", settings.seed, 0 <= settings.seed < 2**63, "in [0, 2^63)"),
     ]
@@ -54,6 +57,7 @@ def check(settings: Settings, stages: Sequence[str] = STAGES) -> None:
         rules.append(_strong_views_rule(settings))
     if "student" in stages:
         rules += _student_rules(settings.student)
+        rules += _federated_rules(settings.federated)
     for name, given, holds, wanted in rules:
         if not holds:
             shown = "null" if given is None else str(given).lower() if isinstance(given, bool) else given
@@ -147,6 +151,15 @@ def _streaming_rules(data: DataSettings) -> list[_Rule]:
     ]
 
 
+def _evaluation_rules(evaluation: EvaluationSettings) -> list[_Rule]:
+    epsilon, steps, step_size = evaluation.epsilon, evaluation.steps, evaluation.step_size
+    return [
+        ("evaluation.epsilon", epsilon, 0 < epsilon <= 1, "in (0, 1]: pixels are"),
+        ("evaluation.steps", steps, steps >= 1, "1 or more"),
+        ("evaluation.step_size", step_size, 0 < step_size <= 1, "in (0, 1]"),
+    ]
+
+
 def _teacher_rules(teacher: TeacherSettings) -> list[_Rule]:
     method, loss, memory = teacher.loss.method_class(), teacher.loss.method_settings(), teacher.memory
     prefix = "teacher.loss" if method is IntraClass else f"teacher.loss.{setting_name(method.name)}"
@@ -192,6 +205,15 @@ def _student_rules(student: StudentSettings) -> list[_Rule]:
     for name, loss in student.loss.settings_in_force().items():
         rules += _method_rules(f"student.loss.{setting_name(name)}", loss)
     return rules
+
+
+def _federated_rules(federated: FederatedSettings) -> list[_Rule]:
+    return [
+        ("federated.clients", federated.clients, federated.clients >= 1, "1 or more"),
+        ("federated.rounds", federated.rounds, federated.rounds >= 1, "1 or more"),
+        ("federated.local_epochs", federated.local_epochs, federated.local_epochs >= 1, "1 or more"),
+        ("federated.skew", federated.skew, 0.01 <= federated.skew <= 1e6, "in [0.01, 1e6]"),
+    ]
 
 
 def _method_rules(prefix: str, settings: MethodSettings) -> list[_Rule]:

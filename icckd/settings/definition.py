@@ -253,7 +253,8 @@ class EvaluationSettings:
 
     Args:
         attack: Change the test images so that the network errs, and measure what it still names rightly: by one step
-            along the gradient's sign (fgsm; Goodfellow et al. 2015) or several (pgd; Madry et al. 2018; null: do not).
+            along the gradient's sign (fgsm; Goodfellow et al. 2015) or several from a random start (pgd; Madry et al.
+            2018; null: do not). After the last epoch, in class_augmentation's trials not at all.
         epsilon: The most that a pixel may change, of pixels in [0, 1].
         steps: Steps of pgd.
         step_size: What each of them changes a pixel by.
@@ -270,12 +271,18 @@ class FederatedSettings:
     """How training images and steps are divided among clients, for a student's method that is federated (pkd).
 
     Args:
-        clients: How many clients have a part of the training images each.
-        rounds: How often all of them train and are averaged.
+        clients: How many clients have a part of the training images each: every image is one client's, and each has
+            two or more, the same ones for a seed whatever is trained.
+        rounds: How often all of them train and are averaged; student.epochs counts for nothing.
+        local_epochs: Passes of a client over its own images in each round.
+        skew: Concentration of the Dirichlet distribution that says, class by class, how its images are divided among
+            the clients: near 0 a class is one client's, and above 100 all have about the same of each.
     """
 
     clients: int = 4
     rounds: int = 10
+    local_epochs: int = 1
+    skew: float = 0.5
 
 
 @dataclass
