@@ -8,6 +8,8 @@ from safetensors.torch import save_file
 
 from icckd.errors import UserError
 from icckd.report import write_report
+from icckd.report.charts import sections
+from icckd.report.results import read_results
 from tests.report.parsed import Page
 
 
@@ -116,6 +118,23 @@ def test_every_curve_of_a_complete_run_is_drawn(run):
     assert len(Page(report(run)[0]).all("svg")) == 11
     for title in ("Accuracy", "Teacher's training loss", "Student's training loss", "Distance ratio", "Active anchors"):
         assert title in titles
+
+
+def test_what_a_procedure_s_losses_and_weights_of_stages_are_is_drawn(run):
+    student = [record for record in run.metrics if record["stage"] == "student"]
+    for epoch, record in enumerate(student):
+        del record["train_kd"]
+        record["train_moments"] = 0.5
+        record |= {f"train_weight_stage{number}": 1 / (epoch + 1) for number in range(1, epoch + 2)}
+    run.write()
+    charts = {chart.name: chart for section in sections(read_results(run.path)) for chart in section.charts}
+    labels = [curve.label for curve in charts["student-loss"].curves]
+    assert labels == ["total", "cross-entropy", "moments"]
+    first, second, third = charts["stage-weights"].curves
+    assert [curve.label for curve in (first, second, third)] == ["stage1", "stage2", "stage3"]
+    assert first.values == [1, 1 / 2, 1 / 3]
+    assert (second.values, third.values) == ([None, 1 / 2, 1 / 3], [None, None, 1 / 3])
+    assert "Weights of the student's stages" in Page(report(run)[0]).text
 
 
 def test_soft_labels_are_shown_at_both_temperatures(run):
