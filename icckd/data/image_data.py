@@ -48,7 +48,7 @@ class ImageData:
 
     Args:
         name: The data set's name.
-        train_images: uint8 (N, C, H, H), in memory or in files.
+        train_images: uint8 (N, C, H, H), in memory or in files; none where they were not to be looked at.
         train_labels: int64 (N,), in [0, len(classes)): what training sees, with data.label_noise not the true ones.
         test_images: uint8 (M, C, H, H), likewise.
         test_labels: int64 (M,), in [0, len(classes)).
@@ -89,14 +89,14 @@ class Split(NamedTuple):
 
 def image_data(
     name: str,
-    train: Split,
+    train: Split | None,
     test: Split,
     classes: Sequence[str],
     augmentation: Augmentation,
     settings: DataSettings,
     coarse: CoarseClasses | None = None,
 ) -> ImageData:
-    """The data set of two splits, as `settings` want it.
+    """The data set of two splits, as `settings` want it; None: of no training images, as `load_data` says.
 
     With data.validation above 0 that fraction of `train` takes the place of `test`; data.train_fraction is a part of
     what is left. Labels and `classes` then become those of `coarse`, if given, and data.label_noise changes labels of
@@ -105,15 +105,18 @@ def image_data(
     UserError where images and labels do not fit together, a fraction leaves a side empty, a setting does not fit the
     images, or all training images, as far as they are looked at, are of one and the same colour.
     """
-    for split in (train, test):
+    looked_at = train is not None
+    train = _none_of(test) if train is None else train
+    for split in (train, test) if looked_at else (test,):
         _check_split(split, len(classes))
     if train.images.shape[1:] != test.images.shape[1:]:
         raise UserError(
             f"{test.source} holds {_size(test.images)} images; "
             f"they should be {_size(train.images)}, as in {train.source}"
         )
-    if len((train.labels if coarse is None else coarse.of[train.labels]).unique()) < 2:
-        raise UserError(f"{train.source} holds images of one class only; there should be at least 2 classes")
+    shown = train if looked_at else test
+    if len((shown.labels if coarse is None else coarse.of[shown.labels]).unique()) < 2:
+        raise UserError(f"{shown.source} holds images of one class only; there should be at least 2 classes")
     if settings.validation > 0:
         train, test = hold_out(train, settings.validation)
     if settings.train_fraction < 1:
@@ -124,7 +127,7 @@ def image_data(
         fine, classes = FineLabels(train.labels, test.labels, coarse.of), coarse.names
         train, test = (split._replace(labels=coarse.of[split.labels]) for split in (train, test))
     labels, candidates = train.labels, None
-    if settings.label_noise is not None:
+    if settings.label_noise is not None and looked_at:
         labels, candidates = with_noise(labels, len(classes), label_noise_of(settings.label_noise))
     size = train.images.shape[-1]
     return ImageData(
@@ -138,7 +141,7 @@ def image_data(
         _augmentation(augmentation, settings.augmentation, size, "data.augmentation"),
         _augmentation(augmentation, settings.strong_augmentation, size, "data.strong_augmentation"),
         candidates,
-        (labels != train.labels).double().mean().item(),
+        (labels != train.labels).double().mean().item() if looked_at else 0.0,
         fine,
     )
 
@@ -151,6 +154,8 @@ def _statistics(name: str, train: Split, settings: DataSettings) -> tuple[tuple[
             raise UserError(
                 f"data.{setting} has {len(values)} values; it should have {channels}, one per channel of the images"
             )
+    if len(train.images) == 0:
+        return tuple(settings.mean or [0.0] * channels), tuple(settings.std or [1.0] * channels)
     if isinstance(train.images, Tensor):
         counts = channel_counts(train.images)
     elif settings.mean is None or settings.std is None:
@@ -234,6 +239,10 @@ def part_of(split: Split, fraction: float) -> Split:
         members = random.permutation(np.flatnonzero(labels == label))
         chosen[members[: max(round(fraction * len(members)), 1)]] = True
     return _select(split, chosen)
+
+
+def _none_of(split: Split) -> Split:
+    return _select(split, np.zeros(len(split.labels), dtype=bool))
 
 
 def _select(split: Split, mask: np.ndarray) -> Split:
