@@ -182,6 +182,19 @@ def _augmentation(own: Augmentation, settings: AugmentationSettings, size: int, 
     return Augmentation(padding, flip, settings.rotation, resized_crop)
 
 
+def without_training_images(data: ImageData) -> ImageData:
+    """`data` as `load_data` gives it without training images, but for mean and deviation, which are known."""
+    none = _none_of(Split(data.test_images, data.test_labels, data.name))
+    return replace(
+        data,
+        train_images=none.images,
+        train_labels=none.labels,
+        candidates=None,
+        wrong_labels=0.0,
+        fine_labels=None if data.fine_labels is None else data.fine_labels._replace(train=none.labels),
+    )
+
+
 def train_part(data: ImageData, held_out: float, setting: str) -> ImageData:
     """`data` without its test images and fine labels: `held_out` of the training images take the test images' place.
 
