@@ -17,7 +17,7 @@ from icckd.comparison.progress import ComparisonProgress
 from icckd.comparison.worker import Check, Done, Failed, Reply, Told, Train
 from icckd.distributed import check_available
 from icckd.errors import Interrupted, TrainingDiverged, UserError
-from icckd.experiment import FINE_NUMBERS, NUMBERS
+from icckd.experiment import FINE_NUMBERS, NUMBERS, ROBUST_NUMBERS
 from icckd.report.comparison import Results, write_comparison
 from icckd.settings import Comparison, Settings
 from icckd.training import StopSignal
@@ -93,6 +93,12 @@ def _check_metrics(comparison: Comparison) -> None:
         if name in FINE_NUMBERS and fine:
             raise UserError(
                 f"metrics holds {metric}, which only runs with data.labels coarse have; {fine[0]} has fine: give coarse"
+            )
+        spared = [variant for variant, settings in comparison.variants.items() if settings.evaluation.attack is None]
+        if name in ROBUST_NUMBERS and spared:
+            raise UserError(
+                f"metrics holds {metric}, which only runs with evaluation.attack have; {spared[0]} has null: give fgsm "
+                "or pgd"
             )
 
 

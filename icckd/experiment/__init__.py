@@ -2,12 +2,12 @@
 
 `experiment` goes from data to teacher to student to report; `class_augmentation` chooses crops by class before that;
 `requirements` says early what is missing; `run_folder` knows which file means what; `evaluation` measures a network,
-`probe` what it knows of finer classes than it was trained on; `examples` chooses test images to show; `progress` tells
-how far training is.
+`probe` what it knows of finer classes than it was trained on, `robustness` what an attack leaves of its accuracy;
+`examples` chooses test images to show; `progress` tells how far training is.
 """
 
-from icckd.experiment.evaluation import FINE_NUMBERS, NUMBERS
+from icckd.experiment.evaluation import FINE_NUMBERS, NUMBERS, ROBUST_NUMBERS
 from icckd.experiment.experiment import Experiment
 from icckd.experiment.run_folder import RunFolder
 
-__all__ = ["FINE_NUMBERS", "NUMBERS", "Experiment", "RunFolder"]
+__all__ = ["FINE_NUMBERS", "NUMBERS", "ROBUST_NUMBERS", "Experiment", "RunFolder"]

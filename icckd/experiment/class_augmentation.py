@@ -15,7 +15,7 @@ from torch import Tensor
 from icckd.data import ImageData
 from icckd.data.image_data import train_part
 from icckd.errors import UserError
-from icckd.settings import ClassAugmentationSettings, Settings
+from icckd.settings import ClassAugmentationSettings, EvaluationSettings, Settings
 
 Results = dict[str, Any]
 
@@ -67,6 +67,7 @@ def trials(settings: Settings, data: ImageData) -> Iterator[Trial]:
                 settings,
                 data=replace(settings.data, augmentation=augmentation, class_augmentation=off, validation=validation),
                 teacher=replace(teacher, epochs=tried.epochs or teacher.epochs),
+                evaluation=EvaluationSettings(),
             ),
             replace(part, augmentation=part.augmentation._replace(resized_crop=bounds)),
         )

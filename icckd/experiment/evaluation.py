@@ -13,12 +13,16 @@ from icckd.models.modes import evaluating
 CALIBRATION_BINS = 15
 # What a run's summary has besides of a network that was trained on coarse classes: `probe` says what it is.
 FINE_NUMBERS = ("fine_probe", "fine_probe_soft_labels")
+# What it has besides where the test images are attacked: `robustness` says what it is.
+ROBUST_NUMBERS = ("robust_accuracy", "worst_class_robust_accuracy", "robust_accuracy_spread")
 # Every number that a run's summary has of a network that it trained.
 NUMBERS = (
     *("test_accuracy", "intra_class_distance", "inter_class_distance", "distance_ratio", "soft_label_entropy"),
-    *("expected_calibration_error", "worst_class_accuracy", "class_accuracy_gap", "recall_at_1"),
+    *("expected_calibration_error", "worst_class_accuracy", "class_accuracy_gap"),
+    *("class_accuracy_spread", "recall_at_1"),
     *("best_test_accuracy", "best_epoch", "seconds"),
     *FINE_NUMBERS,
+    *ROBUST_NUMBERS,
 )
 _QUERIES = 1024
 
@@ -79,6 +83,8 @@ def measure(predictions: Predictions) -> dict[str, float | list[float]]:
       predicted class's probability (Guo et al., "On Calibration of Modern Neural Networks", 2017).
     - per_class_accuracy: the accuracy of each class, in class order; nan for a class without images.
     - worst_class_accuracy, class_accuracy_gap: the lowest accuracy of a class that has images; the highest less it.
+    - class_accuracy_spread: the standard deviation of their accuracies, of as many as they are, over their mean (the
+      normalised standard deviation of Zhao et al. 2023, arXiv 2312.05508); nan where that is 0.
     - per_class_false_positives: of each class, in class order, how many images of other classes are called it.
 
     Raises ValueError where shapes disagree, there is no image, or a label is not in [0, C).
@@ -91,7 +97,7 @@ def measure(predictions: Predictions) -> dict[str, float | list[float]]:
     correct = (predicted == labels).double()
     count = torch.bincount(labels, minlength=classes)
     intra, inter = _class_distances(features, labels, count)
-    by_class = _sum_by(correct, labels, classes) / count
+    by_class = accuracy_by_class(correct, labels, classes)
     lowest, highest = by_class[count > 0].aminmax()
     return {
         "test_accuracy": correct.mean().item(),
@@ -102,9 +108,21 @@ def measure(predictions: Predictions) -> dict[str, float | list[float]]:
         "expected_calibration_error": _calibration_error(confidence, correct),
         "worst_class_accuracy": lowest.item(),
         "class_accuracy_gap": (highest - lowest).item(),
+        "class_accuracy_spread": spread(by_class),
         "per_class_accuracy": by_class.tolist(),
         "per_class_false_positives": torch.bincount(predicted[predicted != labels], minlength=classes).tolist(),
     }
+
+
+def accuracy_by_class(correct: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The mean of `correct` (N,) over the images of each class (classes,); nan for a class without images."""
+    return _sum_by(correct, labels, classes) / torch.bincount(labels, minlength=classes)
+
+
+def spread(by_class: Tensor) -> float:
+    """The standard deviation of the classes' accuracies over their mean, of those that are not nan."""
+    known = by_class[by_class.isfinite()]
+    return (known.std(correction=0) / known.mean()).item()
 
 
 def recall_at_1(predictions: Predictions) -> float:

@@ -26,6 +26,7 @@ from icckd.experiment.examples import choose_examples
 from icckd.experiment.probe import FineProbe
 from icckd.experiment.progress import Progress, TrainingProgress, no_progress
 from icckd.experiment.requirements import check_batch_size, check_stage, device_of
+from icckd.experiment.robustness import Attack, measure_robustness
 from icckd.experiment.run_folder import RunFolder
 from icckd.files import write_whole
 from icckd.methods import Findings, Outputs, TestSet, TrainingSet
@@ -43,7 +44,7 @@ from icckd.procedures import Lesson, Procedure, Trainable, procedure_of
 from icckd.report import write_report
 from icckd.settings import STAGES, Settings, TrainingSettings, check
 from icckd.training import FrozenTeacher, StopSignal, Task, TeacherTask, Training
-from icckd.training.tasks.frozen import ask_as_it_is
+from icckd.training.tasks.frozen import ask_as_it_is, can_be_attacked
 
 _EVALUATION_BATCH = 500
 _REHEARSED = 4
@@ -95,6 +96,7 @@ class Experiment:
         weights = settings.teacher.weights
         self.given_teacher = None if weights is None else self._load_teacher("teacher.weights", Path(weights))
         self._rehearse()
+        self._rehearse_attack()
         self.summary: Results = {}
         self._progress, self._stop = progress if world.first else no_progress, stop
         self._wants_trials = bool(self.stages) and settings.data.class_augmentation.classes > 0
@@ -340,13 +342,16 @@ class Experiment:
     ) -> None:
         """Save a stage's network, some of its predictions on the test images, and the summary so far.
 
-        All of that is the first process's to do, but to ask the network about training images; the others wait.
+        All of that is the first process's to do, but to ask the network about training images and attacked ones; the
+        others wait.
         """
-        probe = self._fine_probe(trained)
+        probe, attacked = self._fine_probe(trained), self._attacked(trained)
 
         def write() -> None:
+            robustness = {} if attacked is None else measure_robustness(attacked)
             found = Findings() if find is None else find(self._test_set(trained))
-            self._write_conclusion(folder, stage, trained, predictions, {**results, **found.numbers}, probe)
+            measured = {**robustness, **results, **found.numbers}
+            self._write_conclusion(folder, stage, trained, predictions, measured, probe)
             if folder is not None and found.tensors:
                 write_whole(folder.findings(stage), lambda path: save_file(dict(found.tensors), path))
             if folder is not None:
@@ -364,6 +369,15 @@ class Experiment:
                 return ask_as_it_is(model, images)
 
         return TestSet((batch.views[0] for batch in batches), self.data.test_labels, answer)
+
+    def _attacked(self, trained: Trained) -> Predictions | None:
+        """What `trained` says about the test images once they are attacked, if that is wanted."""
+        settings, description = self.settings.evaluation, trained.description
+        if settings.attack is None:
+            return None
+        attack = Attack(settings, description.mean, description.std, self.settings.seed)
+        batches = self._test_batches(description.mean, description.std)
+        return attack.predict(trained.model.to(self.device), batches, self.world)
 
     def _fine_probe(self, trained: Trained) -> FineProbe | None:
         """Where networks are trained on coarse classes, a probe of what `trained` says about the training images."""
@@ -453,6 +467,25 @@ class Experiment:
                 raise UserError(f"{stage}.loss.backend: {error}") from error
             except Exception as error:  # Of any kind: sizes that no memory holds, a method of somebody else's.
                 raise UserError(f"{stage}.loss cannot be computed: {_reason(error)}") from error
+
+    def _rehearse_attack(self) -> None:
+        """Find out now that a network which is to be attacked gives no gradient to follow."""
+        attack = self.settings.evaluation.attack
+        if attack is None:
+            return
+        measured = {stage: self._untrained(stage) for stage in self.stages}
+        if self.given_teacher is not None:
+            measured["teacher"] = self.given_teacher
+        for stage, trained in measured.items():
+            try:
+                possible = can_be_attacked(trained.model.to(self.device))
+            except Exception as error:  # Of any kind: a network of somebody else's.
+                raise UserError(f"evaluation.attack cannot be computed: {_reason(error)}") from error
+            if not possible:
+                raise UserError(
+                    f"evaluation.attack is {attack}, but {trained.description.arch}, the {stage}, has no gradient with "
+                    "respect to its images; leave evaluation.attack out, or give another network"
+                )
 
     def _rehearsed(self, images: Tensor, labels: Tensor, views: int) -> Batch:
         """A batch of which every process has these few images."""

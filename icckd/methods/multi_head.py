@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from icckd.errors import UserError
 from icckd.functional import kd_kl
 from icckd.methods.base import (
     Network,
@@ -20,6 +19,7 @@ from icckd.methods.base import (
     above_zero,
     register,
 )
+from icckd.methods.stages import one_or_more, paired_stages
 
 _HEAD_WIDTH = 256
 
@@ -48,13 +48,9 @@ class MultiHeadSettings(StudentMethodSettings):
             **super().rules(),
             "temperature": above_zero(self.temperature),
             "cross_entropy_weight": Rule(0 <= self.cross_entropy_weight <= 1, "in [0, 1]"),
-            "student_stages": _one_or_more(self.student_stages),
-            "teacher_stages": _one_or_more(self.teacher_stages),
+            "student_stages": one_or_more(self.student_stages),
+            "teacher_stages": one_or_more(self.teacher_stages),
         }
-
-
-def _one_or_more(stages: list[str] | None) -> Rule:
-    return Rule(stages is None or len(set(stages)) == len(stages) > 0, "null, or one or more stages, each once")
 
 
 @register
@@ -73,7 +69,8 @@ class MultiHead(StudentMethod):
 
     def __init__(self, settings: Any, pair: Pair, backend: str):
         super().__init__(settings, pair, backend)
-        self.student_stages, self.teacher_stages = _stages(settings, pair)
+        named = settings.student_stages, settings.teacher_stages
+        self.student_stages, self.teacher_stages = paired_stages(self.name, pair, *named, last=False)
         self.student_heads = _heads(self.student_stages, pair.student)
         self.teacher_heads = _heads(self.teacher_stages, pair.teacher)
 
@@ -92,29 +89,6 @@ class MultiHead(StudentMethod):
         hard, share = cross_entropy(student.float(), labels), self.settings.cross_entropy_weight
         soft = kd_kl(student, teacher, temperature=self.settings.temperature, backend=self.backend)
         return share * hard + (1 - share) * soft
-
-
-def _stages(settings: MultiHeadSettings, pair: Pair) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The stages of student and teacher that are paired: those given, else the last ones before the very last."""
-    given, usual = (settings.student_stages, settings.teacher_stages), []
-    for side, network, names in zip(("student", "teacher"), (pair.student, pair.teacher), given, strict=True):
-        unknown = [name for name in names or () if name not in network.maps]
-        if unknown:
-            raise UserError(
-                f"student.loss.multi_head.{side}_stages names {unknown[0]!r}; the {side}'s stages are "
-                f"{', '.join(network.maps) or 'none'}"
-            )
-        usual.append(list(network.maps)[:-1])
-    count = len(given[0] or given[1] or min(usual, key=len))
-    own, others = (tuple(names or known[-count:]) for names, known in zip(given, usual, strict=True))
-    if count == 0 or not own or not others:
-        raise UserError("student.loss.method multi-head needs two stages or more in both networks")
-    if len(own) != len(others):
-        raise UserError(
-            f"student.loss.multi_head pairs {len(own)} stages of the student, {', '.join(own)}, with {len(others)} of "
-            f"the teacher, {', '.join(others)}; name as many of both in student_stages and teacher_stages"
-        )
-    return own, others
 
 
 def _heads(stages: Sequence[str], network: Network) -> nn.ModuleList:

@@ -23,6 +23,13 @@ class Trunk(nn.Module):
         """The features, and the maps of `stages`, each a name in `stage_names`, by name."""
         raise NotImplementedError
 
+    def maps(self, images: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
+        """The maps of one or more `stages` alone, without what comes after the last of them; by default that runs too.
+
+        Where it runs, running statistics move.
+        """
+        return self(images, stages)[1]
+
     def layers(self) -> list[nn.Module]:
         """The modules that its forward calls one after another, so far as they can be told; by default none."""
         return []
@@ -60,12 +67,21 @@ class Stages(Trunk):
         self._ends = {self._parts[name][-1]: name for name in self.stage_names}
 
     def forward(self, images: Tensor, stages: Sequence[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
-        x, maps = images, {}
-        for number, layer in enumerate(self.children()):
+        x, maps = self._run(self.layers(), images, stages)
+        return x.mean(dim=(2, 3)), maps
+
+    def maps(self, images: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
+        last = max(number for number, name in self._ends.items() if name in stages)
+        return self._run(self.layers()[: last + 1], images, stages)[1]
+
+    def _run(self, layers: Sequence[nn.Module], x: Tensor, stages: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the first `layers` make of `x`, and the maps of `stages`."""
+        maps = {}
+        for number, layer in enumerate(layers):
             x = layer(x)
             if stages and self._ends.get(number) in stages:
                 maps[self._ends[number]] = x
-        return x.mean(dim=(2, 3)), maps
+        return x, maps
 
     def layers(self) -> list[nn.Module]:
         return list(self.children())
@@ -119,11 +135,22 @@ class Model(nn.Module):
         if not stages:
             features, _ = self.trunk(images)
             return features, self._logits(features)
+        self._check_stages(stages)
+        features, maps = self.trunk(images, stages)
+        return features, self._logits(features), maps
+
+    def maps(self, images: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
+        """The maps of one or more `stages` alone, as above; what comes after the last of them is not run.
+
+        The networks of other packages may run it all the same (`Trunk.maps`).
+        """
+        self._check_stages(stages)
+        return self.trunk.maps(images, stages)
+
+    def _check_stages(self, stages: Sequence[str]) -> None:
         unknown = [name for name in stages if name not in self.stage_names]
         if unknown:
             raise UserError(f"{self.arch} has no stage {unknown[0]!r}; its stages are {', '.join(self.stage_names)}")
-        features, maps = self.trunk(images, stages)
-        return features, self._logits(features), maps
 
     def _logits(self, features: Tensor) -> Tensor:
         logits: Tensor = self.classifier(features.detach() if self.detaches_features else features)

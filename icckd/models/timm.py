@@ -31,9 +31,19 @@ class TimmTrunk(Trunk):
     def forward(self, images: Tensor, stages: Sequence[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         if not stages:
             return self.network(images), {}
-        wanted = [number for number, name in enumerate(self.stage_names) if name in stages]
+        wanted = self._numbers(stages)
         last, maps = self.network.forward_intermediates(images, indices=wanted, output_fmt="NCHW")
         return self.network.forward_head(last), {self.stage_names[n]: x for n, x in zip(wanted, maps, strict=True)}
+
+    def maps(self, images: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
+        wanted = self._numbers(stages)
+        maps = self.network.forward_intermediates(
+            images, indices=wanted, output_fmt="NCHW", stop_early=True, intermediates_only=True
+        )
+        return {self.stage_names[n]: x for n, x in zip(wanted, maps, strict=True)}
+
+    def _numbers(self, stages: Sequence[str]) -> list[int]:
+        return [number for number, name in enumerate(self.stage_names) if name in stages]
 
 
 @register("timm:")

@@ -12,6 +12,7 @@ from icckd.settings.definition import (
     STAGES,
     AugmentationSettings,
     DataSettings,
+    EvaluationSettings,
     FederatedSettings,
     Settings,
     StudentSettings,
@@ -45,6 +46,7 @@ def check(settings: Settings, stages: Sequence[str] = STAGES) -> None:
         label_noise_of(settings.data.label_noise)
     rules: list[_Rule] = [
         *_data_rules(settings.data),
+        *_evaluation_rules(settings.evaluation),
         ("checkpoint_every", settings.checkpoint_every, settings.checkpoint_every >= 0, "0 or more"),
         ("seed", settings.seed, 0 <= settings.seed < 2**63, "in [0, 2^63)"),
     ]
@@ -146,6 +148,15 @@ def _streaming_rules(data: DataSettings) -> list[_Rule]:
         ("data.streaming", streaming, possible, f"false for {data.name}: only an image-folder is streamed"),
         ("data.workers", workers, workers is None or streaming, "null without data.streaming"),
         ("data.workers", workers, workers is None or 0 <= workers <= 1024, "null, or in [0, 1024]"),
+    ]
+
+
+def _evaluation_rules(evaluation: EvaluationSettings) -> list[_Rule]:
+    epsilon, steps, step_size = evaluation.epsilon, evaluation.steps, evaluation.step_size
+    return [
+        ("evaluation.epsilon", epsilon, 0 < epsilon <= 1, "in (0, 1]: pixels are"),
+        ("evaluation.steps", steps, steps >= 1, "1 or more"),
+        ("evaluation.step_size", step_size, 0 < step_size <= 1, "in (0, 1]"),
     ]
 
 

@@ -253,7 +253,8 @@ class EvaluationSettings:
 
     Args:
         attack: Change the test images so that the network errs, and measure what it still names rightly: by one step
-            along the gradient's sign (fgsm; Goodfellow et al. 2015) or several (pgd; Madry et al. 2018; null: do not).
+            along the gradient's sign (fgsm; Goodfellow et al. 2015) or several from a random start (pgd; Madry et al.
+            2018; null: do not). After the last epoch, in class_augmentation's trials not at all.
         epsilon: The most that a pixel may change, of pixels in [0, 1].
         steps: Steps of pgd.
         step_size: What each of them changes a pixel by.

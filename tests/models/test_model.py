@@ -58,6 +58,38 @@ def test_only_the_stages_asked_for(stages):
     assert not stages or tuple(answer[2]) == stages
 
 
+def test_maps_alone_end_at_the_last_of_them(generator):
+    model = counting_model()
+    images = torch.randn(2, 4, 2, 2, generator=generator)
+    maps = model.maps(images, ["stage2", "stage1"])
+    assert list(maps) == ["stage1", "stage2"]
+    torch.testing.assert_close(maps["stage2"], images + 4)
+    assert [layer.calls for layer in model.trunk.children()] == [1] * 4 + [0] * 2
+    with pytest.raises(UserError, match="counting has no stage 'stage4'; its stages are stage1, stage2, stage3"):
+        model.maps(images, ["stage4"])
+
+
+@pytest.mark.parametrize("arch", [*FAMILIES, "convnet-small"])
+def test_maps_alone_are_those_of_the_whole_and_nothing_later_learns(arch):
+    torch.manual_seed(2)
+    model = build_model(arch, 3, 4, 16)
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    whole = model.eval()(images, stages=("stage2",))[2]["stage2"]
+    torch.testing.assert_close(model.maps(images, ("stage2",))["stage2"], whole, rtol=0, atol=0)
+    model.train().maps(images, ("stage2",))["stage2"].square().sum().backward()
+    learnt = {name for name, x in model.named_parameters() if x.grad is not None}
+    moved = {name for name, x in model.named_buffers() if name.endswith("num_batches_tracked") and x == 1}
+    end = model.trunk.tensor_name("stage3.0.")
+    later = {name for name in model.state_dict() if not name.startswith("trunk.") or order(name) >= order(end)}
+    assert not later & (learnt | moved)
+    assert {name for name, _ in model.named_parameters()} - later == learnt
+
+
+def order(name):
+    """The number of the layer that a tensor belongs to."""
+    return int(name.removeprefix("trunk.").partition(".")[0])
+
+
 @pytest.mark.parametrize("arch", FAMILIES)
 def test_maps_change_nothing_and_move_running_statistics_once(arch, generator):
     """Twins train a step, one with maps: the same answers, the same statistics; and the maps keep their values."""
@@ -117,6 +149,21 @@ def test_where_a_tensor_lies():
     assert [trunk.tensor_name(place) for place in places] == ["0.weight", "1.a.b", "2.bias", "3.bias", "4.x", "5.x"]
     for nowhere in ("stage2.2.bias", "stage4.0.bias", "stage2.-1.x", "stage1", "stem.x.y", "0.weight"):
         assert trunk.tensor_name(nowhere) == nowhere
+
+
+def test_maps_of_a_trunk_that_says_no_more_are_those_beside_its_features():
+    class Own(Trunk):
+        def __init__(self):
+            super().__init__()
+            self.feature_dim, self.stage_names = 3, ("stage1", "stage2")
+
+        def forward(self, images, stages=()):
+            return images.mean((2, 3)), {name: images + 1 for name in stages}
+
+    images = torch.randn(2, 3, 2, 2)
+    maps = Model("own", Own(), channels=3, classes=2, image_size=2).maps(images, ("stage2",))
+    assert list(maps) == ["stage2"]
+    assert torch.equal(maps["stage2"], images + 1)
 
 
 def test_a_trunk_keeps_the_weights_that_it_was_made_with():

@@ -42,6 +42,9 @@ def test_features_logits_and_maps(name, timm):
     for own, intermediate in zip(maps.values(), network.forward_intermediates(images)[1], strict=True):
         torch.testing.assert_close(own, intermediate)
     assert list(model(images, stages=("stage2",))[2]) == ["stage2"]
+    alone = model.maps(images, ("stage1", "stage2"))
+    assert list(alone) == ["stage1", "stage2"]
+    assert all(torch.equal(alone[stage], maps[stage]) for stage in alone)
 
 
 def test_running_statistics_move_once(timm):
@@ -50,6 +53,14 @@ def test_running_statistics_move_once(timm):
     model(torch.randn(4, 3, 32, 32), stages=("stage1", "stage4"))
     counts = {int(v) for name, v in model.state_dict().items() if name.endswith("num_batches_tracked")}
     assert counts == {1}
+
+
+def test_maps_alone_leave_later_statistics_where_they_were(timm):
+    model = build_model("timm:resnet18", 3, 5, 32)
+    model.maps(torch.randn(4, 3, 32, 32), ("stage2",))
+    counts = {name: int(v) for name, v in model.state_dict().items() if name.endswith("num_batches_tracked")}
+    run = ("trunk.network.bn1.", "trunk.network.layer1.")  # timm counts its stem as the first stage.
+    assert {name for name, count in counts.items() if count} == {name for name in counts if name.startswith(run)}
 
 
 def test_an_unknown_network_is_refused(timm):

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from icckd.attacks import gradient
 from icckd.methods import Outputs
 from icckd.models import Model
 from icckd.models.modes import evaluating, without_parameter_gradients
+
+_TRIED = 4
 
 
 def ask(model: nn.Module, images: Tensor, stages: Sequence[str] = ()) -> Outputs:
@@ -22,6 +25,15 @@ def ask_as_it_is(model: nn.Module, images: Tensor, stages: Sequence[str] = ()) -
     """What `model` says in evaluation mode, with gradients that reach `images` alone; nothing of the model changes."""
     with evaluating(model), without_parameter_gradients(model):
         return ask(model, images, stages)
+
+
+def can_be_attacked(model: Model) -> bool:
+    """Have the logits of `model` a gradient with respect to images that is not 0 everywhere, of a few random ones?"""
+    random, device = torch.Generator().manual_seed(0), next(model.parameters()).device
+    images = torch.randn(_TRIED, model.channels, model.image_size, model.image_size, generator=random).to(device)
+    weights = torch.rand(_TRIED, model.classes, generator=random).to(device)
+    found = gradient(lambda moved: (ask_as_it_is(model, moved).logits * weights).sum(), images)
+    return bool((found.abs() > 0).any())
 
 
 class FrozenTeacher:
