@@ -7,6 +7,7 @@ from typing import Any
 
 from icckd.errors import UserError
 from icckd.methods import MethodSettings, TeacherMethod, not_negative
+from icckd.methods.absld import Absld
 from icckd.methods.intra_class import IntraClass
 from icckd.settings.definition import (
     STAGES,
@@ -27,6 +28,7 @@ from icckd.settings.names import flat
 _LARGEST_FACTOR = (2 - 2**-23) * 2.0**127
 # The largest learning rate that stays one beside rate_scaling: fewer than 2⁶³ images multiply it by 2⁵⁵ at most.
 _LARGEST_SCALED_RATE = _LARGEST_FACTOR * 2.0**-55
+_SIGNALS = "signals"
 # A setting's name and value, whether it is right, and what would be.
 _Rule = tuple[str, Any, bool, str]
 
@@ -46,7 +48,7 @@ def check(settings: Settings, stages: Sequence[str] = STAGES) -> None:
         label_noise_of(settings.data.label_noise)
     rules: list[_Rule] = [
         *_data_rules(settings.data),
-        *_evaluation_rules(settings.evaluation),
+        *_evaluation_rules(settings.evaluation, settings.data),
         ("checkpoint_every", settings.checkpoint_every, settings.checkpoint_every >= 0, "0 or more"),
         ("seed", settings.seed, 0 <= settings.seed < 2**63, "in [0, 2^63)"),
     ]
@@ -57,6 +59,7 @@ def check(settings: Settings, stages: Sequence[str] = STAGES) -> None:
         rules.append(_strong_views_rule(settings))
     if "student" in stages:
         rules += _student_rules(settings.student)
+        rules.append(_absld_rule(settings))
         rules += _federated_rules(settings.federated)
     for name, given, holds, wanted in rules:
         if not holds:
@@ -151,9 +154,11 @@ def _streaming_rules(data: DataSettings) -> list[_Rule]:
     ]
 
 
-def _evaluation_rules(evaluation: EvaluationSettings) -> list[_Rule]:
-    epsilon, steps, step_size = evaluation.epsilon, evaluation.steps, evaluation.step_size
+def _evaluation_rules(evaluation: EvaluationSettings, data: DataSettings) -> list[_Rule]:
+    attack, epsilon, steps, step_size = evaluation.attack, evaluation.epsilon, evaluation.steps, evaluation.step_size
+    possible = attack is None or data.name != _SIGNALS
     return [
+        ("evaluation.attack", attack, possible, f"null for {_SIGNALS}: attacks move pixels in [0, 1]"),
         ("evaluation.epsilon", epsilon, 0 < epsilon <= 1, "in (0, 1]: pixels are"),
         ("evaluation.steps", steps, steps >= 1, "1 or more"),
         ("evaluation.step_size", step_size, 0 < step_size <= 1, "in (0, 1]"),
@@ -205,6 +210,12 @@ def _student_rules(student: StudentSettings) -> list[_Rule]:
     for name, loss in student.loss.settings_in_force().items():
         rules += _method_rules(f"student.loss.{setting_name(name)}", loss)
     return rules
+
+
+def _absld_rule(settings: Settings) -> _Rule:
+    method = settings.student.loss.method
+    possible = method != Absld.name or settings.data.name != _SIGNALS
+    return "student.loss.method", method, possible, f"another one for {_SIGNALS}: {method} attacks pixels in [0, 1]"
 
 
 def _federated_rules(federated: FederatedSettings) -> list[_Rule]:

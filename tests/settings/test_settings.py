@@ -87,6 +87,8 @@ def test_strong_views_are_not_made_of_images_in_files(monkeypatch):
         (Settings(evaluation=EvaluationSettings(epsilon=0.0)), "evaluation.epsilon"),
         (Settings(evaluation=EvaluationSettings(steps=0)), "evaluation.steps"),
         (Settings(evaluation=EvaluationSettings(step_size=float("nan"))), "evaluation.step_size"),
+        (Settings(data=DataSettings("signals"), evaluation=EvaluationSettings("fgsm")), "evaluation.attack"),
+        (replace(robust(), data=DataSettings("signals")), "student.loss.method"),
         *((robust(**{name: value}), f"student.loss.absld.{name}") for name, value in ABSLD),
         (Settings(seed=-1), "seed"),
         (Settings(checkpoint_every=-1), "checkpoint_every"),
