@@ -236,9 +236,11 @@ class StudentProcedure(Method):
     Attributes:
         settings: Annotate it with a subclass of MethodSettings.
         data_free: Does the student learn without the training images?
+        of_pixels: Does it change or make images as pixels in [0, 1], which signals are not?
     """
 
     data_free: ClassVar[bool] = False
+    of_pixels: ClassVar[bool] = False
 
     def __init__(self, settings: Any, pair: Pair, backend: str):
         super().__init__(settings, backend)
