@@ -70,7 +70,7 @@ class ImageData:
 
     Args:
         name: The data set's name.
-        train_images: uint8 (N, C, H, H), in memory or in files; or signals.
+        train_images: uint8 (N, C, H, H), in memory or in files; or signals; none where they were not to be looked at.
         train_labels: int64 (N,), in [0, len(classes)): what training sees, with data.label_noise not the true ones.
         test_images: uint8 (M, C, H, H), likewise.
         test_labels: int64 (M,), in [0, len(classes)).
@@ -117,14 +117,14 @@ class Split(NamedTuple):
 
 def image_data(
     name: str,
-    train: Split,
+    train: Split | None,
     test: Split,
     classes: Sequence[str],
     augmentation: Augmentation,
     settings: DataSettings,
     coarse: CoarseClasses | None = None,
 ) -> ImageData:
-    """The data set of two splits, as `settings` want it.
+    """The data set of two splits, as `settings` want it; None: of no training images, as `load_data` says.
 
     With data.validation above 0 that fraction of `train` takes the place of `test`; data.train_fraction is a part of
     what is left. Labels and `classes` then become those of `coarse`, if given, and data.label_noise changes labels of
@@ -133,15 +133,18 @@ def image_data(
     UserError where images and labels do not fit together, a fraction leaves a side empty, a setting does not fit the
     images, or all training images, as far as they are looked at, are of one and the same colour.
     """
-    for split in (train, test):
+    looked_at = train is not None
+    train = _none_of(test) if train is None else train
+    for split in (train, test) if looked_at else (test,):
         _check_split(split, len(classes))
     if train.images.shape[1:] != test.images.shape[1:]:
         raise UserError(
             f"{test.source} holds {_size(test.images)} images; "
             f"they should be {_size(train.images)}, as in {train.source}"
         )
-    if len((train.labels if coarse is None else coarse.of[train.labels]).unique()) < 2:
-        raise UserError(f"{train.source} holds images of one class only; there should be at least 2 classes")
+    shown = train if looked_at else test
+    if len((shown.labels if coarse is None else coarse.of[shown.labels]).unique()) < 2:
+        raise UserError(f"{shown.source} holds images of one class only; there should be at least 2 classes")
     if settings.validation > 0:
         train, test = hold_out(train, settings.validation)
     if settings.train_fraction < 1:
@@ -171,14 +174,14 @@ def image_data(
 
 def noisy(labels: Tensor, classes: int, settings: DataSettings) -> tuple[Tensor, Tensor | None]:
     """The labels to train on, and the candidate labels, if data.label_noise is of these: see `with_noise`."""
-    if settings.label_noise is None:
+    if settings.label_noise is None or not len(labels):
         return labels, None
     return with_noise(labels, classes, label_noise_of(settings.label_noise))
 
 
 def wrong_labels(given: Tensor, true: Tensor) -> float:
-    """The fraction of labels that are not the true ones."""
-    return (given != true).double().mean().item()
+    """The fraction of labels that are not the true ones; 0 of none."""
+    return 0.0 if not len(given) else (given != true).double().mean().item()
 
 
 def _statistics(name: str, train: Split, settings: DataSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -189,6 +192,8 @@ def _statistics(name: str, train: Split, settings: DataSettings) -> tuple[tuple[
             raise UserError(
                 f"data.{setting} has {len(values)} values; it should have {channels}, one per channel of the images"
             )
+    if len(train.images) == 0:
+        return tuple(settings.mean or [0.0] * channels), tuple(settings.std or [1.0] * channels)
     if isinstance(train.images, Tensor):
         counts = channel_counts(train.images)
     elif settings.mean is None or settings.std is None:
@@ -213,6 +218,19 @@ def _augmentation(own: Augmentation, settings: AugmentationSettings, size: int, 
         raise UserError(f"{name}.crop_padding is {padding}; the images' side is {size}: give less")
     flip = own.flip if settings.flip is None else settings.flip
     return Augmentation(padding, flip, settings.rotation, resized_crop)
+
+
+def without_training_images(data: ImageData) -> ImageData:
+    """`data` as `load_data` gives it without training images, but for mean and deviation, which are known."""
+    none = _none_of(Split(data.test_images, data.test_labels, data.name))
+    return replace(
+        data,
+        train_images=none.images,
+        train_labels=none.labels,
+        candidates=None,
+        wrong_labels=0.0,
+        fine_labels=None if data.fine_labels is None else data.fine_labels._replace(train=none.labels),
+    )
 
 
 def train_part(data: ImageData, held_out: float, setting: str) -> ImageData:
@@ -279,6 +297,10 @@ def part_of(split: Split, fraction: float) -> Split:
         members = random.permutation(np.flatnonzero(labels == label))
         chosen[members[: max(round(fraction * len(members)), 1)]] = True
     return select(split, chosen)
+
+
+def _none_of(split: Split) -> Split:
+    return select(split, np.zeros(len(split.labels), dtype=bool))
 
 
 def select(split: Split, mask: np.ndarray) -> Split:
