@@ -50,6 +50,26 @@ def test_probes_of_fine_classes_are_shown_where_there_are_any(run):
         assert "4 coarse classes, which are made of 12 fine ones" in text
 
 
+def test_an_attack_is_shown_with_what_it_left_of_each_class(run):
+    assert all("ttacked" not in text for text in report(run))
+    run.settings["evaluation"] |= {"attack": "pgd", "epsilon": 0.125, "steps": 7, "step_size": 0.025}
+    run.summary["teacher"] |= {
+        "robust_accuracy": 0.4567, "worst_class_robust_accuracy": 0.0123, "robust_accuracy_spread": 0.8765,
+        "class_accuracy_spread": 0.1357, "per_class_robust_accuracy": [0.11, 0.22, None, 0.44],
+    }  # fmt: skip
+    run.summary["student"] |= {
+        "adversarial_temperatures": [1.25, 0.75, 1.0, 0.5], "natural_temperatures": [1.5, 0.875, 1.0, 0.625],
+    }  # fmt: skip
+    run.write()
+    page, markdown = report(run)
+    for text in (Page(page).text, markdown):
+        for shown in ("45.67 %", "1.23 %", "0.8765", "0.1357", "22.00 %", "44.00 %", "0.7500", "0.8750", "0.6250"):
+            assert shown in text
+        assert "PGD: pixels in [0, 1] changed by 0.125 at most, in 7 steps of 0.025 from a random start" in text
+    row = next(line for line in markdown.splitlines() if line.startswith(f"| {run.classes[2]} "))
+    assert [cell.strip() for cell in row.split("|")[-4:-1]] == ["–", "1.0000", "1.0000"]
+
+
 def test_student_is_compared_with_its_teacher(run):
     run.summary["teacher"]["test_accuracy"], run.summary["student"]["test_accuracy"] = 0.9777, 0.95
     run.write()
@@ -309,6 +329,8 @@ def breakages(path, run):
             '{"student": {"settings": []}}',
             "[" * 100_000,
             '{"teacher": {"per_class_accuracy": 3}}',
+            '{"teacher": {"per_class_robust_accuracy": 3}}',
+            '{"teacher": {"per_class_robust_accuracy": [0.5]}}',
         ],
         "metrics.jsonl": ["3\n", '{"stage": "teacher"}\n', '{"stage": "x", "epoch": 1}\n', '{"stage": []', "\n"],
         "teacher/model.json": ["{", '{"classes": 3}', '{"classes": ["a", "b"]}'],
