@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors or as files that are streamed, and batches of normalised, augmented views of them."""
+"""Data sets as uint8 tensors, as float32 signals, or as files that are streamed, and batches of normalised views."""
 
 from pathlib import Path
 
@@ -8,11 +8,12 @@ from icckd.data.cifar import load_cifar
 from icckd.data.digits import load_digits
 from icckd.data.fashion_mnist import load_fashion_mnist
 from icckd.data.folders import load_image_folder, load_tiny_imagenet
-from icckd.data.image_data import FineLabels, ImageData
+from icckd.data.image_data import FineLabels, ImageData, People
+from icckd.data.signals import load_signals
 from icckd.errors import UserError
 from icckd.settings import DataSettings, check_text
 
-__all__ = ["Augmentation", "Batch", "Batches", "FineLabels", "ImageData", "WholeBatch", "load_data"]
+__all__ = ["Augmentation", "Batch", "Batches", "FineLabels", "ImageData", "People", "WholeBatch", "load_data"]
 
 _WITH_COARSE_CLASSES = ("cifar10", "cifar100", "digits")
 _RESIZABLE = {"image-folder": load_image_folder, "tiny-imagenet": load_tiny_imagenet}
@@ -53,6 +54,8 @@ def _load(settings: DataSettings, train: bool) -> ImageData:
     if name == "digits":
         return load_digits(settings, train)
     root = _root(settings)
+    if name == "signals":
+        return load_signals(root, settings)
     if name == "fashion-mnist":
         return load_fashion_mnist(root, settings, train)
     if root is None:

@@ -237,7 +237,8 @@ class Experiment:
     def _teaching(self, teacher: Trained) -> Task:
         data = self.data
         images, channels, height, width = data.train_images.shape
-        known = TrainingSet(data.train_labels, (channels, height, width), data.candidates)
+        of_people = None if data.people is None else data.people.train
+        known = TrainingSet(data.train_labels, (channels, height, width), data.candidates, of_people)
         return TeacherTask(teacher.model.to(self.device), self.settings.teacher, images, self.world.group, known)
 
     def _procedure(self, student: Trained, teacher: Trained) -> Procedure:
@@ -380,7 +381,8 @@ class Experiment:
             with torch.no_grad():
                 return ask_as_it_is(model, images)
 
-        return TestSet((batch.views[0] for batch in batches), self.data.test_labels, answer)
+        of_people = None if self.data.people is None else self.data.people.test
+        return TestSet((batch.views[0] for batch in batches), self.data.test_labels, answer, of_people)
 
     def _attacked(self, trained: Trained) -> Predictions | None:
         """What `trained` says about the test images once they are attacked, if that is wanted."""
@@ -436,6 +438,8 @@ class Experiment:
         }
         if "teacher" in self.stages and teacher.strong_views:
             in_force["strong_augmentation"] = data.strong_augmentation._asdict()
+        if data.people is not None:
+            in_force["people"] = data.people.by_split()
         if data.fine_labels is not None:
             in_force["fine_classes"] = len(data.fine_labels.coarse_of)
         if self.settings.data.label_noise is not None and len(data.train_labels):
@@ -458,7 +462,8 @@ class Experiment:
     def _description(self, stage: str) -> ModelDescription:
         """What model.json says of a network of the stage's architecture for these data."""
         data = self.data
-        _, channels, _, size = data.test_images.shape
+        _, channels, height, width = data.test_images.shape
+        size = width if data.people is None else [height, width]
         arch = getattr(self.settings, stage).arch
         return ModelDescription(arch, list(data.classes), channels, size, list(data.mean), list(data.std))
 
@@ -519,13 +524,11 @@ class Experiment:
                     "images should be normalised; give data.mean and data.std"
                 )
         model, description = load_model(path, published_as=self._description("teacher"))
-        _, channels, _, size = self.data.test_images.shape
-        expected = (list(self.data.classes), channels, size)
-        if (description.classes, description.channels, description.image_size) != expected:
+        expected = self._description("teacher")
+        if any(getattr(description, of) != getattr(expected, of) for of in ("classes", "channels", "image_size")):
             raise UserError(
-                f"{name} {path} is a network for {len(description.classes)} classes of "
-                f"{description.channels}×{description.image_size}×{description.image_size} images; {self.data.name} "
-                f"has {len(self.data.classes)} classes of {channels}×{size}×{size} images, or other class names"
+                f"{name} {path} is a network for {len(description.classes)} classes of {_shape(description)}; "
+                f"{self.data.name} has {len(expected.classes)} classes of {_shape(expected)}, or other class names"
             )
         return Trained(model, description)
 
@@ -611,6 +614,12 @@ def _check_answers(predictions: Predictions) -> None:
     """Raises TrainingDiverged; of several processes on the first, which alone has predictions."""
     if not finite(predictions):
         raise TrainingDiverged("the trained network's answers on the test images are not finite")
+
+
+def _shape(description: ModelDescription) -> str:
+    size = description.image_size
+    sides = f"{size}×{size} images" if isinstance(size, int) else f"{size[1]} signals"
+    return f"{description.channels}×{sides}"
 
 
 def _reason(error: Exception) -> str:

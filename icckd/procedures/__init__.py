@@ -5,10 +5,12 @@ one, whose losses are a sum of methods; the others stand under the names of the 
 """
 
 from icckd.methods.absld import Absld
+from icckd.methods.pkd import Pkd
 from icckd.methods.rgal import Rgal
 from icckd.methods.staged import Staged
 from icckd.procedures.absld import AntiBiasDistillation
 from icckd.procedures.distillation import Distillation
+from icckd.procedures.federated import FederatedLearning
 from icckd.procedures.procedure import Lesson, Procedure, Trainable
 from icckd.procedures.rgal import RgalProcedure
 from icckd.procedures.staged import StagedDistillation
@@ -20,6 +22,7 @@ _PROCEDURES: dict[str, type[Procedure]] = {
     Absld.name: AntiBiasDistillation,
     Rgal.name: RgalProcedure,
     Staged.name: StagedDistillation,
+    Pkd.name: FederatedLearning,
 }
 
 

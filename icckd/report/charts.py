@@ -7,7 +7,7 @@ from icckd.methods.intra_class import IntraClass
 from icckd.report.figures import Chart, Curve
 from icckd.report.reading import number
 from icckd.report.results import Results, student_methods
-from icckd.report.wording import images
+from icckd.report.wording import images, unit
 
 
 @dataclass(frozen=True)
@@ -108,21 +108,21 @@ def _anchors(results: Results) -> list[Chart]:
         Chart(
             "active-fraction",
             "Active anchors",
-            "Share of training images whose margin exceeds δ: the anchors of the intra-class loss.",
+            f"Share of training {unit(results)}s whose margin exceeds δ: the anchors of the intra-class loss.",
             _curves(results, "teacher", {"train_active_fraction": "teacher"}),
             percent=True,
         ),
         Chart(
             "mean-margin",
             "Mean margin",
-            f"True class's {space} minus the largest other's, over the training images.",
+            f"True class's {space} minus the largest other's, over the training {unit(results)}s.",
             _curves(results, "teacher", {"train_mean_margin": "teacher"}),
             threshold=number(results.settings.get("teacher.loss.margin")),
         ),
         Chart(
             "intra-class-loss",
             "Intra-class loss",
-            "Before its weight λ, mean over the active anchors. Lower: images stand out more within their class.",
+            "Before its weight λ, mean over the active anchors. Lower: they stand out more in their class.",
             _curves(results, "teacher", {"train_intra_class": "teacher"}) if has_loss else [],
         ),
     ]

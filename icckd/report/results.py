@@ -51,7 +51,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Examples:
-    """K test images, uint8 (K, C, H, W), with the teacher's logits (K, classes), labels (K,) and places (K,)."""
+    """K test images, with the teacher's logits (K, classes), labels (K,) and places (K,).
+
+    Images are uint8 (K, C, H, W), signals float32 (K, C, 1, length).
+    """
 
     images: Tensor
     logits: Tensor
@@ -162,8 +165,9 @@ def _examples_problem(tensors: dict[str, Tensor], classes: int) -> str | None:
     if missing:
         return f"it lacks {', '.join(sorted(missing))}"
     count = len(tensors["labels"]) if tensors["labels"].ndim else 0
+    images = tensors["images"]
     wanted = {
-        "images": (torch.uint8, (count, *tensors["images"].shape[1:4])),
+        "images": (torch.float32 if images.is_floating_point() else torch.uint8, (count, *images.shape[1:4])),
         "logits": (torch.float32, (count, classes)),
         "labels": (torch.int64, (count,)),
         "indices": (torch.int64, (count,)),
@@ -172,10 +176,11 @@ def _examples_problem(tensors: dict[str, Tensor], classes: int) -> str | None:
         tensor = tensors[name]
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:
             return f"{name} is {tensor.dtype} {tuple(tensor.shape)}; it should be {dtype} {shape}"
-    if tensors["images"].ndim != 4 or 0 in tensors["images"].shape[1:]:
-        return f"images has shape {tuple(tensors['images'].shape)}; it should be (K, C, H, W)"
-    if not tensors["logits"].isfinite().all():
-        return "logits should be finite"
+    if images.ndim != 4 or 0 in images.shape[1:] or (images.is_floating_point() and images.shape[2] != 1):
+        return f"images has shape {tuple(images.shape)}; it should be (K, C, H, W), of signals (K, C, 1, L)"
+    for name in ("images", "logits"):
+        if not tensors[name].isfinite().all():
+            return f"{name} should be finite"
     if ((tensors["labels"] < 0) | (tensors["labels"] >= classes)).any():
         return f"labels should lie in [0, {classes})"
     return None

@@ -13,6 +13,7 @@ from icckd.settings.definition import (
     AugmentationSettings,
     DataSettings,
     EvaluationSettings,
+    FederatedSettings,
     Settings,
     StudentSettings,
     TeacherSettings,
@@ -56,6 +57,7 @@ def check(settings: Settings, stages: Sequence[str] = STAGES) -> None:
         rules.append(_strong_views_rule(settings))
     if "student" in stages:
         rules += _student_rules(settings.student)
+        rules += _federated_rules(settings.federated)
     for name, given, holds, wanted in rules:
         if not holds:
             shown = "null" if given is None else str(given).lower() if isinstance(given, bool) else given
@@ -203,6 +205,15 @@ def _student_rules(student: StudentSettings) -> list[_Rule]:
     for name, loss in student.loss.settings_in_force().items():
         rules += _method_rules(f"student.loss.{setting_name(name)}", loss)
     return rules
+
+
+def _federated_rules(federated: FederatedSettings) -> list[_Rule]:
+    return [
+        ("federated.clients", federated.clients, federated.clients >= 1, "1 or more"),
+        ("federated.rounds", federated.rounds, federated.rounds >= 1, "1 or more"),
+        ("federated.local_epochs", federated.local_epochs, federated.local_epochs >= 1, "1 or more"),
+        ("federated.skew", federated.skew, 0.01 <= federated.skew <= 1e6, "in [0.01, 1e6]"),
+    ]
 
 
 def _method_rules(prefix: str, settings: MethodSettings) -> list[_Rule]:

@@ -31,9 +31,8 @@ class RgalTask(Task):
         self.teacher = lesson.teacher
         self.method = lesson.losses(Rgal)
         self.synthesis = Synthesis(self.method, lesson)
-        model = lesson.student
-        shape = (model.channels, model.image_size, model.image_size)
-        self.pool = Pool(self.method.settings.capacity, shape, lesson.device)
+        _, channels, height, width = lesson.data.test_images.shape
+        self.pool = Pool(self.method.settings.capacity, (channels, height, width), lesson.device)
         self._lesson = lesson
 
     def batches(self) -> PoolBatches:
