@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from icckd.errors import UserError
 from icckd.settings import STAGES
@@ -79,6 +82,14 @@ def read_yaml(path: Path) -> Any:
 def read_object(path: Path) -> dict[str, Any]:
     """What a JSON file holds by name; nothing where there is no such file."""
     return mapping(_parse(_read(path), path, "it"), path, "it") if path.exists() else {}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """What a safetensors file holds, by name."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is not a readable safetensors file: {one_line(error)}") from error
 
 
 def mapping(value: Any, path: Path, what: str) -> dict[str, Any]:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from icckd.errors import UserError
 from icckd.methods import METHODS
 from icckd.methods.intra_class import IntraClass, IntraClassSettings
 from icckd.methods.kd import Kd
+from icckd.report.made import MadeImages, read_made_images
 from icckd.report.reading import (
     Numbers,
     class_accuracies,
@@ -28,6 +27,7 @@ from icckd.report.reading import (
     one_line,
     read_history,
     read_object,
+    read_tensors,
     read_yaml,
 )
 from icckd.report.trials import ClassAugmentation, read_class_augmentation
@@ -67,7 +67,8 @@ class Results:
     """A run: its settings by dotted name, and what there is of each stage.
 
     `settings` are without those of methods that are not in force; `data` is what was made of those of the data, by
-    dotted name; `class_augmentation` is what was found of crops by class, if they were tried.
+    dotted name; `class_augmentation` is what was found of crops by class, if they were tried; `made_images` are those
+    that the student learned from, if they were made for it.
     """
 
     settings: dict[str, Any]
@@ -77,6 +78,7 @@ class Results:
     classes: list[str]
     examples: Examples | None
     class_augmentation: ClassAugmentation | None = None
+    made_images: MadeImages | None = None
 
 
 def read_results(run: Path) -> Results:
@@ -105,6 +107,7 @@ def read_results(run: Path) -> Results:
         classes=classes,
         examples=_read_examples(run / "teacher" / "examples.safetensors", len(classes)),
         class_augmentation=read_class_augmentation(summary, run / "summary.json", classes),
+        made_images=_made_images(run, stages, len(classes)),
     )
 
 
@@ -147,13 +150,15 @@ def _classes(run: Path, models: dict[str, dict[str, Any]], stages: dict[str, Sta
     return names
 
 
+def _made_images(run: Path, stages: dict[str, Stage], classes: int) -> MadeImages | None:
+    made = stages["student"].measures.get("images_made") if "student" in stages else None
+    return read_made_images(run / "student" / "findings.safetensors", made, classes)
+
+
 def _read_examples(path: Path, classes: int) -> Examples | None:
     if not path.exists():
         return None
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is not a readable safetensors file: {one_line(error)}") from error
+    tensors = read_tensors(path)
     problem = _examples_problem(tensors, classes)
     if problem:
         raise UserError(f"{path}: {problem}")

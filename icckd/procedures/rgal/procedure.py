@@ -27,8 +27,8 @@ class RgalProcedure(Procedure):
         super().__init__(lesson)
         if lesson.data.people is not None:
             raise UserError(
-                f"student.loss.method is rgal, which makes square images, and data.name {lesson.settings.data.name}; use "
-                "another of either"
+                "student.loss.method is rgal, which makes square images, and data.name is "
+                f"{lesson.settings.data.name}; use another of either"
             )
         if not normalisations_of(lesson.teacher.model):
             raise UserError(
