@@ -19,6 +19,7 @@ _COMMANDS = {
     "distill": "distil a student from the trained teacher that --teacher.weights names",
     "evaluate": "measure a trained network (--teacher.weights) on the test images",
     "compare": "train several variants of a run with several seeds, and say what their differences amount to",
+    "federated": "train a student on images that stay where they are: federated server, and federated client there",
     "report": "write the pages of the run or comparison in --output again, from the files there",
     "bench": "time the losses on this machine, beside PyTorch, other packages and a recorded machine",
     "doctor": "say which versions, devices, backends and networks there are here, and why a backend is missing",
@@ -46,6 +47,22 @@ DIR/runs/VARIANT/SEED; a teacher that several variants have in common is trained
 teacher's, no student is trained. With one key more, against: SETTING (data.label_noise, say), a setting in which the
 variants differ, metrics are drawn against it and variants compared at equal values of it. DIR then holds
 compare.html, compare.md, compare.csv and compare.json."""
+_FEDERATED_DESCRIPTION = """icckd federated: train a student by what --student.loss.method pkd says, on training images that stay
+with their clients, which are processes of this machine or of others, connected by Flower (pip install
+'icckd[federated]').
+
+  icckd federated server --server 0.0.0.0:8080 --output DIR --federated.clients 3 --federated.rounds 20 ...
+  icckd federated client --server HOST:8080 --client 0 --federated.clients 3 --federated.rounds 20 ...
+  icckd federated client --server HOST:8080 --client 1 ...
+
+The settings of the data, the student and federated must be the same for all: the server refuses a client that has
+others, and says which. Each reads the data set from its own --data.root. Client I uses its part of the training images
+alone, which the seed tells; the server uses the test images alone, writes the results as icckd run does, and needs no
+teacher. It begins when all clients have come, or when --patience is over, and goes on with those that are there: one
+that dies and is started again takes part from the next question on. A server that is stopped goes on with --resume,
+and its clients find it again. While all answer, the results are those of icckd run, to the bit on like machines.
+Networks travel as plain arrays and nothing that comes is run or unpickled, but nothing is encrypted either, and nobody
+proves who he is: use it on one machine, or where machines and their network are trusted."""
 _EPILOG = """exit codes: 0 done; 1 one of several processes died; 2 the input or a setting is wrong, one line on
 standard error says what; 3 training diverged, the last good checkpoint is kept; 130/143 stopped by a signal, after
 saving a checkpoint."""
@@ -139,19 +156,24 @@ def _parser(wanted: list[str], defaults: Mapping[str, Any] | None = None) -> Arg
     for name, meaning in _COMMANDS.items():
         known: ArgumentParser = _Parser()
         if name in wanted:
-            known = _comparison_parser() if name == "compare" else _command_parser(name, meaning, defaults or {})
+            known = _parser_of(name, meaning, defaults or {})
         commands.add_subcommand(name, known, help=meaning)
-        if name == "compare":
+        if name in ("compare", "federated"):
             known.formatter_class = _Verbatim  # Which would be its parent's otherwise.
     return parser
 
 
-def _command_parser(name: str, meaning: str, defaults: Mapping[str, Any]) -> ArgumentParser:
-    parser = _Parser(
-        usage=f"icckd {name} [--config FILE] [--output DIR] [--SETTING VALUE ...]",
-        description=f"icckd {name}: {meaning}.",
-        epilog=_EPILOG,
-    )
+def _parser_of(name: str, meaning: str, defaults: Mapping[str, Any]) -> ArgumentParser:
+    if name == "compare":
+        return _comparison_parser()
+    if name == "federated":
+        return _federated_parser(defaults)
+    usage = f"icckd {name} [--config FILE] [--output DIR] [--SETTING VALUE ...]"
+    return _command_parser(usage, f"icckd {name}: {meaning}.", defaults)
+
+
+def _command_parser(usage: str, description: str, defaults: Mapping[str, Any]) -> ArgumentParser:
+    parser = _Parser(usage=usage, description=description, epilog=_EPILOG)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; later arguments override it.")
     parser.add_argument(
         "--output", metavar="DIR", type=str | None, help="Folder for results (runs/DATE-TIME unless given)."
@@ -165,6 +187,28 @@ def _command_parser(name: str, meaning: str, defaults: Mapping[str, Any]) -> Arg
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     parser.add_class_arguments(Settings)
     parser.set_defaults(dict(defaults))
+    return parser
+
+
+def _federated_parser(defaults: Mapping[str, Any]) -> ArgumentParser:
+    usage = (
+        "icckd federated server [--server HOST:PORT] [--output DIR] [--SETTING VALUE ...]\n"
+        "       icckd federated client --client I [--server HOST:PORT] [--SETTING VALUE ...]"
+    )
+    parser = _command_parser(usage, _FEDERATED_DESCRIPTION, {"student.loss.method": "pkd", **defaults})
+    parser.add_argument("role", choices=["server", "client"], help="Who this is.")
+    parser.add_argument(
+        "--server", metavar="HOST:PORT", type=str, default="127.0.0.1:8080", help="Where the server listens."
+    )
+    parser.add_argument("--client", metavar="I", type=int | None, help="Which client this is, from 0.")
+    parser.add_argument(
+        "--patience",
+        metavar="SECONDS",
+        type=float,
+        default=600.0,
+        help="Server: how long a client may take over an answer before the round goes on without it, and to come at "
+        "all. Client: how long it looks for a server that does not answer.",
+    )
     return parser
 
 

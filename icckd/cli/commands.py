@@ -83,6 +83,10 @@ def _dispatch(command: str, options: Any, launch: Launch, world: World) -> int:
         from icckd.cli.compare import run_comparison
 
         return run_comparison(options)
+    if command == "federated":
+        from icckd.cli.federated import run_federated
+
+        return run_federated(options)
     from icckd.bench.command import bench
 
     bench(options)
@@ -109,8 +113,10 @@ def _experiment(command: str, options: Namespace, launch: Launch, world: World) 
     from icckd.experiment import Experiment, RunFolder
     from icckd.training import StopSignal
 
-    settings = _settings(options)
-    if command in ("distill", "evaluate") and settings.teacher.weights is None:
+    settings = settings_of(options)
+    procedure = settings.student.loss.procedure() if command == "distill" else None
+    alone = procedure is not None and not procedure.asks_teacher
+    if command in ("distill", "evaluate") and settings.teacher.weights is None and not alone:
         raise UserError(
             f"icckd {command} needs --teacher.weights PATH, a run's teacher/ folder or its model.safetensors"
         )
@@ -129,7 +135,7 @@ def _experiment(command: str, options: Namespace, launch: Launch, world: World) 
         summary = experiment.evaluate(folder, resume=options.resume, overwrite=options.overwrite)
     else:
         summary = experiment.run(folder, resume=options.resume, overwrite=options.overwrite)
-    _print_summary(summary)
+    print_summary(summary)
     if folder is not None:
         print(f"report: {folder.path / 'report.html'}")
     return 0
@@ -143,11 +149,13 @@ def _check_same(settings: Settings, world: World) -> None:
             raise UserError(f"{name} is {own[name]}, but {value} in the first process; give all the same settings")
 
 
-def _settings(options: Namespace) -> Settings:
+def settings_of(options: Namespace) -> Settings:
+    """Those among the options of a command."""
     return Settings(**{name: options[name] for name in Settings.__dataclass_fields__})
 
 
-def _print_summary(summary: dict[str, Any]) -> None:
+def print_summary(summary: dict[str, Any]) -> None:
+    """A line for each network."""
     from icckd.report.reading import number
     from icckd.report.wording import decimal, formatted
 
@@ -157,7 +165,9 @@ def _print_summary(summary: dict[str, Any]) -> None:
                 formatted(number(summary[stage].get(name)), decimal)
                 for name in ("test_accuracy", "intra_class_distance", "inter_class_distance", "distance_ratio")
             )
+            robust = number(summary[stage].get("robust_accuracy"))
+            attacked = "" if robust is None else f", robust accuracy {decimal(robust)}"
             print(
-                f"{stage}: accuracy {accuracy}, intra-class distance {intra}, inter-class distance {inter}, "
+                f"{stage}: accuracy {accuracy}{attacked}, intra-class distance {intra}, inter-class distance {inter}, "
                 f"ratio {ratio}"
             )

@@ -70,7 +70,7 @@ class ImageData:
 
     Args:
         name: The data set's name.
-        train_images: uint8 (N, C, H, H), in memory or in files; or signals; none where they are not to be looked at.
+        train_images: uint8 (N, C, H, H), in memory or in files; or signals; none where they were not to be looked at.
         train_labels: int64 (N,), in [0, len(classes)): what training sees, with data.label_noise not the true ones.
         test_images: uint8 (M, C, H, H), likewise.
         test_labels: int64 (M,), in [0, len(classes)).
@@ -134,7 +134,7 @@ def image_data(
     images, or all training images, as far as they are looked at, are of one and the same colour.
     """
     looked_at = train is not None
-    train = none_of(test) if train is None else train
+    train = _none_of(test) if train is None else train
     for split in (train, test) if looked_at else (test,):
         _check_split(split, len(classes))
     if train.images.shape[1:] != test.images.shape[1:]:
@@ -180,8 +180,8 @@ def noisy(labels: Tensor, classes: int, settings: DataSettings) -> tuple[Tensor,
 
 
 def wrong_labels(given: Tensor, true: Tensor) -> float:
-    """The fraction of labels that are not the true ones."""
-    return (given != true).double().mean().item() if len(true) else 0.0
+    """The fraction of labels that are not the true ones; 0 of none."""
+    return 0.0 if not len(given) else (given != true).double().mean().item()
 
 
 def _statistics(name: str, train: Split, settings: DataSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -222,7 +222,7 @@ def _augmentation(own: Augmentation, settings: AugmentationSettings, size: int, 
 
 def without_training_images(data: ImageData) -> ImageData:
     """`data` as `load_data` gives it without training images, but for mean and deviation, which are known."""
-    none = none_of(Split(data.test_images, data.test_labels, data.name))
+    none = _none_of(Split(data.test_images, data.test_labels, data.name))
     return replace(
         data,
         train_images=none.images,
@@ -299,8 +299,7 @@ def part_of(split: Split, fraction: float) -> Split:
     return select(split, chosen)
 
 
-def none_of(split: Split) -> Split:
-    """Nothing, of the kind of `split`."""
+def _none_of(split: Split) -> Split:
     return select(split, np.zeros(len(split.labels), dtype=bool))
 
 

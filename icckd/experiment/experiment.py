@@ -75,6 +75,7 @@ class Experiment:
     `stages` are those to be trained; a teacher that is given (teacher.weights) is not. What only other stages would
     need is not asked for. `data`, where given, is what load_data makes of settings.data. `progress(stage, epochs,
     steps)` and `stop()` are entered for each training: the one is told how far it is, the other says when to end it.
+    `procedure` makes the student's, where it is not to be trained as its settings name alone would say.
     The processes of `world` make the run together: each with an Experiment of its own, in the same order of calls.
     Raises UserError for settings and files that are wrong.
     """
@@ -88,6 +89,7 @@ class Experiment:
         progress: Callable[[str, int, int], Progress] = TrainingProgress,
         stop: Callable[[], AbstractContextManager[StopSignal]] = StopSignal,
         world: World = ALONE,
+        procedure: Callable[[Lesson], Procedure] = procedure_of,
     ):
         self.stages = to_be_trained(settings, stages)
         check(settings, self.stages)
@@ -107,6 +109,7 @@ class Experiment:
             # Nothing else says how images should be normalised.
             description = self.given_teacher.description
             self.data = replace(self.data, mean=tuple(description.mean), std=tuple(description.std))
+        self._procedure_of = procedure
         self._rehearse()
         self._rehearse_attack()
         self.summary: Results = {}
@@ -210,6 +213,9 @@ class Experiment:
             return self.given_teacher
         if finished:
             return self._load_teacher("the run's teacher", folder.stage("teacher"))
+        procedure = self.settings.student.loss.procedure()
+        if "teacher" not in self.stages and procedure is not None and not procedure.asks_teacher:
+            return self._untrained("teacher")
         settings = self.settings.teacher
         teacher = self._untrained("teacher")
         task = self._teaching(teacher)
@@ -237,9 +243,13 @@ class Experiment:
     def _teaching(self, teacher: Trained) -> Task:
         data = self.data
         images, channels, height, width = data.train_images.shape
-        of_people = None if data.people is None else data.people.train
-        known = TrainingSet(data.train_labels, (channels, height, width), data.candidates, of_people)
+        people = None if data.people is None else data.people.train
+        known = TrainingSet(data.train_labels, (channels, height, width), data.candidates, people)
         return TeacherTask(teacher.model.to(self.device), self.settings.teacher, images, self.world.group, known)
+
+    def student_procedure(self) -> Procedure:
+        """That of a student of which nothing is trained yet, nor of its teacher unless it is given."""
+        return self._procedure(self._untrained("student"), self.given_teacher or self._untrained("teacher"))
 
     def _procedure(self, student: Trained, teacher: Trained) -> Procedure:
         own = (teacher.description.mean, teacher.description.std)
@@ -253,7 +263,7 @@ class Experiment:
             prepared=partial(self._prepared, settings=self.settings.student),
             world=self.world,
         )
-        return procedure_of(lesson)
+        return self._procedure_of(lesson)
 
     def _whole(self, stage: str, trained: Trained) -> Trained:
         """`trained`, or, where each process has parts of its network, a network that has all."""
@@ -381,8 +391,8 @@ class Experiment:
             with torch.no_grad():
                 return ask_as_it_is(model, images)
 
-        of_people = None if self.data.people is None else self.data.people.test
-        return TestSet((batch.views[0] for batch in batches), self.data.test_labels, answer, of_people)
+        people = None if self.data.people is None else self.data.people.test
+        return TestSet((batch.views[0] for batch in batches), self.data.test_labels, answer, people)
 
     def _attacked(self, trained: Trained) -> Predictions | None:
         """What `trained` says about the test images once they are attacked, if that is wanted."""
@@ -472,7 +482,7 @@ class Experiment:
         teacher = self.given_teacher or self._untrained("teacher")
         tasks: dict[str, Callable[[], list[Task]]] = {
             "teacher": lambda: [self._teaching(teacher)],
-            "student": lambda: self._procedure(self._untrained("student"), teacher).tasks(),
+            "student": lambda: self.student_procedure().tasks(),
         }
         known = self.data.train_labels if len(self.data.train_labels) else self.data.test_labels
         labels = known[:_REHEARSED].to(self.device)

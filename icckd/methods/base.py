@@ -236,9 +236,11 @@ class StudentProcedure(Method):
     Attributes:
         settings: Annotate it with a subclass of MethodSettings.
         data_free: Does the student learn without the training images?
+        asks_teacher: Does it learn from the teacher? Else a run of the student alone needs none.
     """
 
     data_free: ClassVar[bool] = False
+    asks_teacher: ClassVar[bool] = True
 
     def __init__(self, settings: Any, pair: Pair, backend: str):
         super().__init__(settings, backend)

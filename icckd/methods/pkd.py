@@ -107,6 +107,7 @@ class Pkd(StudentProcedure):
 
     name = "pkd"
     settings: PkdSettings
+    asks_teacher = False
 
     def forward(
         self, logits: Tensor, labels: Tensor, groups: Sequence[Group], experts: Sequence[Tensor]

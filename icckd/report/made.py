@@ -33,8 +33,8 @@ def read_made_images(path: Path, made: float | None, classes: int) -> MadeImages
 
     Raises UserError where they are not as said above.
     """
-    tensors = read_tensors(path) if path.exists() else {}
-    if _NAMES[0] not in tensors:
+    tensors = read_tensors(path)
+    if tensors is None or _NAMES[0] not in tensors:
         return None
     problem = _problem(tensors, classes)
     if problem:

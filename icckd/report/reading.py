@@ -55,11 +55,11 @@ def environment(summary: dict[str, Any], path: Path) -> dict[str, str]:
     return {one_line(name): one_line(value) for name, value in given.items() if value is not None}
 
 
-def class_accuracies(measures: dict[str, Any], path: Path, stage: str) -> list[float | None]:
-    """The accuracy of each class among the `measures` of a stage in `path`; empty where they are not told."""
-    values = measures.get("per_class_accuracy", [])
+def by_class(measures: dict[str, Any], name: str, path: Path, stage: str) -> list[float | None]:
+    """The number `name` of each class among the `measures` of a stage in `path`; empty where it is not told."""
+    values = measures.get(name, [])
     if not isinstance(values, list):
-        raise UserError(f"{path}: {stage}.per_class_accuracy should be a list")
+        raise UserError(f"{path}: {stage}.{name} should be a list")
     return [number(value) for value in values]
 
 
@@ -84,8 +84,10 @@ def read_object(path: Path) -> dict[str, Any]:
     return mapping(_parse(_read(path), path, "it"), path, "it") if path.exists() else {}
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """What a safetensors file holds, by name."""
+def read_tensors(path: Path) -> dict[str, Tensor] | None:
+    """What a safetensors file holds by name; None where there is no such file."""
+    if not path.exists():
+        return None
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:

@@ -36,6 +36,7 @@ def recipe(results: Results) -> list[tuple[str, str]]:
             (f"Steps of the {name}", _steps(results, name)),
             (f"Learning rate of the {name}", _learning_rate(results, name)),
         ]
+    rows.append(("Attack on the networks", _attack(results)))
     return [(name, text) for name, text in rows if text]
 
 
@@ -190,6 +191,18 @@ def _learning_rate(results: Results, stage: str) -> str:
 def _scaling(results: Results, stage: str) -> str:
     scaling, size = _plain(_setting(results, f"{stage}.rate_scaling")), _batch_size(results, stage)
     return {"linear": f" · {size}/256", "square-root": f" · √({size}/256)"}.get(scaling, "")
+
+
+def _attack(results: Results) -> str:
+    attack, epsilon, steps, size = (
+        _setting(results, f"evaluation.{name}") for name in ("attack", "epsilon", "steps", "step_size")
+    )
+    if attack is None:
+        return ""
+    moves = f"pixels in [0, 1] changed by {_plain(epsilon)} at most"
+    if attack == "fgsm":
+        return f"FGSM: {moves}, in one step"
+    return f"{_plain(attack).upper()}: {moves}, in {_plain(steps)} steps of {_plain(size)} from a random start"
 
 
 def _setting(results: Results, name: str) -> Any:

@@ -16,10 +16,12 @@ from icckd.errors import UserError
 from icckd.methods import METHODS
 from icckd.methods.intra_class import IntraClass, IntraClassSettings
 from icckd.methods.kd import Kd
+from icckd.methods.spectrum import Spectrum
+from icckd.report.codes import Codes, read_codes
 from icckd.report.made import MadeImages, read_made_images
 from icckd.report.reading import (
     Numbers,
-    class_accuracies,
+    by_class,
     class_names,
     environment,
     mapping,
@@ -33,12 +35,16 @@ from icckd.report.reading import (
 from icckd.report.trials import ClassAugmentation, read_class_augmentation
 from icckd.settings import NO_METHOD, STAGES, Settings, setting_name
 
+# Numbers of each class that a summary may have of a network, besides its accuracy.
+CLASS_NUMBERS = ("per_class_robust_accuracy", "adversarial_temperatures", "natural_temperatures")
+
 
 @dataclass(frozen=True)
 class Stage:
     """One network of a run: its measures at the end (None where unknown) and its record of each epoch.
 
-    `settings` are those of its loss in force, by dotted name, where the summary tells them.
+    `settings` are those of its loss in force, by dotted name, where the summary tells them. `by_class` are further
+    numbers of each class, by name, as far as the summary tells them.
     """
 
     arch: str
@@ -46,6 +52,7 @@ class Stage:
     settings: dict[str, Any]
     measures: Numbers
     per_class_accuracy: list[float | None]
+    by_class: dict[str, list[float | None]]
     history: list[Numbers]
 
 
@@ -67,8 +74,9 @@ class Results:
     """A run: its settings by dotted name, and what there is of each stage.
 
     `settings` are without those of methods that are not in force; `data` is what was made of those of the data, by
-    dotted name; `class_augmentation` is what was found of crops by class, if they were tried; `made_images` are those
-    that the student learned from, if they were made for it.
+    dotted name; `class_augmentation` is what was found of crops by class, if they were tried, `codes` what a teacher
+    trained by disparity learning left of test windows, `made_images` those that a student learned from, if
+    they were made for it.
     """
 
     settings: dict[str, Any]
@@ -79,6 +87,7 @@ class Results:
     examples: Examples | None
     class_augmentation: ClassAugmentation | None = None
     made_images: MadeImages | None = None
+    codes: Codes | None = None
 
 
 def read_results(run: Path) -> Results:
@@ -99,6 +108,7 @@ def read_results(run: Path) -> Results:
         if name in summary or history[name]
     }
     classes = _classes(run, models, stages)
+    has_codes = settings.get("teacher.loss.method") == Spectrum.name
     return Results(
         settings=settings,
         data=_values(summary.get("data", {}), run / "summary.json", "data"),
@@ -108,6 +118,7 @@ def read_results(run: Path) -> Results:
         examples=_read_examples(run / "teacher" / "examples.safetensors", len(classes)),
         class_augmentation=read_class_augmentation(summary, run / "summary.json", classes),
         made_images=_made_images(run, stages, len(classes)),
+        codes=read_codes(run / "teacher" / "findings.safetensors", len(classes)) if has_codes else None,
     )
 
 
@@ -128,25 +139,29 @@ def _stage(
         method=one_line(summary["method"]) if isinstance(summary.get("method"), str) else None,
         settings=_values(summary.get("settings", {}), run / "summary.json", f"{name}.settings"),
         measures={**measures, "parameters": number(model.get("parameters"))},
-        per_class_accuracy=class_accuracies(summary, run / "summary.json", name),
+        per_class_accuracy=by_class(summary, "per_class_accuracy", run / "summary.json", name),
+        by_class={of: by_class(summary, of, run / "summary.json", name) for of in CLASS_NUMBERS if of in summary},
         history=history,
     )
 
 
 def _classes(run: Path, models: dict[str, dict[str, Any]], stages: dict[str, Stage]) -> list[str]:
     """The class names, in order. Numbers stand in for names where no model.json gives them."""
-    lengths = {name: len(stage.per_class_accuracy) for name, stage in stages.items() if stage.per_class_accuracy}
+    lengths = {
+        f"{name}.{of}": len(values)
+        for name, stage in stages.items()
+        for of, values in {"per_class_accuracy": stage.per_class_accuracy, **stage.by_class}.items()
+        if values
+    }
     names = [str(index) for index in range(max(lengths.values(), default=0))]
     for stage, model in models.items():
         given = class_names(model, run / stage / "model.json")
         if given is not None:
             names = given
             break
-    for stage, length in lengths.items():
+    for name, length in lengths.items():
         if length != len(names):
-            raise UserError(
-                f"{run / 'summary.json'}: {stage}.per_class_accuracy has {length} values for {len(names)} classes"
-            )
+            raise UserError(f"{run / 'summary.json'}: {name} has {length} values for {len(names)} classes")
     return names
 
 
@@ -156,9 +171,9 @@ def _made_images(run: Path, stages: dict[str, Stage], classes: int) -> MadeImage
 
 
 def _read_examples(path: Path, classes: int) -> Examples | None:
-    if not path.exists():
-        return None
     tensors = read_tensors(path)
+    if tensors is None:
+        return None
     problem = _examples_problem(tensors, classes)
     if problem:
         raise UserError(f"{path}: {problem}")
@@ -224,7 +239,9 @@ def _settings(values: Any, kind: type, path: Path, prefix: str = "") -> Iterator
 
 
 def in_force(settings: dict[str, Any]) -> dict[str, Any]:
-    """`settings` without those of methods that the run does not use, and of strong views unless its teacher has any."""
+    """`settings` without those of methods that the run does not use, of strong views unless its teacher has any, and of
+    an attack unless there is one.
+    """
     chosen = [
         *str(settings.get("teacher.loss.method")).split("+"),
         *str(settings.get("student.loss.method")).split("+"),
@@ -234,6 +251,8 @@ def in_force(settings: dict[str, Any]) -> dict[str, Any]:
         unused += tuple(f"teacher.loss.{field.name}" for field in fields(IntraClassSettings))
     if not any(getattr(METHODS.find(name, "method"), "strong_views", 0) for name in chosen if name in METHODS):
         unused += ("data.strong_augmentation.",)
+    if settings.get("evaluation.attack") is None:
+        unused += ("evaluation.",)
     return {name: value for name, value in settings.items() if not name.startswith(unused)}
 
 

@@ -62,6 +62,12 @@ def measures(results: Results) -> list[Measure]:
         Measure("macro_f1", "Macro F1", "mean over classes of 2PR/(P + R), of precision P and recall R", percent),
         Measure("worst_class_accuracy", "Worst class", "accuracy of the hardest class", percent),
         Measure("class_accuracy_gap", "Gap of classes", "accuracy of the easiest class less the hardest's", percent),
+        Measure(
+            "class_accuracy_spread",
+            "Spread of classes",
+            "standard deviation of their accuracies over the mean",
+            decimal,
+        ),
         Measure("recall_at_1", "Recall at 1", f"nearest other {each} by cosine is of the same class", percent),
         Measure("intra_class_distance", "Intra-class distance", f"mean 1 − cosine of two {each}s of a class", decimal),
         Measure("inter_class_distance", "Inter-class distance", "mean 1 − cosine of two class means", decimal),
@@ -76,12 +82,28 @@ def measures(results: Results) -> list[Measure]:
             "flatters, so never the headline, nor to be compared with last epochs",
             percent,
         ),
-        *(_FINE_MEASURES if any(m.key in s.measures for s in results.stages.values() for m in _FINE_MEASURES) else ()),
+        *_measured(_ROBUST_MEASURES, results),
+        *_measured(_FINE_MEASURES, results),
         Measure("parameters", "Parameters", "trained numbers in the network", lambda value: f"{value:,.0f}"),
         Measure("seconds", "Training time", "evaluation after each epoch included", duration),
     ]
 
 
+def _measured(several: tuple[Measure, ...], results: Results) -> tuple[Measure, ...]:
+    """`several`, where any stage has any of them."""
+    return several if any(m.key in stage.measures for stage in results.stages.values() for m in several) else ()
+
+
+_ROBUST_MEASURES = (
+    Measure("robust_accuracy", "Robust accuracy", "of the same images, attacked", percent),
+    Measure("worst_class_robust_accuracy", "Worst class, attacked", "robust accuracy of the hardest class", percent),
+    Measure(
+        "robust_accuracy_spread",
+        "Spread of classes, attacked",
+        "standard deviation of robust accuracies over the mean",
+        decimal,
+    ),
+)
 _FINE_MEASURES = (
     Measure(
         "fine_probe",

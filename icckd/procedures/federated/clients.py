@@ -24,8 +24,8 @@ from icckd.training.loop import LOOK_EVERY, MAX_SKIPS_IN_A_ROW
 _EVALUATION_BATCH = 500
 # First word of the seeds of what networks draw, such as dropout.
 _LOCAL = 4
-# Is told the loss of each local step, where it was read; may raise to end the work.
-OnStep = Callable[[float | None], None]
+# Is told the loss of the last local step, where it was read, and how many there were since; may raise to end the work.
+OnStep = Callable[[float | None, int], None]
 
 
 class Clients(Protocol):
@@ -146,7 +146,7 @@ class Client:
             for batch in batches.epoch(training.epoch):
                 loss = training.train_step(batch)
                 steps += 1
-                on_step(None if steps % look_every else loss.item())
+                on_step(None if steps % look_every else loss.item(), 1)
         network = state_of(task.model)
         self._check(training, network, number)
         counts = training.counts

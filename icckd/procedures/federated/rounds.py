@@ -60,8 +60,8 @@ class Rounds:
         """Train to the last round; `evaluate()` adds its numbers to each round's record.
 
         Saves to `checkpoint` at the start, after each client's answer (`checkpoint_every` 0: not then) and when all
-        have answered. Raises Interrupted, having saved, once `stop` has received a signal: what a client of this process was
-        at is then done again. Raises TrainingDiverged where such a client's network is not finite.
+        have answered. Raises Interrupted, having saved, once `stop` has received a signal: what a client of this
+        process was at is then done again. Raises TrainingDiverged where such a client's network is not finite.
         """
         self._clock = time.monotonic()
         if not checkpoint.exists():
@@ -91,9 +91,9 @@ class Rounds:
         """Ask whoever has not answered yet, and count what comes: from whom, one after another."""
         taken = self._tally.steps
 
-        def step(loss: float | None) -> None:
+        def step(loss: float | None, steps: int) -> None:
             nonlocal taken
-            taken += 1
+            taken += steps
             on_step(self.epoch, min(taken, len(self.batches)) if question.kind == "train" else 0, loss)
             if stop.received:
                 raise Interrupted(stop.received)

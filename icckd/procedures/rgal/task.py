@@ -31,8 +31,8 @@ class RgalTask(Task):
         self.teacher = lesson.teacher
         self.method = lesson.losses(Rgal)
         self.synthesis = Synthesis(self.method, lesson)
-        _, channels, height, width = lesson.data.test_images.shape
-        self.pool = Pool(self.method.settings.capacity, (channels, height, width), lesson.device)
+        model = lesson.student
+        self.pool = Pool(self.method.settings.capacity, model.image_shape, lesson.device)
         self._lesson = lesson
 
     def batches(self) -> PoolBatches:
