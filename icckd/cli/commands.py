@@ -165,7 +165,9 @@ def print_summary(summary: dict[str, Any]) -> None:
                 formatted(number(summary[stage].get(name)), decimal)
                 for name in ("test_accuracy", "intra_class_distance", "inter_class_distance", "distance_ratio")
             )
+            robust = number(summary[stage].get("robust_accuracy"))
+            attacked = "" if robust is None else f", robust accuracy {decimal(robust)}"
             print(
-                f"{stage}: accuracy {accuracy}, intra-class distance {intra}, inter-class distance {inter}, "
+                f"{stage}: accuracy {accuracy}{attacked}, intra-class distance {intra}, inter-class distance {inter}, "
                 f"ratio {ratio}"
             )

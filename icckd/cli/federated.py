@@ -62,7 +62,9 @@ def _client(options: Namespace, settings: Settings) -> int:
         raise UserError("--output is an option of icckd federated server alone; a client keeps nothing")
     if options.client is None or not 0 <= options.client < settings.federated.clients:
         wanted = f"in [0, {settings.federated.clients}), below federated.clients"
-        raise UserError(f"--client is {'not given' if options.client is None else options.client}; it should be {wanted}")
+        raise UserError(
+            f"--client is {'not given' if options.client is None else options.client}; it should be {wanted}"
+        )
     data = load_data(settings.data)
     data = replace(data, test_images=data.test_images[:0], test_labels=data.test_labels[:0])
     procedure = Experiment(settings, ("student",), data=data).student_procedure()

@@ -13,6 +13,7 @@ from icckd.data import ImageData, load_data
 from icckd.distributed import ALONE, World
 from icckd.errors import Interrupted, TrainingDiverged, UserError, printable
 from icckd.experiment import Experiment, RunFolder
+from icckd.experiment.requirements import needs_training_images
 from icckd.settings import DataSettings, Settings
 from icckd.training import StopSignal
 
@@ -96,7 +97,7 @@ class Worker:
         self._tell = tell
         self._stop = stop
         self._world = world
-        self._loaded: tuple[DataSettings, ImageData] | None = None
+        self._loaded: tuple[tuple[DataSettings, bool], ImageData] | None = None
         self._trained = 0.0
 
     def answer(self, order: Order) -> Answer:
@@ -116,9 +117,10 @@ class Worker:
 
     def _experiment(self, order: Order) -> Experiment:
         settings = order.settings
-        if self._loaded is None or self._loaded[0] != settings.data:
+        wanted = (settings.data, needs_training_images(settings, order.stages))
+        if self._loaded is None or self._loaded[0] != wanted:
             self._loaded = None  # Never two at once: they may be large.
-            self._loaded = (settings.data, load_data(settings.data))
+            self._loaded = (wanted, load_data(settings.data, train=wanted[1]))
         return Experiment(
             settings,
             order.stages,

@@ -54,10 +54,12 @@ class Batches:
     Iterating goes through epoch 0.
 
     Args:
-        images: uint8 (N, C, H, W), kept on `device`; or in files, of which batches are decoded ahead and sent.
+        images: uint8 (N, C, H, W), kept on `device`; or in files, of which batches are decoded ahead and sent. Or
+            float32 of height 1: signals, kept on `device`.
         labels: int64 (N,), kept on `device`.
         batch_size: Images per step, of all ranks together.
         mean: Per-channel mean of the images scaled to [0, 1]. A view is (image / 255 − mean) / std.
+            Of signals, which are not scaled, a view is (signal − mean) / std.
         std: Per-channel standard deviation, likewise, each above 0.
         augmentation: How views vary; None: not at all.
         views: Views per image and batch.
@@ -126,7 +128,8 @@ class Batches:
         self._crop_areas = None if crop_areas is None else crop_areas.cpu().numpy()
         self._on_host = labels.cpu().numpy()
         channel_mean, channel_std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
-        self._scale = (1 / (255 * channel_std)).float().to(device)
+        largest = 255 if images.dtype == torch.uint8 else 1
+        self._scale = (1 / (largest * channel_std)).float().to(device)
         self._shift = (-channel_mean / channel_std).float().to(device)
 
     def __len__(self) -> int:
@@ -249,8 +252,9 @@ def _send(tensors: tuple[Tensor, ...], device: torch.device) -> Tensor:
 
 
 def _check_images(images: Tensor | ImageFiles, labels: Tensor) -> None:
-    if images.dtype != torch.uint8:
-        raise TypeError(f"images has dtype {images.dtype}; it should be torch.uint8")
+    signals = images.dtype == torch.float32 and images.ndim == 4 and images.shape[2] == 1
+    if images.dtype != torch.uint8 and not signals:
+        raise TypeError(f"images has dtype {images.dtype}; it should be torch.uint8, or torch.float32 of height 1")
     if labels.dtype != torch.int64:
         raise TypeError(f"labels has dtype {labels.dtype}; it should be torch.int64")
     if images.ndim != 4:

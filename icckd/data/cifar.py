@@ -85,29 +85,31 @@ _COARSE_CLASSES = 20
 _ANIMALS_AND_VEHICLES = CoarseClasses(("animals", "vehicles"), torch.tensor([1, 1, 0, 0, 0, 0, 0, 0, 1, 1]))
 
 
-def load_cifar(name: str, root: Path, settings: DataSettings) -> ImageData:
+def load_cifar(name: str, root: Path, settings: DataSettings, with_training: bool) -> ImageData:
     """`name`, cifar10 or cifar100, from `root`: the folder of its files, the one around it, or a .tar.gz archive.
 
     Classes have the names that the distribution's own list of names gives, or numbers where that file is missing.
     """
-    distribution, files = _find(name, root)
+    distribution, files = _find(name, root, with_training)
     key = "label_names" if name == "cifar10" else "fine_label_names"
     classes = _names(distribution, files, distribution.names, key, _CLASSES[name])
-    train, test = (_split(name, distribution, files, names) for names in (distribution.train, (distribution.test,)))
+    train = _split(name, distribution, files, distribution.train) if with_training else None
+    test = _split(name, distribution, files, (distribution.test,))
     coarse = None
     if settings.labels == "coarse":
-        coarse = _ANIMALS_AND_VEHICLES if name == "cifar10" else _coarse_classes(distribution, files, (train, test))
+        coarse = _ANIMALS_AND_VEHICLES if name == "cifar10" else _coarse_classes(distribution, files, train, test)
     return image_data(name, train, test, classes, Augmentation(crop_padding=4, flip=True), settings, coarse)
 
 
-def _find(name: str, root: Path) -> tuple[_Distribution, _Files]:
-    """The first distribution of the data set that `root` holds, and the files of it that are there."""
+def _find(name: str, root: Path, with_training: bool) -> tuple[_Distribution, _Files]:
+    """The first distribution of the data set that `root` holds, and the files of it that are there and wanted."""
     for distribution in _DISTRIBUTIONS[name]:
-        wanted = (*distribution.train, distribution.test, distribution.names, distribution.coarse_names)
+        images = (*distribution.train, distribution.test) if with_training else (distribution.test,)
+        wanted = (*images, distribution.names, distribution.coarse_names)
         archives = [root] if root.is_file() else [root / distribution.archive]
         folders = [] if root.is_file() else [root, root / distribution.folder]
         for folder in folders:
-            if any((folder / file).is_file() for file in (*distribution.train, distribution.test)):
+            if any((folder / file).is_file() for file in images):
                 return distribution, _read_folder(folder, wanted)
         for archive in archives:
             if archive.is_file() and (files := _read_archive(archive, distribution.folder, wanted)):
@@ -160,11 +162,13 @@ def _names(distribution: _Distribution, files: _Files, file: str, key: str, coun
     return names
 
 
-def _coarse_classes(distribution: _Distribution, files: _Files, splits: Sequence[Split]) -> CoarseClasses:
-    """The coarse classes of cifar100, and which fine ones each is made of, as the images of both `splits` say."""
+def _coarse_classes(distribution: _Distribution, files: _Files, train: Split | None, test: Split) -> CoarseClasses:
+    """The coarse classes of cifar100, and which fine ones each is made of, as the images of both splits say."""
     names = _names(distribution, files, distribution.coarse_names, "coarse_label_names", _COARSE_CLASSES)
     of = np.full(256, -1)  # Fine labels are not checked yet; they are read from a byte, or in range.
-    for split, wanted in zip(splits, (distribution.train, (distribution.test,)), strict=True):
+    for split, wanted in ((train, distribution.train), (test, (distribution.test,))):
+        if split is None:
+            continue
         fine = split.labels.numpy()
         coarse = np.concatenate([_coarse_labels(distribution, *files[file], len(fine)) for file in wanted])
         known = of[fine] >= 0

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from torch import Tensor
@@ -16,19 +17,28 @@ _CHUNK = 1 << 24
 def digests(data: ImageData) -> dict[str, str]:
     """For images and labels of both splits and for the class names: shape or count, and SHA-256.
 
-    For candidate and fine labels too, where there are any. Of images in files names and sizes are what counts. Reads
-    memory at the speed of one hash per processor: 3 GB of images take a second or two.
+    For candidate and fine labels and for people too, where there are any. Of images in files names and sizes are what
+    counts; of those that were not to be looked at there is no digest. Reads memory at the speed of one hash per
+    processor: 3 GB of images take a second or two.
     """
-    parts = {name: getattr(data, name) for name in ("train_images", "train_labels", "test_images", "test_labels")}
+    splits = ("train", "test") if len(data.train_labels) else ("test",)
+    parts = {f"{split}_{kind}": getattr(data, f"{split}_{kind}") for split in splits for kind in ("images", "labels")}
     if data.candidates is not None:
         parts["candidates"] = data.candidates
     if data.fine_labels is not None:
-        parts |= {f"fine_labels.{name}": labels for name, labels in data.fine_labels._asdict().items()}
-    names = hashlib.sha256(json.dumps(data.classes).encode()).hexdigest()
+        parts |= {f"fine_labels.{name}": of for name, of in data.fine_labels._asdict().items() if len(of)}
+    names = {"classes": data.classes}
+    if data.people is not None:
+        parts |= {"people.train": data.people.train, "people.test": data.people.test}
+        names["people"] = data.people.names
     return {
         **{f"data.{name}": _digest(part) for name, part in parts.items()},
-        "data.classes": f"{len(data.classes)}, sha256 {names}",
+        **{f"data.{name}": _digest_of_names(texts) for name, texts in names.items()},
     }
+
+
+def _digest_of_names(names: Sequence[str]) -> str:
+    return f"{len(names)}, sha256 {hashlib.sha256(json.dumps(names).encode()).hexdigest()}"
 
 
 def _digest(part: Tensor | ImageFiles) -> str:

@@ -14,7 +14,7 @@ from icckd.settings import DataSettings
 _TEST_FRACTION = 0.2
 
 
-def load_digits(settings: DataSettings) -> ImageData:
+def load_digits(settings: DataSettings, with_training: bool) -> ImageData:
     """The digits, values 0…16 scaled to 0…255; one fifth of each class, always the same, is the test set.
 
     Coarse classes are the even and the odd digits.
@@ -28,4 +28,5 @@ def load_digits(settings: DataSettings) -> ImageData:
     train, test = hold_out(Split(images, labels, "digits"), _TEST_FRACTION)
     classes = [str(name) for name in digits.target_names]
     coarse = CoarseClasses(("even", "odd"), torch.arange(10) % 2) if settings.labels == "coarse" else None
-    return image_data("digits", train, test, classes, Augmentation(crop_padding=1, flip=False), settings, coarse)
+    own = Augmentation(crop_padding=1, flip=False)
+    return image_data("digits", train if with_training else None, test, classes, own, settings, coarse)

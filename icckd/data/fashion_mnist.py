@@ -24,7 +24,7 @@ _LARGEST = 1 << 30
 _UNSIGNED_BYTES = 8
 
 
-def load_fashion_mnist(root: Path | None, settings: DataSettings) -> ImageData:
+def load_fashion_mnist(root: Path | None, settings: DataSettings, with_training: bool) -> ImageData:
     """The images in the folder `root`, or where Debian's package dataset-fashion-mnist puts them if that is None."""
     if root is None and not DEBIAN_FOLDER.is_dir():
         raise UserError(
@@ -32,7 +32,8 @@ def load_fashion_mnist(root: Path | None, settings: DataSettings) -> ImageData:
             f"package dataset-fashion-mnist, which puts them in {DEBIAN_FOLDER}"
         )
     folder = root or DEBIAN_FOLDER
-    train, test = (_split(folder, prefix) for prefix in ("train", "t10k"))
+    train = _split(folder, "train") if with_training else None
+    test = _split(folder, "t10k")
     return image_data("fashion-mnist", train, test, CLASSES, Augmentation(crop_padding=2, flip=True), settings)
 
 

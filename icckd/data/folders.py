@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,29 +28,31 @@ class _Files(NamedTuple):
     folder: Path
 
 
-def load_image_folder(root: Path, settings: DataSettings) -> ImageData:
+def load_image_folder(root: Path, settings: DataSettings, with_training: bool) -> ImageData:
     """`root`/train/CLASS/… and `root`/val/CLASS/…, at any depth, classes in alphabetical order.
 
     Images are resized to data.image_size pixels a side, or to the first one's shorter side where that is null. With
     data.streaming they stay in their files. Names of classes are given, and compared, in Unicode's form NFC. Says how
     many files are left out.
     """
-    train_folders, test_folders = (_class_folders(root / part) for part in ("train", "val"))
-    classes = sorted(train_folders)
-    if train_folders.keys() != test_folders.keys():
+    train_folders = _class_folders(root / "train") if with_training else None
+    test_folders = _class_folders(root / "val")
+    classes = sorted(test_folders)
+    if train_folders is not None and train_folders.keys() != test_folders.keys():
         name = min(train_folders.keys() ^ test_folders.keys())
         missing, present = ("val", train_folders) if name in train_folders else ("train", test_folders)
         raise UserError(f"{root / missing / name} does not exist, but {present[name]} does")
-    train, test = (
+    parts = [
         _labelled(root / part, [_images_in(folders[name]) for name in classes])
         for part, folders in (("train", train_folders), ("val", test_folders))
-    )
-    for part in (train, test):
+        if folders is not None
+    ]
+    for part in parts:
         report_left_out(f"image-folder {part.folder.name}", part.folder, part.paths)
-    return _load("image-folder", train, test, classes, settings)
+    return _load("image-folder", parts, classes, settings)
 
 
-def load_tiny_imagenet(root: Path, settings: DataSettings) -> ImageData:
+def load_tiny_imagenet(root: Path, settings: DataSettings, with_training: bool) -> ImageData:
     """Tiny ImageNet in its official layout, at any image size, from `root` or the only folder in it.
 
     `root`/train/WNID/images/…, `root`/val/images/* with `root`/val/val_annotations.txt, and, if they are there,
@@ -58,27 +60,34 @@ def load_tiny_imagenet(root: Path, settings: DataSettings) -> ImageData:
     files are left out, but for the annotations.
     """
     inner = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    if not (root / "train").exists() and len(inner) == 1:
+    if not (root / "train").exists() and not (root / "val").exists() and len(inner) == 1:
         root = inner[0]
-    folders = _class_folders(root / "train")
-    wnids = _wnids(root / "wnids.txt", folders)
-    train = _labelled(root / "train", [_images_in(folders[wnid] / "images") for wnid in wnids])
+    listing, parts = root / "wnids.txt", []
+    if with_training:
+        folders = _class_folders(root / "train")
+        wnids = _wnids(listing, folders)
+        parts.append(_labelled(root / "train", [_images_in(folders[wnid] / "images") for wnid in wnids]))
+        boxes = [folder / f"{folder.name}_boxes.txt" for folder in folders.values()]
+        report_left_out("tiny-imagenet train", root / "train", [*parts[0].paths, *boxes])
+    else:
+        wnids = _wnids(listing, _annotated_wnids(root / "val"))
     test = _annotated(root / "val", wnids)
-    boxes = [folder / f"{folder.name}_boxes.txt" for folder in folders.values()]
-    report_left_out("tiny-imagenet train", train.folder, [*train.paths, *boxes])
     report_left_out("tiny-imagenet val", test.folder, [*test.paths, _annotations(test.folder)])
-    return _load("tiny-imagenet", train, test, _words(root / "words.txt", wnids), settings)
+    return _load("tiny-imagenet", [*parts, test], _words(root / "words.txt", wnids), settings)
 
 
-def _load(name: str, train: _Files, test: _Files, classes: Sequence[str], settings: DataSettings) -> ImageData:
+def _load(name: str, parts: Sequence[_Files], classes: Sequence[str], settings: DataSettings) -> ImageData:
+    """`parts` are those for training, if they are wanted, and for test."""
     with no_warnings():
-        size = settings.image_size or image_size(train.paths[0])
-        images = (_streamed if settings.streaming else _decoded)(name, (train, test), size, settings)
-    train_split, test_split = (
-        Split(images[part], torch.tensor(files.labels), str(files.folder)) for part, files in enumerate((train, test))
-    )
+        size = settings.image_size or image_size(parts[0].paths[0])
+        images = (_streamed if settings.streaming else _decoded)(name, parts, size, settings)
+    splits = [
+        Split(pixels, torch.tensor(files.labels), str(files.folder))
+        for pixels, files in zip(images, parts, strict=True)
+    ]
+    train = splits[0] if len(splits) > 1 else None
     augmentation = Augmentation(crop_padding=size // 8, flip=True)
-    return image_data(name, train_split, test_split, classes, augmentation, settings)
+    return image_data(name, train, splits[-1], classes, augmentation, settings)
 
 
 def _decoded(name: str, parts: Sequence[_Files], size: int, settings: DataSettings) -> Sequence[Tensor | ImageFiles]:
@@ -125,14 +134,15 @@ def _labelled(folder: Path, classes: Sequence[list[Path]]) -> _Files:
     return _Files(paths, [label for label, images in enumerate(classes) for _ in images], folder)
 
 
-def _wnids(listing: Path, folders: Mapping[str, Path]) -> list[str]:
+def _wnids(listing: Path, known: Collection[str]) -> list[str]:
+    """The classes in order: as `listing` has them, each of those that are `known` once, or sorted where it is not."""
     if not listing.is_file():
-        return sorted(folders)
+        return sorted(known)
     wnids = [_nfc(line) for line in _lines(listing)]
     counts = Counter(wnids)
-    for wnid in [*folders, *wnids]:
-        if counts[wnid] != 1 or wnid not in folders:
-            raise UserError(f"{listing} names {wnid!r} {counts[wnid]} times; it should name each folder in train/ once")
+    for wnid in [*known, *wnids]:
+        if counts[wnid] != 1 or wnid not in known:
+            raise UserError(f"{listing} names {wnid!r} {counts[wnid]} times; it should name each class once")
     return wnids
 
 
@@ -144,6 +154,13 @@ def _words(listing: Path, wnids: Sequence[str]) -> list[str]:
 
 def _annotations(folder: Path) -> Path:
     return folder / "val_annotations.txt"
+
+
+def _annotated_wnids(folder: Path) -> set[str]:
+    """The classes that `folder`/val_annotations.txt gives its images."""
+    listing = _annotations(folder)
+    lines = _lines(listing, errors="surrogateescape") if listing.is_file() else []
+    return {_nfc(line.split("\t")[1]) for line in lines if "\t" in line}
 
 
 def _annotated(folder: Path, wnids: Sequence[str]) -> _Files:

@@ -1,4 +1,4 @@
-"""A data set, checked, and the class-stratified splits made of it."""
+"""A data set, checked, and the splits made of it: by class, or by person."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -42,18 +42,40 @@ class FineLabels(NamedTuple):
     coarse_of: Tensor
 
 
+class People(NamedTuple):
+    """Whose the windows of signals are: of nobody both in training and in the test.
+
+    train: int64 (N,), in [0, len(names)).
+    test: int64 (M,), likewise.
+    names: The people's names, of those too who with data.validation are in neither.
+    """
+
+    train: Tensor
+    test: Tensor
+    names: tuple[str, ...]
+
+    def by_split(self) -> dict[str, list[str]]:
+        """The names of those whose windows are trained on ("train"), and of those left out ("test")."""
+        return {
+            split: [self.names[person] for person in people.unique().tolist()]
+            for split, people in (("train", self.train), ("test", self.test))
+        }
+
+
 @dataclass(frozen=True)
 class ImageData:
-    """Square images of one size, and their classes.
+    """Square images of one size, or windows of signals of one length, and their classes.
+
+    Signals take the place of images: float32 (N, channels, 1, length), as they are, without augmentation.
 
     Args:
         name: The data set's name.
-        train_images: uint8 (N, C, H, H), in memory or in files.
+        train_images: uint8 (N, C, H, H), in memory or in files; or signals; none where they were not to be looked at.
         train_labels: int64 (N,), in [0, len(classes)): what training sees, with data.label_noise not the true ones.
         test_images: uint8 (M, C, H, H), likewise.
         test_labels: int64 (M,), in [0, len(classes)).
         classes: The classes' names, in label order.
-        mean: What is subtracted from each channel of images scaled to [0, 1].
+        mean: What is subtracted from each channel of images scaled to [0, 1], or of signals as they are.
         std: What each channel is then divided by, above 0.
         augmentation: How training images are varied.
         strong_augmentation: How strong views of them are, for what learns from such.
@@ -62,6 +84,7 @@ class ImageData:
         wrong_labels: The fraction of train_labels that data.label_noise made wrong.
         fine_labels: With data.labels coarse, the true fine labels of all images; labels and classes are then the coarse
             ones.
+        people: Whose the signals are; None for images.
     """
 
     name: str
@@ -77,26 +100,31 @@ class ImageData:
     candidates: Tensor | None = None
     wrong_labels: float = 0.0
     fine_labels: FineLabels | None = None
+    people: People | None = None
 
 
 class Split(NamedTuple):
-    """Labelled images, uint8 (N, C, H, W) and int64 (N,), and the file or folder that errors name."""
+    """Labelled images, uint8 (N, C, H, W) and int64 (N,), and the file or folder that errors name.
+
+    Signals, float32, are also of people, int64 (N,).
+    """
 
     images: Tensor | ImageFiles
     labels: Tensor
     source: str
+    people: Tensor | None = None
 
 
 def image_data(
     name: str,
-    train: Split,
+    train: Split | None,
     test: Split,
     classes: Sequence[str],
     augmentation: Augmentation,
     settings: DataSettings,
     coarse: CoarseClasses | None = None,
 ) -> ImageData:
-    """The data set of two splits, as `settings` want it.
+    """The data set of two splits, as `settings` want it; None: of no training images, as `load_data` says.
 
     With data.validation above 0 that fraction of `train` takes the place of `test`; data.train_fraction is a part of
     what is left. Labels and `classes` then become those of `coarse`, if given, and data.label_noise changes labels of
@@ -105,15 +133,18 @@ def image_data(
     UserError where images and labels do not fit together, a fraction leaves a side empty, a setting does not fit the
     images, or all training images, as far as they are looked at, are of one and the same colour.
     """
-    for split in (train, test):
+    looked_at = train is not None
+    train = _none_of(test) if train is None else train
+    for split in (train, test) if looked_at else (test,):
         _check_split(split, len(classes))
     if train.images.shape[1:] != test.images.shape[1:]:
         raise UserError(
             f"{test.source} holds {_size(test.images)} images; "
             f"they should be {_size(train.images)}, as in {train.source}"
         )
-    if len((train.labels if coarse is None else coarse.of[train.labels]).unique()) < 2:
-        raise UserError(f"{train.source} holds images of one class only; there should be at least 2 classes")
+    shown = train if looked_at else test
+    if len((shown.labels if coarse is None else coarse.of[shown.labels]).unique()) < 2:
+        raise UserError(f"{shown.source} holds images of one class only; there should be at least 2 classes")
     if settings.validation > 0:
         train, test = hold_out(train, settings.validation)
     if settings.train_fraction < 1:
@@ -123,9 +154,7 @@ def image_data(
     if coarse is not None:
         fine, classes = FineLabels(train.labels, test.labels, coarse.of), coarse.names
         train, test = (split._replace(labels=coarse.of[split.labels]) for split in (train, test))
-    labels, candidates = train.labels, None
-    if settings.label_noise is not None:
-        labels, candidates = with_noise(labels, len(classes), label_noise_of(settings.label_noise))
+    labels, candidates = noisy(train.labels, len(classes), settings)
     size = train.images.shape[-1]
     return ImageData(
         name,
@@ -138,9 +167,21 @@ def image_data(
         _augmentation(augmentation, settings.augmentation, size, "data.augmentation"),
         _augmentation(augmentation, settings.strong_augmentation, size, "data.strong_augmentation"),
         candidates,
-        (labels != train.labels).double().mean().item(),
+        wrong_labels(labels, train.labels),
         fine,
     )
+
+
+def noisy(labels: Tensor, classes: int, settings: DataSettings) -> tuple[Tensor, Tensor | None]:
+    """The labels to train on, and the candidate labels, if data.label_noise is of these: see `with_noise`."""
+    if settings.label_noise is None or not len(labels):
+        return labels, None
+    return with_noise(labels, classes, label_noise_of(settings.label_noise))
+
+
+def wrong_labels(given: Tensor, true: Tensor) -> float:
+    """The fraction of labels that are not the true ones; 0 of none."""
+    return 0.0 if not len(given) else (given != true).double().mean().item()
 
 
 def _statistics(name: str, train: Split, settings: DataSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -151,6 +192,8 @@ def _statistics(name: str, train: Split, settings: DataSettings) -> tuple[tuple[
             raise UserError(
                 f"data.{setting} has {len(values)} values; it should have {channels}, one per channel of the images"
             )
+    if len(train.images) == 0:
+        return tuple(settings.mean or [0.0] * channels), tuple(settings.std or [1.0] * channels)
     if isinstance(train.images, Tensor):
         counts = channel_counts(train.images)
     elif settings.mean is None or settings.std is None:
@@ -177,6 +220,19 @@ def _augmentation(own: Augmentation, settings: AugmentationSettings, size: int, 
     return Augmentation(padding, flip, settings.rotation, resized_crop)
 
 
+def without_training_images(data: ImageData) -> ImageData:
+    """`data` as `load_data` gives it without training images, but for mean and deviation, which are known."""
+    none = _none_of(Split(data.test_images, data.test_labels, data.name))
+    return replace(
+        data,
+        train_images=none.images,
+        train_labels=none.labels,
+        candidates=None,
+        wrong_labels=0.0,
+        fine_labels=None if data.fine_labels is None else data.fine_labels._replace(train=none.labels),
+    )
+
+
 def train_part(data: ImageData, held_out: float, setting: str) -> ImageData:
     """`data` without its test images and fine labels: `held_out` of the training images take the test images' place.
 
@@ -185,7 +241,7 @@ def train_part(data: ImageData, held_out: float, setting: str) -> ImageData:
     """
     train = Split(data.train_images, data.train_labels, data.name)
     held = _held_out(train, held_out, setting)
-    rest, test = _select(train, ~held), _select(train, held)
+    rest, test = select(train, ~held), select(train, held)
     return replace(
         data,
         train_images=rest.images,
@@ -197,13 +253,20 @@ def train_part(data: ImageData, held_out: float, setting: str) -> ImageData:
     )
 
 
+def hold_out_people(split: Split, people: Sequence[int]) -> tuple[Split, Split]:
+    """`split` in two: the windows of others, and those of `people`. Both keep their order."""
+    assert split.people is not None
+    held_out = np.isin(split.people.numpy(), people)
+    return select(split, ~held_out), select(split, held_out)
+
+
 def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
     """`split` in two: the rest, and `fraction` of each class, drawn the same way every time.
 
     Both keep the images' order, and at least one image of every class. Raises UserError where a class has only one.
     """
     held_out = _held_out(split, fraction, "data.validation")
-    return _select(split, ~held_out), _select(split, held_out)
+    return select(split, ~held_out), select(split, held_out)
 
 
 def _held_out(split: Split, fraction: float, setting: str) -> np.ndarray:
@@ -233,14 +296,19 @@ def part_of(split: Split, fraction: float) -> Split:
     for label in np.unique(labels):
         members = random.permutation(np.flatnonzero(labels == label))
         chosen[members[: max(round(fraction * len(members)), 1)]] = True
-    return _select(split, chosen)
+    return select(split, chosen)
 
 
-def _select(split: Split, mask: np.ndarray) -> Split:
+def _none_of(split: Split) -> Split:
+    return select(split, np.zeros(len(split.labels), dtype=bool))
+
+
+def select(split: Split, mask: np.ndarray) -> Split:
     places = np.flatnonzero(mask)
     chosen = torch.from_numpy(places)
     images = split.images[chosen] if isinstance(split.images, Tensor) else split.images.part(places)
-    return Split(images, split.labels[chosen], split.source)
+    people = None if split.people is None else split.people[chosen]
+    return Split(images, split.labels[chosen], split.source, people)
 
 
 def channel_counts(images: Tensor) -> Tensor:
@@ -264,7 +332,7 @@ def channel_statistics(counts: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def _check_split(split: Split, classes: int) -> None:
-    images, labels, source = split
+    images, labels, source, _ = split
     if len(images) == 0:
         raise UserError(f"{source} holds no images; it should hold at least one of each class")
     if len(images) != len(labels):

@@ -6,8 +6,8 @@
 `examples` chooses test images to show; `progress` tells how far training is.
 """
 
-from icckd.experiment.evaluation import FINE_NUMBERS, NUMBERS, ROBUST_NUMBERS
+from icckd.experiment.evaluation import FINE_NUMBERS, NUMBERS, ROBUST_NUMBERS, SWAP_NUMBERS
 from icckd.experiment.experiment import Experiment
 from icckd.experiment.run_folder import RunFolder
 
-__all__ = ["FINE_NUMBERS", "NUMBERS", "ROBUST_NUMBERS", "Experiment", "RunFolder"]
+__all__ = ["FINE_NUMBERS", "NUMBERS", "ROBUST_NUMBERS", "SWAP_NUMBERS", "Experiment", "RunFolder"]

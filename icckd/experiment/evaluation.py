@@ -13,15 +13,18 @@ from icckd.models.modes import evaluating
 CALIBRATION_BINS = 15
 # What a run's summary has besides of a network that was trained on coarse classes: `probe` says what it is.
 FINE_NUMBERS = ("fine_probe", "fine_probe_soft_labels")
+# What it has of a teacher trained by spectrum, where test windows of a class are of several people.
+SWAP_NUMBERS = ("reconstruction_accuracy", "swap_accuracy")
 # What it has besides where the test images are attacked: `robustness` says what it is.
 ROBUST_NUMBERS = ("robust_accuracy", "worst_class_robust_accuracy", "robust_accuracy_spread")
 # Every number that a run's summary has of a network that it trained.
 NUMBERS = (
     *("test_accuracy", "intra_class_distance", "inter_class_distance", "distance_ratio", "soft_label_entropy"),
-    *("expected_calibration_error", "worst_class_accuracy", "class_accuracy_gap"),
+    *("expected_calibration_error", "macro_f1", "worst_class_accuracy", "class_accuracy_gap"),
     *("class_accuracy_spread", "recall_at_1"),
     *("best_test_accuracy", "best_epoch", "seconds"),
     *FINE_NUMBERS,
+    *SWAP_NUMBERS,
     *ROBUST_NUMBERS,
 )
 _QUERIES = 1024
@@ -82,6 +85,8 @@ def measure(predictions: Predictions) -> dict[str, float | list[float]]:
     - expected_calibration_error: Σ_b (n_b / N) |accuracy_b − confidence_b| over 15 bins ((b−1)/15, b/15] of the
       predicted class's probability (Guo et al., "On Calibration of Modern Neural Networks", 2017).
     - per_class_accuracy: the accuracy of each class, in class order; nan for a class without images.
+    - macro_f1: the mean over classes that have images of F1 = 2 TP / (2 TP + FP + FN): TP images of the class are
+      called it, FP of others are, and FN of the class are called another.
     - worst_class_accuracy, class_accuracy_gap: the lowest accuracy of a class that has images; the highest less it.
     - class_accuracy_spread: the standard deviation of their accuracies, of as many as they are, over their mean (the
       normalised standard deviation of Zhao et al. 2023, arXiv 2312.05508); nan where that is 0.
@@ -98,7 +103,9 @@ def measure(predictions: Predictions) -> dict[str, float | list[float]]:
     count = torch.bincount(labels, minlength=classes)
     intra, inter = _class_distances(features, labels, count)
     by_class = accuracy_by_class(correct, labels, classes)
+    called = torch.bincount(predicted, minlength=classes)
     lowest, highest = by_class[count > 0].aminmax()
+    f1 = 2 * by_class * count / (called + count)  # 2 TP + FP + FN is how many are called it and how many are of it.
     return {
         "test_accuracy": correct.mean().item(),
         "intra_class_distance": intra.item(),
@@ -106,6 +113,7 @@ def measure(predictions: Predictions) -> dict[str, float | list[float]]:
         "distance_ratio": (intra / inter).item(),
         "soft_label_entropy": torch.special.entr(probabilities).sum(dim=1).mean().item(),
         "expected_calibration_error": _calibration_error(confidence, correct),
+        "macro_f1": f1[count > 0].mean().item(),
         "worst_class_accuracy": lowest.item(),
         "class_accuracy_gap": (highest - lowest).item(),
         "class_accuracy_spread": spread(by_class),

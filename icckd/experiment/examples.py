@@ -15,14 +15,15 @@ def choose_examples(predictions: Predictions, images: Tensor | ImageFiles, count
     most probable and second class. Images with a non-finite logit are left out. The choice depends on nothing but
     `predictions`.
 
-    `images` is uint8 (N, C, H, W). Returns "images" uint8 (K, C, H, W), "labels" int64 (K,), "logits" float32
-    (K, classes), and "indices" int64 (K,): where they stand among the N. Raises ValueError where `images` has another
-    shape or dtype.
+    `images` is uint8, or float32 for signals, (N, C, H, W). Returns "images" likewise (K, C, H, W), "labels" int64
+    (K,), "logits" float32 (K, classes), and "indices" int64 (K,): where they stand among the N. Raises ValueError where
+    `images` has another shape or dtype.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(predictions.labels):
+    signals = images.dtype == torch.float32 and images.ndim == 4 and images.shape[2] == 1
+    if not (images.dtype == torch.uint8 or signals) or images.ndim != 4 or len(images) != len(predictions.labels):
         raise ValueError(
             f"images is {images.dtype} of shape {tuple(images.shape)}; it should be torch.uint8 of shape (N, C, H, W) "
-            f"with N = {len(predictions.labels)}"
+            f"with N = {len(predictions.labels)}, or torch.float32 with H = 1 too"
         )
     typical = _typical(predictions)[: (count + 1) // 2]
     chosen = torch.tensor(_unlike(predictions, typical, count), dtype=torch.int64)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from icckd.data import Batch, Batches, ImageData, WholeBatch, load_data
 from icckd.data.digest import digests
+from icckd.data.image_data import without_training_images
 from icckd.data.order import Balance, balance_of
 from icckd.data.streaming import ImageFiles
 from icckd.distributed import ALONE, World
@@ -25,7 +26,14 @@ from icckd.experiment.evaluation import Predictions, finite, measure, predict, r
 from icckd.experiment.examples import choose_examples
 from icckd.experiment.probe import FineProbe
 from icckd.experiment.progress import Progress, TrainingProgress, no_progress
-from icckd.experiment.requirements import check_batch_size, check_stage, device_of
+from icckd.experiment.requirements import (
+    check_batch_size,
+    check_stage,
+    device_of,
+    is_data_free,
+    needs_training_images,
+    to_be_trained,
+)
 from icckd.experiment.robustness import Attack, measure_robustness
 from icckd.experiment.run_folder import RunFolder
 from icckd.files import write_whole
@@ -83,20 +91,24 @@ class Experiment:
         world: World = ALONE,
         procedure: Callable[[Lesson], Procedure] = procedure_of,
     ):
-        given = settings.teacher.weights is not None
-        self.stages = [stage for stage in stages if stage != "teacher" or not given]
+        self.stages = to_be_trained(settings, stages)
         check(settings, self.stages)
         self.settings = settings
         self.world = world
         self.device = world.connect(device_of(settings.device))
         for stage in self.stages:
             check_stage(stage, getattr(settings, stage), self.device, world.size)
-        self.data = load_data(settings.data) if data is None else data
+        self.data = load_data(settings.data, train=needs_training_images(settings, stages)) if data is None else data
         for stage in self.stages:
-            images, balance = len(self.data.train_images), self._balance(stage)
+            images = None if is_data_free(stage, settings) else len(self.data.train_images)
+            balance = None if images is None else self._balance(stage)
             check_batch_size(stage, getattr(settings, stage), images, balance, world.size)
         weights = settings.teacher.weights
         self.given_teacher = None if weights is None else self._load_teacher("teacher.weights", Path(weights))
+        if self.given_teacher is not None and not len(self.data.train_labels) and settings.data.mean is None:
+            # Nothing else says how images should be normalised.
+            description = self.given_teacher.description
+            self.data = replace(self.data, mean=tuple(description.mean), std=tuple(description.std))
         self._procedure_of = procedure
         self._rehearse()
         self._rehearse_attack()
@@ -231,7 +243,8 @@ class Experiment:
     def _teaching(self, teacher: Trained) -> Task:
         data = self.data
         images, channels, height, width = data.train_images.shape
-        known = TrainingSet(data.train_labels, (channels, height, width), data.candidates)
+        people = None if data.people is None else data.people.train
+        known = TrainingSet(data.train_labels, (channels, height, width), data.candidates, people)
         return TeacherTask(teacher.model.to(self.device), self.settings.teacher, images, self.world.group, known)
 
     def student_procedure(self) -> Procedure:
@@ -243,7 +256,7 @@ class Experiment:
         lesson = Lesson(
             student=student.model.to(self.device),
             teacher=FrozenTeacher(teacher.model.to(self.device), own, (self.data.mean, self.data.std)),
-            data=self.data,
+            data=without_training_images(self.data) if is_data_free("student", self.settings) else self.data,
             settings=self.settings,
             device=self.device,
             batches=partial(self._training_batches, "student"),
@@ -355,7 +368,7 @@ class Experiment:
         All of that is the first process's to do, but to ask the network about training images and attacked ones; the
         others wait.
         """
-        probe, attacked = self._fine_probe(trained), self._attacked(trained)
+        probe, attacked = self._fine_probe(stage, trained), self._attacked(trained)
 
         def write() -> None:
             robustness = {} if attacked is None else measure_robustness(attacked)
@@ -378,7 +391,8 @@ class Experiment:
             with torch.no_grad():
                 return ask_as_it_is(model, images)
 
-        return TestSet((batch.views[0] for batch in batches), self.data.test_labels, answer)
+        people = None if self.data.people is None else self.data.people.test
+        return TestSet((batch.views[0] for batch in batches), self.data.test_labels, answer, people)
 
     def _attacked(self, trained: Trained) -> Predictions | None:
         """What `trained` says about the test images once they are attacked, if that is wanted."""
@@ -389,10 +403,13 @@ class Experiment:
         batches = self._test_batches(description.mean, description.std)
         return attack.predict(trained.model.to(self.device), batches, self.world)
 
-    def _fine_probe(self, trained: Trained) -> FineProbe | None:
-        """Where networks are trained on coarse classes, a probe of what `trained` says about the training images."""
+    def _fine_probe(self, stage: str, trained: Trained) -> FineProbe | None:
+        """Where networks are trained on coarse classes, a probe of what `trained` says about the training images.
+
+        None where it is not to see them.
+        """
         fine = self.data.fine_labels
-        if fine is None:
+        if fine is None or not len(fine.train) or is_data_free(stage, self.settings):
             return None
         description = trained.description
         batches = self._plain_batches(self.data.train_images, fine.train, description.mean, description.std)
@@ -431,9 +448,11 @@ class Experiment:
         }
         if "teacher" in self.stages and teacher.strong_views:
             in_force["strong_augmentation"] = data.strong_augmentation._asdict()
+        if data.people is not None:
+            in_force["people"] = data.people.by_split()
         if data.fine_labels is not None:
             in_force["fine_classes"] = len(data.fine_labels.coarse_of)
-        if self.settings.data.label_noise is not None:
+        if self.settings.data.label_noise is not None and len(data.train_labels):
             in_force["label_noise"] = {"wrong": data.wrong_labels}
         if data.candidates is not None:
             in_force["label_noise"]["mean_candidates"] = data.candidates.sum(1).double().mean().item()
@@ -453,7 +472,8 @@ class Experiment:
     def _description(self, stage: str) -> ModelDescription:
         """What model.json says of a network of the stage's architecture for these data."""
         data = self.data
-        _, channels, _, size = data.train_images.shape
+        _, channels, height, width = data.test_images.shape
+        size = width if data.people is None else [height, width]
         arch = getattr(self.settings, stage).arch
         return ModelDescription(arch, list(data.classes), channels, size, list(data.mean), list(data.std))
 
@@ -464,8 +484,9 @@ class Experiment:
             "teacher": lambda: [self._teaching(teacher)],
             "student": lambda: self.student_procedure().tasks(),
         }
-        labels = self.data.train_labels[:_REHEARSED].to(self.device)
-        images = torch.zeros(len(labels), *self.data.train_images.shape[1:], device=self.device)
+        known = self.data.train_labels if len(self.data.train_labels) else self.data.test_labels
+        labels = known[:_REHEARSED].to(self.device)
+        images = torch.zeros(len(labels), *self.data.test_images.shape[1:], device=self.device)
         for stage in self.stages:
             try:
                 for task in tasks[stage]():
@@ -507,14 +528,17 @@ class Experiment:
         """The network at `path`. Raises UserError, calling it `name`, where it is not one for these data."""
         if is_state_dict(path):
             ARCHITECTURES.find(self.settings.teacher.arch, "teacher.arch")
+            if not len(self.data.train_labels) and self.settings.data.mean is None:
+                raise UserError(
+                    f"data.mean is null, and neither {path} nor a training image, none of which is looked at, says how "
+                    "images should be normalised; give data.mean and data.std"
+                )
         model, description = load_model(path, published_as=self._description("teacher"))
-        _, channels, _, size = self.data.train_images.shape
-        expected = (list(self.data.classes), channels, size)
-        if (description.classes, description.channels, description.image_size) != expected:
+        expected = self._description("teacher")
+        if any(getattr(description, of) != getattr(expected, of) for of in ("classes", "channels", "image_size")):
             raise UserError(
-                f"{name} {path} is a network for {len(description.classes)} classes of "
-                f"{description.channels}×{description.image_size}×{description.image_size} images; {self.data.name} "
-                f"has {len(self.data.classes)} classes of {channels}×{size}×{size} images, or other class names"
+                f"{name} {path} is a network for {len(description.classes)} classes of {_shape(description)}; "
+                f"{self.data.name} has {len(expected.classes)} classes of {_shape(expected)}, or other class names"
             )
         return Trained(model, description)
 
@@ -600,6 +624,12 @@ def _check_answers(predictions: Predictions) -> None:
     """Raises TrainingDiverged; of several processes on the first, which alone has predictions."""
     if not finite(predictions):
         raise TrainingDiverged("the trained network's answers on the test images are not finite")
+
+
+def _shape(description: ModelDescription) -> str:
+    size = description.image_size
+    sides = f"{size}×{size} images" if isinstance(size, int) else f"{size[1]} signals"
+    return f"{description.channels}×{sides}"
 
 
 def _reason(error: Exception) -> str:

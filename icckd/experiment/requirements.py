@@ -1,12 +1,14 @@
 """What a stage cannot do without, found out before anything is trained."""
 
+from collections.abc import Sequence
+
 import torch
 
 from icckd import backends
 from icckd.data.order import Balance
 from icckd.errors import UserError
 from icckd.models import ARCHITECTURES
-from icckd.settings import StudentSettings, TeacherSettings, TrainingSettings
+from icckd.settings import Settings, StudentSettings, TeacherSettings, TrainingSettings
 from icckd.training.optimizers import layer_wise_library
 
 
@@ -37,10 +39,30 @@ def check_stage(stage: str, settings: TeacherSettings | StudentSettings, device:
         layer_wise_library(f"{stage}.optimizer", settings.optimizer)
 
 
+def to_be_trained(settings: Settings, stages: Sequence[str]) -> list[str]:
+    """Those of `stages` that are: a teacher that is given (teacher.weights) is not."""
+    return [stage for stage in stages if stage != "teacher" or settings.teacher.weights is None]
+
+
+def is_data_free(stage: str, settings: Settings) -> bool:
+    """Is the network of `stage` trained without the training images?"""
+    procedure = settings.student.loss.procedure() if stage == "student" else None
+    return procedure is not None and procedure.data_free
+
+
+def needs_training_images(settings: Settings, stages: Sequence[str]) -> bool:
+    """Does a run that trains `stages` need them? Not where all that it trains is data-free."""
+    trained = to_be_trained(settings, stages)
+    return not trained or not all(is_data_free(stage, settings) for stage in trained)
+
+
 def check_batch_size(
-    stage: str, settings: TrainingSettings, images: int, balance: Balance | None, processes: int
+    stage: str, settings: TrainingSettings, images: int | None, balance: Balance | None, processes: int
 ) -> None:
-    """Raise UserError where so many training images make no batches of the stage's, or no parts of batches."""
+    """Raise UserError where so many training images make no batches of the stage's, or no parts of batches.
+
+    `images`: None where it learns from none of them.
+    """
     size, name = settings.batch_size, f"{stage}.batch_size"
     if balance is not None and balance.batch_size != size:
         size, name = balance.batch_size, "data.classes_per_batch · data.samples_per_class"
@@ -48,6 +70,8 @@ def check_batch_size(
     if settings.accumulate > most:
         among = "" if processes == 1 else f" for {processes} processes"
         raise UserError(f"{stage}.accumulate is {settings.accumulate}; {name} is {size}{among}: give {most} at most")
+    if images is None:
+        return
     if size > images:
         raise UserError(f"{name} is {size}, more than the {images} training images")
     if images % size == 1 and not settings.drop_last:

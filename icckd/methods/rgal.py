@@ -21,6 +21,7 @@ from icckd.methods.base import (
     register,
 )
 from icckd.methods.triplets import Distances, triplet_loss
+from icckd.models.layers import convolution
 
 # Where negatives are drawn: as the student learns, and as images are made (arXiv 2412.11380).
 LEARNING = Distances(0.5, 1.4, clamped=True)
@@ -163,4 +164,4 @@ class Rgal(StudentProcedure):
 
 
 def _projection(channels: int, wanted: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels, wanted, kernel_size=1), nn.BatchNorm2d(wanted), nn.ReLU())
+    return nn.Sequential(convolution(channels, wanted, size=1), nn.ReLU())

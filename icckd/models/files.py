@@ -18,19 +18,22 @@ from icckd.models.published import load_published
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
+# Of the inputs of networks.
+_LARGEST_CHANNELS, _LARGEST_SIDE, _LARGEST_LENGTH = 256, 1024, 1 << 16
 
 
 @dataclass
 class ModelDescription:
     """What model.json says: the network, the classes in order, and how its input images are normalised.
 
-    `mean` and `std` are per channel, of images scaled to [0, 1].
+    `image_size` is pixels a side, or height and width: of signals 1 and their length. `mean` and `std` are per channel,
+    of images scaled to [0, 1], of signals as they are.
     """
 
     arch: str
     classes: list[str]
     channels: int
-    image_size: int
+    image_size: int | list[int]
     mean: list[float]
     std: list[float]
     parameters: int = 0
@@ -120,12 +123,18 @@ def _problem(values: Any) -> str | None:
         return "arch is not a string"
     if not (isinstance(classes, list) and len(classes) >= 2 and all(isinstance(name, str) for name in classes)):
         return "classes is not a list of two or more names"
-    for name, value, largest in (("channels", channels, 64), ("image_size", size, 1024)):
-        if not (isinstance(value, int) and 1 <= value <= largest):
-            return f"{name} is not a whole number in [1, {largest}]"
+    if not _is_count(channels, _LARGEST_CHANNELS):
+        return f"channels is not a whole number in [1, {_LARGEST_CHANNELS}]"
+    of_signals = isinstance(size, list) and len(size) == 2 and size[0] == 1 and _is_count(size[1], _LARGEST_LENGTH)
+    if not (_is_count(size, _LARGEST_SIDE) or of_signals):
+        return f"image_size is not a whole number in [1, {_LARGEST_SIDE}], nor [1, a length up to {_LARGEST_LENGTH}]"
     for name in ("mean", "std"):
         value = values[name]
         numbers = isinstance(value, list) and all(isinstance(v, (int, float)) for v in value)
         if not numbers or len(value) != channels or not all(map(math.isfinite, value)):
             return f"{name} is not one finite number per channel"
     return "std has a value that is not above 0" if min(values["std"]) <= 0 else None
+
+
+def _is_count(value: Any, largest: int) -> bool:
+    return isinstance(value, int) and 1 <= value <= largest

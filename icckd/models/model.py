@@ -107,13 +107,14 @@ class Stages(Trunk):
 class Model(nn.Module):
     """A classifier: `trunk`, then `classifier`, a linear layer, on the trunk's features.
 
-    `image_size` says which size the model is meant for; most networks take any H and W. Where `detaches_features` is
+    `image_size` says which images the model is meant for, by pixels a side or by (height, width); most networks take
+    any. Where `detaches_features` is
     set the gradient of the logits stops at the features: the classifier learns, and the trunk does not learn from it.
     """
 
     detaches_features = False
 
-    def __init__(self, arch: str, trunk: Trunk, channels: int, classes: int, image_size: int):
+    def __init__(self, arch: str, trunk: Trunk, channels: int, classes: int, image_size: int | Sequence[int]):
         super().__init__()
         self.arch = arch
         self.channels = channels
@@ -123,6 +124,11 @@ class Model(nn.Module):
         self.stage_names = trunk.stage_names
         self.trunk = trunk
         self.classifier = nn.Linear(trunk.feature_dim, classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images that the model is meant for."""
+        return self.channels, *sides(self.image_size)
 
     def forward(
         self, images: Tensor, stages: Sequence[str] = ()
@@ -157,21 +163,46 @@ class Model(nn.Module):
         return logits
 
 
-def build_model(arch: str, channels: int = 3, classes: int = 100, image_size: int = 32) -> Model:
-    """A new network with random weights, determined by `torch.manual_seed`, for images of `image_size` pixels a side.
+def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of images of `image_size`: pixels a side, or both."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return height, width
 
-    Normalisations start as the identity. Raises UserError for an `arch` that is not in `ARCHITECTURES` or cannot take
-    images so small, TypeError where `channels`, `classes` or `image_size` is no integer, ValueError where below 1.
+
+def build_model(arch: str, channels: int = 3, classes: int = 100, image_size: int | Sequence[int] = 32) -> Model:
+    """A new network with random weights, determined by `torch.manual_seed`, for images of `image_size`.
+
+    That is pixels a side, or (height, width); signals are images of height 1. Normalisations start as the identity.
+    Raises UserError for an `arch` that is not in `ARCHITECTURES` or cannot take such images, TypeError where
+    `channels`, `classes` or `image_size` is no integer, ValueError where below 1.
     """
     build = ARCHITECTURES.find(arch, "arch").build
-    for name, value in (("channels", channels), ("classes", classes), ("image_size", image_size)):
+    lengths = image_size if isinstance(image_size, Sequence) and len(image_size) == 2 else (image_size,)
+    for name, value in (("channels", channels), ("classes", classes), *(("image_size", side) for side in lengths)):
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"{name} is {value!r}; it should be an integer")
         if value < 1:
             raise ValueError(f"{name} is {value}; it should be 1 or more")
-    model = Model(arch, build(arch, channels, image_size), channels, classes, image_size)
+    trunk = build(arch, channels, max(sides(image_size)))
+    model = Model(arch, trunk, channels, classes, image_size)
     model.trunk.initialise()
+    if not isinstance(image_size, int):
+        _try(model)
     return model
+
+
+def _try(model: Model) -> None:
+    """Raise UserError where `model` cannot take the images that it is meant for: layers may want square ones."""
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *model.image_shape))
+    except Exception as error:  # Of any kind: it is the network's own.
+        shape, reason = "×".join(map(str, model.image_shape)), " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{model.arch} does not take signals or images of {shape} ({reason}); signal-convnet does"
+        ) from error
+    finally:
+        model.train()
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str:

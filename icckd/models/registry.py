@@ -12,7 +12,8 @@ from icckd.registry import Registry
 if TYPE_CHECKING:
     from icckd.models.model import Trunk
 
-# From a network's name, the number of its images' channels and their size in pixels to its trunk.
+# From a network's name, the number of its images' channels and their size in pixels, the longer side's where they are
+# not square, to its trunk.
 Build = Callable[[str, int, int], "Trunk"]
 
 # Patterns and what they become, each applied once, in order: a tensor's name in another project's state dict becomes

@@ -6,8 +6,8 @@ from itertools import cycle
 from icckd.methods.intra_class import IntraClass
 from icckd.report.figures import Chart, Curve
 from icckd.report.reading import number
-from icckd.report.results import Results, student_methods
-from icckd.report.wording import images
+from icckd.report.results import Results
+from icckd.report.wording import images, unit
 
 
 @dataclass(frozen=True)
@@ -45,31 +45,42 @@ def _learning(results: Results) -> list[Chart]:
             "teacher-loss",
             "Teacher's training loss",
             f"Total = cross-entropy{share}." if share else "Total, and its terms before their weights.",
-            _curves(results, "teacher", _losses(results)),
+            _curves(results, "teacher", _losses(results, "teacher")),
             logarithmic=True,
         ),
         Chart(
             "student-loss",
             "Student's training loss",
             "Total = weighted sum of cross-entropy and what the methods of distillation add; those unweighted here.",
-            _curves(
-                results,
-                "student",
-                {"train_loss": "total", "train_cross_entropy": "cross-entropy"}
-                | {f"train_{name}": name for name in student_methods(results)},
-            ),
+            _curves(results, "student", _losses(results, "student")),
             logarithmic=True,
+        ),
+        Chart(
+            "stage-weights",
+            "Weights of the student's stages",
+            "How much each one counts in what maps learn: more where both networks find the same images alike.",
+            _curves(results, "student", _reported(results, "student", _WEIGHT)),
         ),
     ]
 
 
-def _losses(results: Results) -> dict[str, str]:
-    """The labels of what the teacher's method reports, by key, but for what has a chart of its own."""
+# What begins the names of weights among what a step reports.
+_WEIGHT = "train_weight_"
+
+
+def _losses(results: Results, stage: str) -> dict[str, str]:
+    """The labels of the losses that a stage's method reports, by key, but for those that have a chart of their own."""
     named = {"train_loss": "total", "train_cross_entropy": "cross-entropy"}
-    history = results.stages["teacher"].history if "teacher" in results.stages else []
-    reported = dict.fromkeys(key for record in history for key in record if key.startswith("train_"))
     own = ("train_intra_class", "train_active_fraction", "train_mean_margin") if _has_anchors(results) else ()
-    return named | {key: key.removeprefix("train_").replace("_", " ") for key in reported if key not in (*named, *own)}
+    reported = _reported(results, stage, "train_").items()
+    return named | {key: of for key, of in reported if key not in (*named, *own) and not key.startswith(_WEIGHT)}
+
+
+def _reported(results: Results, stage: str, prefix: str) -> dict[str, str]:
+    """The labels, by key, of what a stage's history tells under names that begin so."""
+    history = results.stages[stage].history if stage in results.stages else []
+    keys = (key for record in history for key in record if key.startswith(prefix))
+    return {key: key.removeprefix(prefix).replace("_", " ") for key in keys}
 
 
 def _has_anchors(results: Results) -> bool:
@@ -108,21 +119,21 @@ def _anchors(results: Results) -> list[Chart]:
         Chart(
             "active-fraction",
             "Active anchors",
-            "Share of training images whose margin exceeds δ: the anchors of the intra-class loss.",
+            f"Share of training {unit(results)}s whose margin exceeds δ: the anchors of the intra-class loss.",
             _curves(results, "teacher", {"train_active_fraction": "teacher"}),
             percent=True,
         ),
         Chart(
             "mean-margin",
             "Mean margin",
-            f"True class's {space} minus the largest other's, over the training images.",
+            f"True class's {space} minus the largest other's, over the training {unit(results)}s.",
             _curves(results, "teacher", {"train_mean_margin": "teacher"}),
             threshold=number(results.settings.get("teacher.loss.margin")),
         ),
         Chart(
             "intra-class-loss",
             "Intra-class loss",
-            "Before its weight λ, mean over the active anchors. Lower: images stand out more within their class.",
+            "Before its weight λ, mean over the active anchors. Lower: they stand out more in their class.",
             _curves(results, "teacher", {"train_intra_class": "teacher"}) if has_loss else [],
         ),
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
@@ -31,7 +32,7 @@ _STYLE: dict[Any, Any] = {
     "grid.color": _FAINT,
     "grid.linewidth": 0.6,
 }
-_INCHES = (4.0, 2.7)
+_INCHES, _SCATTER_INCHES = (4.0, 2.7), (4.0, 3.6)
 _LOG_FROM_RATIO = 20
 # The width of a legend, and of a line with the space around it, in letters.
 _LEGEND_LETTERS, _LEGEND_KEY = 56, 5
@@ -72,6 +73,54 @@ class Chart:
     axis: str = "epoch"
 
 
+@dataclass(frozen=True)
+class Points:
+    """Points of one kind, in the page's colour of that name and with a marker of Matplotlib's."""
+
+    label: str
+    colour: str
+    marker: str
+    across: Sequence[float]
+    up: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Points that share one pair of axes, which are called `axes`; `name` as a Chart's."""
+
+    name: str
+    title: str
+    caption: str
+    kinds: list[Points]
+    axes: tuple[str, str]
+
+
+def scatter_plot(cloud: Cloud) -> str:
+    """The points as an <svg> element, as `line_chart` gives one."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=_SCATTER_INCHES, layout="constrained")
+        axes = figure.add_subplot()
+        for kind in cloud.kinds:
+            colour = _COLOURS[kind.colour]
+            axes.plot(
+                kind.across,
+                kind.up,
+                linestyle="",
+                marker=kind.marker,
+                markersize=4,
+                color=colour,
+                markeredgecolor=colour,
+                alpha=0.7,
+                markeredgewidth=0.8,
+                label=kind.label,
+            )
+        axes.set_xlabel(cloud.axes[0])
+        axes.set_ylabel(cloud.axes[1])
+        axes.tick_params(labelbottom=False, labelleft=False, length=0)
+        _legend(axes, [kind.label for kind in cloud.kinds])
+        return _svg(figure, cloud.name)
+
+
 def line_chart(chart: Chart) -> str:
     """The curves as an <svg> element for a page whose style sheet defines the colours.
 
@@ -108,16 +157,20 @@ def line_chart(chart: Chart) -> str:
         ticks = MaxNLocator(integer=True) if chart.axis == "epoch" else MaxNLocator(6, steps=[1, 2, 5, 10])
         axes.xaxis.set_major_locator(ticks)
         axes.set_xlabel(chart.axis)
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=_legend_columns([curve.label for curve in chart.curves]),
-            frameon=False,
-            borderpad=0,
-            handlelength=1.7,
-            columnspacing=1.2,
-        )
+        _legend(axes, [curve.label for curve in chart.curves])
         return _svg(figure, chart.name)
+
+
+def _legend(axes: Axes, labels: Sequence[str]) -> None:
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=_legend_columns(labels),
+        frameon=False,
+        borderpad=0,
+        handlelength=1.7,
+        columnspacing=1.2,
+    )
 
 
 def _legend_columns(labels: Sequence[str]) -> int:

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from icckd.report.charts import sections
 from icckd.report.class_augmentation import class_augmentation_text
+from icckd.report.disparity import disparity_text
 from icckd.report.figures import Curve
-from icckd.report.per_class import SHOWN_CLASSES, hardest_first
+from icckd.report.per_class import SHOWN_CLASSES, hardest_first, numbers_of
 from icckd.report.recipe import recipe
 from icckd.report.results import Results
 from icckd.report.tables import escaped, table
-from icckd.report.wording import findings, formatted, measures, notes, percent, title
+from icckd.report.wording import findings, formatted, measures, notes, title
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _WIDTH = 30
@@ -20,7 +21,12 @@ def markdown_page(results: Results) -> str:
     parts = [f"# {escaped(title(results))}"]
     parts += [escaped(sentence) for sentence in findings(results)]
     parts += [_main_numbers(results), "\n".join(f"- {escaped(note)}" for note in notes(results))]
-    parts += [_curves(results), class_augmentation_text(results.class_augmentation), _classes(results)]
+    parts += [
+        _curves(results),
+        disparity_text(results),
+        class_augmentation_text(results.class_augmentation),
+        _classes(results),
+    ]
     parts += [_pairs("In force", recipe(results)), _pairs("Computed with", list(results.environment.items()))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -74,8 +80,8 @@ def _classes(results: Results) -> str:
     heading = "Accuracy by class, hardest first"
     if len(shown) < len(rows):
         heading += f" ({len(shown)} of {len(rows)})"
-    cells = [[row.name, *(formatted(value, percent) for value in row.by_stage.values())] for row in shown]
-    return f"## {heading}\n\n" + table(["class", *rows[0].by_stage], cells)
+    cells = [[row.name, *numbers_of(row)] for row in shown]
+    return f"## {heading}\n\n" + table(["class", *rows[0].by_stage, *rows[0].further], cells)
 
 
 def _pairs(heading: str, pairs: list[tuple[str, str]]) -> str:

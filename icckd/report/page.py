@@ -4,6 +4,7 @@ import html
 
 from icckd.report.charts import Section, sections
 from icckd.report.class_augmentation import class_augmentation_section
+from icckd.report.disparity import disparity_section
 from icckd.report.per_class import per_class_section
 from icckd.report.recipe import effective, recipe
 from icckd.report.results import Results
@@ -19,6 +20,7 @@ def html_page(results: Results) -> str:
         _main_numbers(results),
         _notes(results),
         *(_charts(section) for section in sections(results)),
+        disparity_section(results),
         soft_label_section(results),
         class_augmentation_section(results.class_augmentation),
         per_class_section(results),

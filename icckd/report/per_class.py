@@ -1,21 +1,29 @@
-"""The accuracy of each class, the hardest first: a table for the page."""
+"""The accuracy of each class, the hardest first, and what else is known of it: a table for the page."""
 
 import html
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-from icckd.report.results import Results
-from icckd.report.wording import formatted, percent
+from icckd.report.results import Results, Stage
+from icckd.report.wording import decimal, formatted, percent
 
 SHOWN_CLASSES = 20
+# What the columns of further numbers are called, and how these are written.
+_FURTHER = {
+    "per_class_robust_accuracy": ("attacked", percent),
+    "adversarial_temperatures": ("temperature, attacked", decimal),
+    "natural_temperatures": ("temperature", decimal),
+}
 
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """A class's name and its accuracy by stage (None where it has no test images)."""
+    """A class's name, its accuracy by stage (None where it has no test images), and further numbers by column."""
 
     name: str
     by_stage: dict[str, float | None]
+    further: dict[str, str] = field(default_factory=dict)
 
 
 def hardest_first(results: Results) -> list[ClassAccuracy]:
@@ -23,11 +31,23 @@ def hardest_first(results: Results) -> list[ClassAccuracy]:
     stages = {name: stage for name, stage in results.stages.items() if stage.per_class_accuracy}
     if not stages:
         return []
+    further = {column: values for stage in stages.items() for column, values in _further(*stage)}
     rows = [
-        ClassAccuracy(name, {stage: values.per_class_accuracy[index] for stage, values in stages.items()})
+        ClassAccuracy(
+            name,
+            {stage: values.per_class_accuracy[index] for stage, values in stages.items()},
+            {column: values[index] for column, values in further.items()},
+        )
         for index, name in enumerate(results.classes)
     ]
     return sorted(rows, key=lambda row: [math.inf if v is None else v for v in reversed(row.by_stage.values())])
+
+
+def _further(name: str, stage: Stage) -> Iterator[tuple[str, list[str]]]:
+    """Columns of further numbers of a stage: what each is called, and its text for each class."""
+    for key, (column, form) in _FURTHER.items():
+        if key in stage.by_class:
+            yield f"{name}, {column}", [formatted(value, form) for value in stage.by_class[key]]
 
 
 def per_class_section(results: Results) -> str:
@@ -48,9 +68,14 @@ def per_class_section(results: Results) -> str:
     return section + "</section>"
 
 
+def numbers_of(row: ClassAccuracy) -> list[str]:
+    """What the table says of a class, as text: its accuracies, then the further numbers."""
+    return [*(formatted(value, percent) for value in row.by_stage.values()), *row.further.values()]
+
+
 def _table(rows: list[ClassAccuracy], low: float) -> str:
-    stages = list(rows[0].by_stage)
-    heads = "".join(f'<th scope="col" class="number {stage}">{stage}</th>' for stage in stages)
+    heads = "".join(f'<th scope="col" class="number {stage}">{stage}</th>' for stage in rows[0].by_stage)
+    heads += "".join(f'<th scope="col" class="number">{column}</th>' for column in rows[0].further)
     scale = f'<span class="scale"><span>{low:.0%}</span><span>100%</span></span>'
     body = "\n".join(_row(row, low) for row in rows)
     return f"""<table class="classes">
@@ -66,5 +91,5 @@ def _row(row: ClassAccuracy, low: float) -> str:
         for stage, value in row.by_stage.items()
         if value is not None
     )
-    numbers = "".join(f'<td class="number">{formatted(value, percent)}</td>' for value in row.by_stage.values())
+    numbers = "".join(f'<td class="number">{text}</td>' for text in numbers_of(row))
     return f'<tr><th scope="row">{html.escape(row.name)}</th><td><span class="track">{dots}</span></td>{numbers}</tr>'

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from icckd.errors import UserError
 from icckd.settings import STAGES
@@ -52,11 +55,11 @@ def environment(summary: dict[str, Any], path: Path) -> dict[str, str]:
     return {one_line(name): one_line(value) for name, value in given.items() if value is not None}
 
 
-def class_accuracies(measures: dict[str, Any], path: Path, stage: str) -> list[float | None]:
-    """The accuracy of each class among the `measures` of a stage in `path`; empty where they are not told."""
-    values = measures.get("per_class_accuracy", [])
+def by_class(measures: dict[str, Any], name: str, path: Path, stage: str) -> list[float | None]:
+    """The number `name` of each class among the `measures` of a stage in `path`; empty where it is not told."""
+    values = measures.get(name, [])
     if not isinstance(values, list):
-        raise UserError(f"{path}: {stage}.per_class_accuracy should be a list")
+        raise UserError(f"{path}: {stage}.{name} should be a list")
     return [number(value) for value in values]
 
 
@@ -79,6 +82,16 @@ def read_yaml(path: Path) -> Any:
 def read_object(path: Path) -> dict[str, Any]:
     """What a JSON file holds by name; nothing where there is no such file."""
     return mapping(_parse(_read(path), path, "it"), path, "it") if path.exists() else {}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor] | None:
+    """What a safetensors file holds by name; None where there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is not a readable safetensors file: {one_line(error)}") from error
 
 
 def mapping(value: Any, path: Path, what: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 from icckd.report.reading import number
 from icckd.report.results import Results
 from icckd.report.shell import shown
+from icckd.report.wording import data_name, unit
 from icckd.settings import Settings, flat
 
 # How steps are computed, where a setting says so.
@@ -20,7 +21,8 @@ _WAYS = {
 def recipe(results: Results) -> list[tuple[str, str]]:
     """What is in force, by name, of the images and of each network that was trained here; what is known of it."""
     rows = [
-        ("Training images", _images(results)),
+        (f"Training {unit(results)}s", _images(results)),
+        ("People", _people(results)),
         ("Labels", _labels(results)),
         ("Label noise", _label_noise(results)),
         ("Augmentation", _augmentation(results, "augmentation")),
@@ -34,6 +36,7 @@ def recipe(results: Results) -> list[tuple[str, str]]:
             (f"Steps of the {name}", _steps(results, name)),
             (f"Learning rate of the {name}", _learning_rate(results, name)),
         ]
+    rows.append(("Attack on the networks", _attack(results)))
     return [(name, text) for name, text in rows if text]
 
 
@@ -50,7 +53,15 @@ def _images(results: Results) -> str:
     if number(count) is None or mean is None or std is None:
         return ""
     streamed = ", streamed from their files" if _setting(results, "data.streaming") else ""
-    return f"{count:,}{streamed}; of each channel, less the mean {_plain(mean)}, divided by {_plain(std)}"
+    made_up = ", synthetic" if data_name(results) == "synthetic signals" else ""
+    return f"{count:,}{made_up}{streamed}; of each channel, less the mean {_plain(mean)}, divided by {_plain(std)}"
+
+
+def _people(results: Results) -> str:
+    trained, left_out = (results.data.get(f"people.{of}") for of in ("train", "test"))
+    if not isinstance(trained, list) or not isinstance(left_out, list):
+        return ""
+    return f"trained on {len(trained)}; left out, and measured on, {len(left_out)}: {', '.join(map(shown, left_out))}"
 
 
 def _labels(results: Results) -> str:
@@ -65,7 +76,8 @@ def _label_noise(results: Results) -> str:
     noise, share = _plain(_setting(results, "data.label_noise")), f"{100 * wrong:.4g} %"
     if candidates is None:
         return f"{noise}: {share} of the training labels are wrong"
-    return f"{noise}: {candidates:.4g} candidates an image on average; one drawn of them is wrong for {share} of images"
+    each = unit(results)
+    return f"{noise}: {candidates:.4g} candidates of each {each} on average; one drawn is wrong for {share} of {each}s"
 
 
 def _augmentation(results: Results, of: str) -> str:
@@ -141,7 +153,7 @@ def _steps(results: Results, stage: str) -> str:
 
 def _batch(results: Results, stage: str) -> str:
     balanced = _setting(results, "data.sampler") == "class-balanced"
-    return f"{_batch_size(results, stage)} images each{', as many of each class in it' if balanced else ''}"
+    return f"{_batch_size(results, stage)} {unit(results)}s each{', as many of each class in it' if balanced else ''}"
 
 
 def _batch_size(results: Results, stage: str) -> str:
@@ -177,6 +189,18 @@ def _learning_rate(results: Results, stage: str) -> str:
 def _scaling(results: Results, stage: str) -> str:
     scaling, size = _plain(_setting(results, f"{stage}.rate_scaling")), _batch_size(results, stage)
     return {"linear": f" · {size}/256", "square-root": f" · √({size}/256)"}.get(scaling, "")
+
+
+def _attack(results: Results) -> str:
+    attack, epsilon, steps, size = (
+        _setting(results, f"evaluation.{name}") for name in ("attack", "epsilon", "steps", "step_size")
+    )
+    if attack is None:
+        return ""
+    moves = f"pixels in [0, 1] changed by {_plain(epsilon)} at most"
+    if attack == "fgsm":
+        return f"FGSM: {moves}, in one step"
+    return f"{_plain(attack).upper()}: {moves}, in {_plain(steps)} steps of {_plain(size)} from a random start"
 
 
 def _setting(results: Results, name: str) -> Any:

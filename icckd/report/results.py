@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from icckd.errors import UserError
 from icckd.methods import METHODS
 from icckd.methods.intra_class import IntraClass, IntraClassSettings
 from icckd.methods.kd import Kd
+from icckd.methods.spectrum import Spectrum
+from icckd.report.codes import Codes, read_codes
 from icckd.report.reading import (
     Numbers,
-    class_accuracies,
+    by_class,
     class_names,
     environment,
     mapping,
@@ -28,17 +28,22 @@ from icckd.report.reading import (
     one_line,
     read_history,
     read_object,
+    read_tensors,
     read_yaml,
 )
 from icckd.report.trials import ClassAugmentation, read_class_augmentation
 from icckd.settings import NO_METHOD, STAGES, Settings, setting_name
+
+# Numbers of each class that a summary may have of a network, besides its accuracy.
+CLASS_NUMBERS = ("per_class_robust_accuracy", "adversarial_temperatures", "natural_temperatures")
 
 
 @dataclass(frozen=True)
 class Stage:
     """One network of a run: its measures at the end (None where unknown) and its record of each epoch.
 
-    `settings` are those of its loss in force, by dotted name, where the summary tells them.
+    `settings` are those of its loss in force, by dotted name, where the summary tells them. `by_class` are further
+    numbers of each class, by name, as far as the summary tells them.
     """
 
     arch: str
@@ -46,12 +51,16 @@ class Stage:
     settings: dict[str, Any]
     measures: Numbers
     per_class_accuracy: list[float | None]
+    by_class: dict[str, list[float | None]]
     history: list[Numbers]
 
 
 @dataclass(frozen=True)
 class Examples:
-    """K test images, uint8 (K, C, H, W), with the teacher's logits (K, classes), labels (K,) and places (K,)."""
+    """K test images, with the teacher's logits (K, classes), labels (K,) and places (K,).
+
+    Images are uint8 (K, C, H, W), signals float32 (K, C, 1, length).
+    """
 
     images: Tensor
     logits: Tensor
@@ -64,7 +73,8 @@ class Results:
     """A run: its settings by dotted name, and what there is of each stage.
 
     `settings` are without those of methods that are not in force; `data` is what was made of those of the data, by
-    dotted name; `class_augmentation` is what was found of crops by class, if they were tried.
+    dotted name; `class_augmentation` is what was found of crops by class, if they were tried, `codes` what a teacher
+    trained by disparity learning left of test windows.
     """
 
     settings: dict[str, Any]
@@ -74,6 +84,7 @@ class Results:
     classes: list[str]
     examples: Examples | None
     class_augmentation: ClassAugmentation | None = None
+    codes: Codes | None = None
 
 
 def read_results(run: Path) -> Results:
@@ -94,6 +105,7 @@ def read_results(run: Path) -> Results:
         if name in summary or history[name]
     }
     classes = _classes(run, models, stages)
+    has_codes = settings.get("teacher.loss.method") == Spectrum.name
     return Results(
         settings=settings,
         data=_values(summary.get("data", {}), run / "summary.json", "data"),
@@ -102,6 +114,7 @@ def read_results(run: Path) -> Results:
         classes=classes,
         examples=_read_examples(run / "teacher" / "examples.safetensors", len(classes)),
         class_augmentation=read_class_augmentation(summary, run / "summary.json", classes),
+        codes=read_codes(run / "teacher" / "findings.safetensors", len(classes)) if has_codes else None,
     )
 
 
@@ -122,35 +135,36 @@ def _stage(
         method=one_line(summary["method"]) if isinstance(summary.get("method"), str) else None,
         settings=_values(summary.get("settings", {}), run / "summary.json", f"{name}.settings"),
         measures={**measures, "parameters": number(model.get("parameters"))},
-        per_class_accuracy=class_accuracies(summary, run / "summary.json", name),
+        per_class_accuracy=by_class(summary, "per_class_accuracy", run / "summary.json", name),
+        by_class={of: by_class(summary, of, run / "summary.json", name) for of in CLASS_NUMBERS if of in summary},
         history=history,
     )
 
 
 def _classes(run: Path, models: dict[str, dict[str, Any]], stages: dict[str, Stage]) -> list[str]:
     """The class names, in order. Numbers stand in for names where no model.json gives them."""
-    lengths = {name: len(stage.per_class_accuracy) for name, stage in stages.items() if stage.per_class_accuracy}
+    lengths = {
+        f"{name}.{of}": len(values)
+        for name, stage in stages.items()
+        for of, values in {"per_class_accuracy": stage.per_class_accuracy, **stage.by_class}.items()
+        if values
+    }
     names = [str(index) for index in range(max(lengths.values(), default=0))]
     for stage, model in models.items():
         given = class_names(model, run / stage / "model.json")
         if given is not None:
             names = given
             break
-    for stage, length in lengths.items():
+    for name, length in lengths.items():
         if length != len(names):
-            raise UserError(
-                f"{run / 'summary.json'}: {stage}.per_class_accuracy has {length} values for {len(names)} classes"
-            )
+            raise UserError(f"{run / 'summary.json'}: {name} has {length} values for {len(names)} classes")
     return names
 
 
 def _read_examples(path: Path, classes: int) -> Examples | None:
-    if not path.exists():
+    tensors = read_tensors(path)
+    if tensors is None:
         return None
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is not a readable safetensors file: {one_line(error)}") from error
     problem = _examples_problem(tensors, classes)
     if problem:
         raise UserError(f"{path}: {problem}")
@@ -162,8 +176,9 @@ def _examples_problem(tensors: dict[str, Tensor], classes: int) -> str | None:
     if missing:
         return f"it lacks {', '.join(sorted(missing))}"
     count = len(tensors["labels"]) if tensors["labels"].ndim else 0
+    images = tensors["images"]
     wanted = {
-        "images": (torch.uint8, (count, *tensors["images"].shape[1:4])),
+        "images": (torch.float32 if images.is_floating_point() else torch.uint8, (count, *images.shape[1:4])),
         "logits": (torch.float32, (count, classes)),
         "labels": (torch.int64, (count,)),
         "indices": (torch.int64, (count,)),
@@ -172,10 +187,11 @@ def _examples_problem(tensors: dict[str, Tensor], classes: int) -> str | None:
         tensor = tensors[name]
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:
             return f"{name} is {tensor.dtype} {tuple(tensor.shape)}; it should be {dtype} {shape}"
-    if tensors["images"].ndim != 4 or 0 in tensors["images"].shape[1:]:
-        return f"images has shape {tuple(tensors['images'].shape)}; it should be (K, C, H, W)"
-    if not tensors["logits"].isfinite().all():
-        return "logits should be finite"
+    if images.ndim != 4 or 0 in images.shape[1:] or (images.is_floating_point() and images.shape[2] != 1):
+        return f"images has shape {tuple(images.shape)}; it should be (K, C, H, W), of signals (K, C, 1, L)"
+    for name in ("images", "logits"):
+        if not tensors[name].isfinite().all():
+            return f"{name} should be finite"
     if ((tensors["labels"] < 0) | (tensors["labels"] >= classes)).any():
         return f"labels should lie in [0, {classes})"
     return None
@@ -214,7 +230,9 @@ def _settings(values: Any, kind: type, path: Path, prefix: str = "") -> Iterator
 
 
 def in_force(settings: dict[str, Any]) -> dict[str, Any]:
-    """`settings` without those of methods that the run does not use, and of strong views unless its teacher has any."""
+    """`settings` without those of methods that the run does not use, of strong views unless its teacher has any, and of
+    an attack unless there is one.
+    """
     chosen = [
         *str(settings.get("teacher.loss.method")).split("+"),
         *str(settings.get("student.loss.method")).split("+"),
@@ -224,6 +242,8 @@ def in_force(settings: dict[str, Any]) -> dict[str, Any]:
         unused += tuple(f"teacher.loss.{field.name}" for field in fields(IntraClassSettings))
     if not any(getattr(METHODS.find(name, "method"), "strong_views", 0) for name in chosen if name in METHODS):
         unused += ("data.strong_augmentation.",)
+    if settings.get("evaluation.attack") is None:
+        unused += ("evaluation.",)
     return {name: value for name, value in settings.items() if not name.startswith(unused)}
 
 

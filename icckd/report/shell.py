@@ -41,9 +41,14 @@ def header(title: str, sentences: Iterable[str]) -> str:
 
 def figure(chart: Chart) -> str:
     """The chart under its title, with a description in words for those who cannot see it."""
-    label = f'role="img" aria-label="{html.escape(_description(chart))}"'
-    drawing = line_chart(chart).replace("<svg", f"<svg {label}", 1)
-    title, caption = html.escape(chart.title), html.escape(chart.caption)
+    return framed(line_chart(chart), chart.title, chart.caption, _description(chart))
+
+
+def framed(drawing: str, title: str, caption: str, description: str) -> str:
+    """An <svg> element under its title; `description` says in words what it shows."""
+    label = f'role="img" aria-label="{html.escape(description)}"'
+    drawing = drawing.replace("<svg", f"<svg {label}", 1)
+    title, caption = html.escape(title), html.escape(caption)
     return f"<figure><h3>{title}</h3>\n{drawing}\n<figcaption>{caption}</figcaption></figure>"
 
 

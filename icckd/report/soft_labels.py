@@ -1,4 +1,4 @@
-"""The page's section on soft labels: real test images beside what the teacher says about them."""
+"""The page's section on soft labels: test images, or windows of signals, beside what the teacher says about them."""
 
 import base64
 import html
@@ -10,7 +10,8 @@ from torch import Tensor
 from icckd.methods.kd import Kd, KdSettings
 from icckd.report.reading import number
 from icckd.report.results import Examples, Results, student_methods
-from icckd.report.wording import images
+from icckd.report.signal_chart import caption, signal_chart
+from icckd.report.wording import images, unit
 
 _EPSILON = 1e-7  # Added to the deviation when logits are standardised, as in icckd.functional.kd_kl.
 _SHOWN_CLASSES = 4
@@ -24,24 +25,29 @@ def soft_label_section(results: Results) -> str:
     examples = results.examples
     if examples is None or len(examples.labels) == 0:
         return f'<section>{heading}\n<p class="quiet">This run holds no teacher/examples.safetensors.</p></section>'
+    each = unit(results)
     cards = "\n".join(_card(results, examples, row) for row in range(len(examples.labels)))
     return f"""<section>{heading}
-<p>Probabilities that the teacher gives real {images(results)}: <span class="teacher">{_how(results)}</span>,
-and as they are (T = 1). The first images are typical of their classes; the last are those whose
-second choice is strongest. The true class is in bold.</p>
+<p>Probabilities that the teacher gives {images(results)}: <span class="teacher">{_how(results)}</span>,
+and as they are (T = 1). The first {each}s are typical of their classes; the last are those whose
+second choice is strongest. The true class is in bold.{_drawing(examples)}</p>
 <div class="grid">
 {cards}
 </div></section>"""
 
 
+def _drawing(examples: Examples) -> str:
+    return f" {caption(examples.images.shape[1])}" if examples.images.is_floating_point() else ""
+
+
 def _card(results: Results, examples: Examples, row: int) -> str:
     label, place = int(examples.labels[row]), int(examples.indices[row])
-    name = html.escape(results.classes[label])
+    name, each = html.escape(results.classes[label]), unit(results)
     best = int(examples.logits[row].argmax())
     mistake = "" if best == label else f"<br>taken for {html.escape(results.classes[best])}"
     heads = "".join(f'<th scope="col">{head}</th>' for head in ("class", f"T = {_temperature(results):g}", "T = 1"))
-    return f"""<figure class="example"><figcaption><strong>{name}</strong> image {place}{mistake}</figcaption>
-{_image(examples.images[row], f"Image {place}, class {results.classes[label]}")}
+    return f"""<figure class="example"><figcaption><strong>{name}</strong> {each} {place}{mistake}</figcaption>
+{_picture(examples, row, f"{each.capitalize()} {place}, class {results.classes[label]}")}
 <table><thead><tr>{heads}</tr></thead>
 <tbody>{_probability_rows(results, examples.logits[row : row + 1], label)}</tbody></table></figure>"""
 
@@ -74,6 +80,14 @@ def _bars(name: str, softened: float, plain: float, is_true: bool) -> str:
 
 def _probability(value: float) -> str:
     return f"{100 * value:.1f}%" if value >= 0.0005 else "&lt;0.1%"
+
+
+def _picture(examples: Examples, row: int, description: str) -> str:
+    image = examples.images[row]
+    if not image.is_floating_point():
+        return _image(image, description)
+    by_channel = examples.images.transpose(0, 1).flatten(1)
+    return signal_chart(image, by_channel.amin(1), by_channel.amax(1), description)
 
 
 def _image(image: Tensor, description: str) -> str:

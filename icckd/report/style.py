@@ -44,6 +44,8 @@ figcaption { font-size: 0.85rem; }
 .example { display: grid; grid-template-columns: auto 1fr; gap: 0.5rem 0.9rem; padding: 0.8rem;
   align-content: start; background: var(--panel); border-radius: 0.5rem; }
 .example img { order: -1; width: 5rem; height: 5rem; object-fit: contain; background: #808080; }
+.example .signal { grid-column: 1 / -1; }
+.signal polyline { fill: none; stroke: currentColor; stroke-width: 1.2; }
 .example img.small { image-rendering: pixelated; }
 .example strong { display: block; font-size: 1rem; color: var(--ink); overflow-wrap: anywhere; }
 .example table { order: 1; grid-column: 1 / -1; width: 100%; table-layout: fixed; }

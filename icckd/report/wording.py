@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from icckd.report.reading import number
 from icckd.report.results import Results, student_methods
-from icckd.settings import STAGES, setting_name
+from icckd.settings import STAGES, setting_name, shown_name
 
 UNKNOWN = "–"
 
@@ -42,7 +42,7 @@ def formatted(value: float | None, form: Callable[[float], str]) -> str:
 
 def title(results: Results) -> str:
     archs = {name: stage.arch for name, stage in results.stages.items()}
-    data = results.settings.get("data.name", "unknown data")
+    data = data_name(results)
     if len(archs) == 2:
         methods = student_methods(results)
         how = f"distilled from {archs['teacher']} by {' + '.join(methods)}" if methods else "trained without a teacher"
@@ -52,16 +52,23 @@ def title(results: Results) -> str:
 
 def measures(results: Results) -> list[Measure]:
     """The rows of the main table."""
-    classes = len(results.classes)
+    classes, each = len(results.classes), unit(results)
     certain = "mean, in nats: 0 where every answer is certain"
     if classes:
         certain += f", {math.log(classes):.2f} where all {classes} classes are equally likely"
     return [
         Measure("test_accuracy", "Accuracy", f"of {images(results)}, after the last epoch", percent),
+        Measure("macro_f1", "Macro F1", "mean over classes of 2PR/(P + R), of precision P and recall R", percent),
         Measure("worst_class_accuracy", "Worst class", "accuracy of the hardest class", percent),
         Measure("class_accuracy_gap", "Gap of classes", "accuracy of the easiest class less the hardest's", percent),
-        Measure("recall_at_1", "Recall at 1", "nearest other image by cosine is of the same class", percent),
-        Measure("intra_class_distance", "Intra-class distance", "mean 1 − cosine of two images of a class", decimal),
+        Measure(
+            "class_accuracy_spread",
+            "Spread of classes",
+            "standard deviation of their accuracies over the mean",
+            decimal,
+        ),
+        Measure("recall_at_1", "Recall at 1", f"nearest other {each} by cosine is of the same class", percent),
+        Measure("intra_class_distance", "Intra-class distance", f"mean 1 − cosine of two {each}s of a class", decimal),
         Measure("inter_class_distance", "Inter-class distance", "mean 1 − cosine of two class means", decimal),
         Measure("distance_ratio", "Distance ratio", "intra-class / inter-class", decimal),
         Measure("soft_label_entropy", "Soft-label entropy", certain, decimal),
@@ -74,12 +81,28 @@ def measures(results: Results) -> list[Measure]:
             "flatters, so never the headline, nor to be compared with last epochs",
             percent,
         ),
-        *(_FINE_MEASURES if any(m.key in s.measures for s in results.stages.values() for m in _FINE_MEASURES) else ()),
+        *_measured(_ROBUST_MEASURES, results),
+        *_measured(_FINE_MEASURES, results),
         Measure("parameters", "Parameters", "trained numbers in the network", lambda value: f"{value:,.0f}"),
         Measure("seconds", "Training time", "evaluation after each epoch included", duration),
     ]
 
 
+def _measured(several: tuple[Measure, ...], results: Results) -> tuple[Measure, ...]:
+    """`several`, where any stage has any of them."""
+    return several if any(m.key in stage.measures for stage in results.stages.values() for m in several) else ()
+
+
+_ROBUST_MEASURES = (
+    Measure("robust_accuracy", "Robust accuracy", "of the same images, attacked", percent),
+    Measure("worst_class_robust_accuracy", "Worst class, attacked", "robust accuracy of the hardest class", percent),
+    Measure(
+        "robust_accuracy_spread",
+        "Spread of classes, attacked",
+        "standard deviation of robust accuracies over the mean",
+        decimal,
+    ),
+)
 _FINE_MEASURES = (
     Measure(
         "fine_probe",
@@ -99,7 +122,19 @@ _FINE_MEASURES = (
 def images(results: Results) -> str:
     """What the networks were measured on."""
     held_out = results.settings.get("data.validation")
-    return "validation images" if isinstance(held_out, (int, float)) and held_out > 0 else "test images"
+    kind = "validation" if isinstance(held_out, (int, float)) and held_out > 0 else "test"
+    return f"{kind} {unit(results)}s"
+
+
+def unit(results: Results) -> str:
+    """What the data are made of."""
+    return "window" if results.settings.get("data.name") == "signals" else "image"
+
+
+def data_name(results: Results) -> str:
+    """What the data set is called."""
+    name, root = (results.settings.get(f"data.{of}") for of in ("name", "root"))
+    return "unknown data" if name is None else shown_name(str(name), root)
 
 
 def findings(results: Results) -> list[str]:
@@ -131,9 +166,12 @@ def notes(results: Results) -> list[str]:
     weights = results.settings.get("teacher.weights")
     if weights and "teacher" in results.stages:
         found.append(f"The teacher was not trained here but read from {weights}.")
-    if images(results) == "validation images":
+    if images(results).startswith("validation"):
         held_out = 100 * results.settings["data.validation"]
-        found.append(f"Measured on {held_out:g} % of the training images, held out, not on the test images.")
+        of = "training images" if unit(results) == "image" else "people to train on"
+        found.append(f"Measured on {held_out:g} % of the {of}, held out, not on the test {unit(results)}s.")
+    if data_name(results) == "synthetic signals":
+        found.append("The signals are synthetic: they are made by a formula and tell nothing of people.")
     found.append("One run with one seed: small differences can be chance.")
     return found
 

@@ -19,6 +19,7 @@ from icckd.settings.definition import (
     StudentSettings,
     TeacherSettings,
     TrainingSettings,
+    shown_name,
     stage_of,
 )
 from icckd.settings.label_noise import LabelNoise, label_noise_of
@@ -57,5 +58,6 @@ __all__ = [
     "refuse_renamed",
     "setting_name",
     "settings_from",
+    "shown_name",
     "stage_of",
 ]

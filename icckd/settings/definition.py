@@ -71,16 +71,29 @@ class ClassAugmentationSettings:
         return [low, *sorted({area for area in self.areas if low < area <= high})]
 
 
+def shown_name(name: str, root: str | None) -> str:
+    """What the data set `name` is called where people read of it: signals that are made up are called so."""
+    return "synthetic signals" if name == "signals" and root is None else name
+
+
 @dataclass
 class DataSettings:
-    """The images to train and test on.
+    """The images, or signals, to train and test on.
 
     Args:
-        name: The data set. Only digits is built in; the others are read from root.
-        root: Folder that holds the data set's files (not needed for digits). Nothing is ever downloaded.
+        name: The data set. Digits are built in, and so are synthetic signals, where root is null; the others are read
+            from root. signals are windows of sensor signals, each of a person at an activity, which is its class; arch
+            signal-convnet and signal-convnet-small are made for them, and most others take them too. They are not
+            scaled, and not augmented.
+        root: Folder that holds the data set's files (not needed for digits). Nothing is ever downloaded. That of
+            signals holds .npz files with the arrays signals (N, channels, length), activity (N,) and person (N,); or
+            .csv files of a row per time step with the columns window, person, activity and one per channel.
+        left_out: Of signals, the names of the people whose windows are the test set (null: the last quarter of the
+            names, at least one).
         image_size: Resize images to this many pixels a side (image-folder and tiny-imagenet only; null: as they are).
         validation: Hold out this fraction of the training images, class by class, and report on them instead of
-            the test images: choose settings with it, then set it back to 0.
+            the test images: choose settings with it, then set it back to 0. Of signals it is this fraction of the
+            other people, the last of them, at least one.
         train_fraction: Train on this fraction of the training images (of those left by validation), class by class, at
             least one of each; the same images whatever the seed.
         labels: Train on the data set's fine classes, which are its usual ones, or on coarse ones (cifar100: its 20;
@@ -93,7 +106,7 @@ class DataSettings:
             set of candidate labels for each image, which holds its class and each other one with this probability;
             methods that want one label have one of them, drawn uniformly.
         mean: Subtracted from each channel of the images, which are scaled to [0, 1] (null, and std too: the training
-            images' mean; streamed: that of 4096 of them at most).
+            images' or signals' mean; streamed: that of 4096 of them at most).
         std: What each channel is then divided by (null, and mean too: the training images' standard deviation;
             streamed: likewise).
         augmentation: How training images are varied.
@@ -113,8 +126,11 @@ class DataSettings:
         workers: Streaming only: processes that decode (null: one per processor; 0: none but the training's own).
     """
 
-    name: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "image-folder"] = "digits"
+    name: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "image-folder", "signals"] = (
+        "digits"
+    )
     root: str | None = None
+    left_out: list[str] | None = None
     image_size: int | None = None
     validation: float = 0.0
     train_fraction: float = 1.0
@@ -130,6 +146,11 @@ class DataSettings:
     samples_per_class: int | None = None
     streaming: bool = False
     workers: int | None = None
+
+    @property
+    def shown_name(self) -> str:
+        """What the data set is called where people read of it: signals that are made up are called so."""
+        return shown_name(self.name, self.root)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from scipy import stats
 
 from icckd.cli import main
 from icckd.comparison import ComparisonFolder, Run, Shard, compare
-from icckd.experiment import FINE_NUMBERS, NUMBERS, Experiment, RunFolder
+from icckd.experiment import FINE_NUMBERS, NUMBERS, ROBUST_NUMBERS, SWAP_NUMBERS, Experiment, RunFolder
 from icckd.settings import comparison_from
 from tests.distributed.jobs import icckd
 
@@ -174,6 +174,7 @@ def test_a_folder_with_runs_is_refused_and_left_as_it_is(finished, tmp_path, cap
         ("student.test_accurcy", "did you mean test_accuracy?"),
         ("teacher.x", "it has test_accuracy,"),
         ("teacher.fine_probe", "which only runs with data.labels coarse have; kd has fine: give coarse"),
+        ("student.robust_accuracy", "which only runs with evaluation.attack have; kd has null: give fgsm or pgd"),
     ],
 )
 def test_a_metric_that_no_summary_has_is_refused_before_anything_is_trained(tmp_path, capsys, metric, words):
@@ -187,7 +188,7 @@ def test_the_numbers_of_a_summary_are_those_that_can_be_compared(finished):
     summary = json.loads((ComparisonFolder(finished[0]).run(Run("kd", 0)).summary).read_text())
     for stage in ("teacher", "student"):
         found = {name for name, value in summary[stage].items() if isinstance(value, (int, float))}
-        assert found == set(NUMBERS) - set(FINE_NUMBERS)
+        assert found == set(NUMBERS) - {*FINE_NUMBERS, *ROBUST_NUMBERS, *SWAP_NUMBERS}
 
 
 def test_intervals_are_those_that_scipy_computes_from_the_summaries(finished):

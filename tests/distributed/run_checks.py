@@ -14,8 +14,9 @@ from icckd.errors import Interrupted, TrainingDiverged
 from icckd.experiment import Experiment, RunFolder
 from icckd.experiment.evaluation import predict
 from icckd.experiment.probe import FineProbe
+from icckd.experiment.robustness import Attack
 from icckd.models import build_model
-from icckd.settings import settings_from
+from icckd.settings import EvaluationSettings, settings_from
 from icckd.training import StopSignal
 
 # Margins make a step of the loss of what is rounded: with every sample an anchor rounding stays small.
@@ -139,11 +140,7 @@ def check_probe(world):
     model = build_model("convnet-small", 1, 2, 8)
 
     def probe(part, world):
-        batches = Batches(
-            *(images, labels),
-            **{"batch_size": 16, "mean": [0.5], "std": [0.3], "augmentation": None, "views": 1, "shuffle": False},
-            **{"seed": 0, "device": "cpu", "drop_last": False, "part": part},
-        )
+        batches = plain_batches(images, labels, part)
         return FineProbe(fine).fit(model, batches, world), batches
 
     together, _ = probe((world.rank, world.size), world)
@@ -154,3 +151,26 @@ def check_probe(world):
             rows = predictions.features if name == "fine_probe" else predictions.logits.double().div(4).log_softmax(1)
             torch.testing.assert_close(together.by_name[name].scores(rows), ridge.scores(rows), rtol=1e-6, atol=1e-6)
         assert 0.2 < one.measure(predictions)["fine_probe"] < 1
+
+
+def check_attack(world):
+    """Each attacks its parts, of the last batch some none; the first has the answers of one process."""
+    random = torch.Generator().manual_seed(3)
+    images = torch.randint(256, (34, 1, 8, 8), dtype=torch.uint8, generator=random)
+    labels = torch.randint(3, (34,), generator=random)
+    torch.manual_seed(0)
+    model = build_model("convnet-small", 1, 3, 8)
+    attack = Attack(EvaluationSettings("pgd", epsilon=0.1, steps=3, step_size=0.05), [0.5], [0.3], seed=4)
+    together = attack.predict(model, plain_batches(images, labels, (world.rank, world.size)), world)
+    if world.first:
+        one = attack.predict(model, plain_batches(images, labels, (0, 1)))
+        torch.testing.assert_close(together.logits, one.logits, rtol=1e-4, atol=1e-5)
+        assert torch.equal(together.labels, labels)
+
+
+def plain_batches(images, labels, part):
+    return Batches(
+        *(images, labels),
+        **{"batch_size": 16, "mean": [0.5], "std": [0.3], "augmentation": None, "views": 1, "shuffle": False},
+        **{"seed": 0, "device": "cpu", "drop_last": False, "part": part},
+    )

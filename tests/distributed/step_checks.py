@@ -50,8 +50,8 @@ def teacher(group, positive="second-view", views="first", **memory):
     return TeacherTask(network(), settings, IMAGES, group).double()
 
 
-def neighbour(group, method, candidates=None, **settings):
-    known = TrainingSet(torch.zeros(IMAGES, dtype=torch.int64), (3, 8, 8), candidates)
+def neighbour(group, method, candidates=None, people=None, **settings):
+    known = TrainingSet(torch.zeros(IMAGES, dtype=torch.int64), (1, 8, 8), candidates, people)
     loss = TeacherLossSettings(method=method)
     setattr(loss, method, replace(getattr(loss, method), **settings))
     torch.manual_seed(3)
@@ -85,6 +85,7 @@ TASKS = {
     "center by averages": lambda group: neighbour(group, "center", centers="average"),
     "wsc": lambda group: neighbour(group, "wsc", dim=8),
     "wsc of candidates": lambda group: neighbour(group, "wsc", candidates(), dim=8),
+    "spectrum": lambda group: neighbour(group, "spectrum", people=torch.arange(IMAGES) // 3, width=4),
     "student": lambda group: student(group, EXACT_METHODS),
     "student in float32": lambda group: student(group, SINGLE_METHODS),
     # Its heads take longer than all others together.

@@ -24,6 +24,7 @@ def test_processes_do_together_what_one_does(tmp_path):
                 partial(run_checks.check_continued_by_more, tmp_path),
                 partial(run_checks.check_resumed_in_the_same_bits, tmp_path),
                 run_checks.check_probe,
+                run_checks.check_attack,
             ],
             4: [step_checks.check_parts_of_four],
         },

@@ -147,8 +147,10 @@ def test_measures_are_the_ones_of_the_contract():
         "distance_ratio",
         "soft_label_entropy",
         "expected_calibration_error",
+        "macro_f1",
         "worst_class_accuracy",
         "class_accuracy_gap",
+        "class_accuracy_spread",
         "per_class_accuracy",
         "per_class_false_positives",
     ]

@@ -37,6 +37,7 @@ PARAMETERS = {
 }
 LARGE_PARAMETERS = {"resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032}
 OWN = ("convnet-large", "convnet-small")
+FOR_SIGNALS = ("signal-convnet", "signal-convnet-small")
 EVERY = sorted({*PARAMETERS, *OWN})
 SMALL = ("resnet8", "wrn_16_1", "wrn_16_2", "vgg8", "mobilenetv2_half", "shufflenetv1", "shufflenetv2", *OWN)
 

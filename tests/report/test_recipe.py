@@ -38,7 +38,7 @@ def test_strong_views_and_noise_are_told_where_there_are_any(run, monkeypatch):
     found = words(run)
     assert found["Augmentation of strong views"] == "turned by up to 15°"
     assert found["Label noise"] == (
-        "partial:0.1: 1.949 candidates an image on average; one drawn of them is wrong for 35.61 % of images"
+        "partial:0.1: 1.949 candidates of each image on average; one drawn is wrong for 35.61 % of images"
     )
     run.settings["data"]["label_noise"] = "symmetric:0.4"
     run.summary["data"]["label_noise"] = {"wrong": 0.4}

@@ -8,6 +8,8 @@ from safetensors.torch import save_file
 
 from icckd.errors import UserError
 from icckd.report import write_report
+from icckd.report.charts import sections
+from icckd.report.results import read_results
 from tests.report.parsed import Page
 
 
@@ -46,6 +48,26 @@ def test_probes_of_fine_classes_are_shown_where_there_are_any(run):
         for shown in ("Fine classes in features", "76.54 %", "Fine classes in soft labels", "43.21 %"):
             assert shown in text
         assert "4 coarse classes, which are made of 12 fine ones" in text
+
+
+def test_an_attack_is_shown_with_what_it_left_of_each_class(run):
+    assert all("ttacked" not in text for text in report(run))
+    run.settings["evaluation"] |= {"attack": "pgd", "epsilon": 0.125, "steps": 7, "step_size": 0.025}
+    run.summary["teacher"] |= {
+        "robust_accuracy": 0.4567, "worst_class_robust_accuracy": 0.0123, "robust_accuracy_spread": 0.8765,
+        "class_accuracy_spread": 0.1357, "per_class_robust_accuracy": [0.11, 0.22, None, 0.44],
+    }  # fmt: skip
+    run.summary["student"] |= {
+        "adversarial_temperatures": [1.25, 0.75, 1.0, 0.5], "natural_temperatures": [1.5, 0.875, 1.0, 0.625],
+    }  # fmt: skip
+    run.write()
+    page, markdown = report(run)
+    for text in (Page(page).text, markdown):
+        for shown in ("45.67 %", "1.23 %", "0.8765", "0.1357", "22.00 %", "44.00 %", "0.7500", "0.8750", "0.6250"):
+            assert shown in text
+        assert "PGD: pixels in [0, 1] changed by 0.125 at most, in 7 steps of 0.025 from a random start" in text
+    row = next(line for line in markdown.splitlines() if line.startswith(f"| {run.classes[2]} "))
+    assert [cell.strip() for cell in row.split("|")[-4:-1]] == ["–", "1.0000", "1.0000"]
 
 
 def test_student_is_compared_with_its_teacher(run):
@@ -96,6 +118,23 @@ def test_every_curve_of_a_complete_run_is_drawn(run):
     assert len(Page(report(run)[0]).all("svg")) == 11
     for title in ("Accuracy", "Teacher's training loss", "Student's training loss", "Distance ratio", "Active anchors"):
         assert title in titles
+
+
+def test_what_a_procedure_s_losses_and_weights_of_stages_are_is_drawn(run):
+    student = [record for record in run.metrics if record["stage"] == "student"]
+    for epoch, record in enumerate(student):
+        del record["train_kd"]
+        record["train_moments"] = 0.5
+        record |= {f"train_weight_stage{number}": 1 / (epoch + 1) for number in range(1, epoch + 2)}
+    run.write()
+    charts = {chart.name: chart for section in sections(read_results(run.path)) for chart in section.charts}
+    labels = [curve.label for curve in charts["student-loss"].curves]
+    assert labels == ["total", "cross-entropy", "moments"]
+    first, second, third = charts["stage-weights"].curves
+    assert [curve.label for curve in (first, second, third)] == ["stage1", "stage2", "stage3"]
+    assert first.values == [1, 1 / 2, 1 / 3]
+    assert (second.values, third.values) == ([None, 1 / 2, 1 / 3], [None, None, 1 / 3])
+    assert "Weights of the student's stages" in Page(report(run)[0]).text
 
 
 def test_soft_labels_are_shown_at_both_temperatures(run):
@@ -290,6 +329,8 @@ def breakages(path, run):
             '{"student": {"settings": []}}',
             "[" * 100_000,
             '{"teacher": {"per_class_accuracy": 3}}',
+            '{"teacher": {"per_class_robust_accuracy": 3}}',
+            '{"teacher": {"per_class_robust_accuracy": [0.5]}}',
         ],
         "metrics.jsonl": ["3\n", '{"stage": "teacher"}\n', '{"stage": "x", "epoch": 1}\n', '{"stage": []', "\n"],
         "teacher/model.json": ["{", '{"classes": 3}', '{"classes": ["a", "b"]}'],

@@ -1,15 +1,19 @@
+import math
 from dataclasses import replace
 
 import pytest
 
 from icckd.errors import UserError
+from icckd.methods.absld import AbsldSettings
 from icckd.settings import (
     AugmentationSettings,
     ClassAugmentationSettings,
     DataSettings,
+    EvaluationSettings,
     MemorySettings,
     Settings,
     StrongAugmentationSettings,
+    StudentLossSettings,
     StudentSettings,
     TeacherLossSettings,
     TeacherSettings,
@@ -31,8 +35,20 @@ def both_views(positive):
     return Settings(teacher=TeacherSettings(loss=TeacherLossSettings(cross_entropy_views="both"), positive=positive))
 
 
+def robust(**absld):
+    loss = StudentLossSettings(method="absld", absld=AbsldSettings(**absld))
+    return Settings(student=StudentSettings(loss=loss))
+
+
+ABSLD = [
+    *(("epsilon", 0.0), ("epsilon", 8.0), ("step_size", 0.0), ("steps", 0), ("start", -0.1)),
+    *(("adversarial_weight", 1.1), ("temperature", 0.4), ("temperature", 5.5), ("lowest", 0.0), ("rate", math.inf)),
+]
+
+
 def test_defaults_are_valid():
     check(Settings())
+    check(robust())
     check(both_views("second-view"))
     check(Settings(teacher=TeacherSettings(positive="previous-epoch")))
 
@@ -67,6 +83,11 @@ def test_strong_views_are_not_made_of_images_in_files(monkeypatch):
             Settings(data=DataSettings(strong_augmentation=StrongAugmentationSettings(rotation=-1.0))),
             "data.strong_augmentation.rotation",
         ),
+        (Settings(evaluation=EvaluationSettings(epsilon=8.0)), "evaluation.epsilon"),
+        (Settings(evaluation=EvaluationSettings(epsilon=0.0)), "evaluation.epsilon"),
+        (Settings(evaluation=EvaluationSettings(steps=0)), "evaluation.steps"),
+        (Settings(evaluation=EvaluationSettings(step_size=float("nan"))), "evaluation.step_size"),
+        *((robust(**{name: value}), f"student.loss.absld.{name}") for name, value in ABSLD),
         (Settings(seed=-1), "seed"),
         (Settings(checkpoint_every=-1), "checkpoint_every"),
         (Settings(checkpoint_every=10**23), "checkpoint_every"),

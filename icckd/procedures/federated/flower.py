@@ -64,9 +64,7 @@ class FarClients:
         say: Is told who comes, goes and is refused.
     """
 
-    def __init__(
-        self, manager: Any, clients: Sequence[Client], settings: Mapping[str, str], patience: float, say: Say
-    ):
+    def __init__(self, manager: Any, clients: Sequence[Client], settings: Mapping[str, str], patience: float, say: Say):
         self.images = [len(client.part) for client in clients]
         self._classes = clients[0].workshop.network.classes
         self._manager = manager

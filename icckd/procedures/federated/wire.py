@@ -57,11 +57,15 @@ def answer_to_wire(answer: Answer) -> tuple[list[bytes], Values]:
     return [_to_wire(x) for x in tensors], {**counts, **{_LOSS + name: x for name, x in answer.losses.items()}}
 
 
-def answer_from_wire(arrays: Sequence[bytes], values: Mapping[str, Any], question: Question, images: int, classes: int) -> Answer:
+def answer_from_wire(
+    arrays: Sequence[bytes], values: Mapping[str, Any], question: Question, images: int, classes: int
+) -> Answer:
     """The answer to `question` of a client that has so many `images`. Raises Refused where it is none."""
     steps, skipped, used = (values.get(name) for name in ("steps", "skipped", "images"))
     if not (_is_count(steps) and _is_count(skipped) and skipped <= steps):
-        raise Refused(f"{skipped!r} steps of {steps!r} were skipped; there should be whole numbers, the first no larger")
+        raise Refused(
+            f"{skipped!r} steps of {steps!r} were skipped; there should be whole numbers, the first no larger"
+        )
     if not _is_count(used) or used > images or (question.kind != "expert" and used != images):
         raise Refused(f"it is made of {used!r} images; the client has {images}")
     losses = {name: values[_LOSS + name] for name in _LOSSES if _LOSS + name in values}

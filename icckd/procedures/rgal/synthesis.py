@@ -33,7 +33,7 @@ class Synthesis:
         self.student, self.teacher = lesson.student, lesson.teacher
         self.seed, self.device = lesson.settings.seed, lesson.device
         settings, model = method.settings, lesson.student
-        generator = Generator(settings.noise, settings.width, model.channels, model.image_size)
+        generator = Generator(settings.noise, settings.width, model.channels, model.image_shape[-1])
         self.generator = generator.to(lesson.device)
         self._adam = torch.optim.Adam(self.generator.parameters(), lr=settings.generator_rate, betas=_BETAS)
         self._mean, self._std = (

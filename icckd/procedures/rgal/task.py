@@ -32,8 +32,7 @@ class RgalTask(Task):
         self.method = lesson.losses(Rgal)
         self.synthesis = Synthesis(self.method, lesson)
         model = lesson.student
-        shape = (model.channels, model.image_size, model.image_size)
-        self.pool = Pool(self.method.settings.capacity, shape, lesson.device)
+        self.pool = Pool(self.method.settings.capacity, model.image_shape, lesson.device)
         self._lesson = lesson
 
     def batches(self) -> PoolBatches:

@@ -24,7 +24,7 @@ class Finding:
 
 def title(results: Results) -> str:
     comparison, others = results.comparison, results.others
-    data = sorted({settings.data.name for settings in comparison.variants.values()})
+    data = sorted({settings.data.shown_name for settings in comparison.variants.values()})
     who = ", ".join(others) if len(others) <= _NAMED_VARIANTS else f"{len(others)} variants"
     against = f"{who} against {', '.join(results.baselines)}" if others else f"{comparison.baseline} alone"
     return f"{against} on {' and '.join(data)}"
@@ -75,8 +75,13 @@ def notes(results: Results) -> list[str]:
     held_out = sorted({settings.data.validation for settings in results.comparison.variants.values()} - {0.0})
     if held_out:
         shares = " or ".join(f"{100 * share:g} %" for share in held_out)
-        found.append(f"Measured on {shares} of the training images, held out, not on the test images.")
+        found.append(f"Measured on {shares} of {_held_out_of(results)}, held out, not on the test set.")
     return [*found, *_machines(results)]
+
+
+def _held_out_of(results: Results) -> str:
+    signals = any(settings.data.name == "signals" for settings in results.comparison.variants.values())
+    return "the people to train on" if signals else "the training images"
 
 
 def seeds_text(needed: Needed | None) -> str:

@@ -8,7 +8,7 @@ from icckd.settings.comparison import Comparison
 _HALF_A_POINT = 0.005  # Gaps below it are within the noise of the field's published tables (this project's choice).
 
 # A metric whose name has one of these words is a share of the test images: test_accuracy, recall_at_1, fine_probe,
-# class_accuracy_gap, macro_f1.
+# class_accuracy_gap, macro_f1; but not a spread of such.
 _SHARES = {"accuracy", "recall", "gap", "probe", "f1"}
 
 
@@ -75,7 +75,7 @@ class Metric:
 def metric_of(name: str, comparison: Comparison) -> Metric:
     stage, _, key = name.partition(".")
     words = key.split("_")
-    share = not _SHARES.isdisjoint(words)
+    share = not _SHARES.isdisjoint(words) and "spread" not in words
     label = f"{stage.capitalize()}'s {' '.join(words)}"
     if "best" in words:
         label += " (at an epoch chosen on the test data)"

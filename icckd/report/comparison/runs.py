@@ -5,7 +5,7 @@ from pathlib import Path
 
 from icckd.report.reading import (
     Numbers,
-    class_accuracies,
+    by_class,
     class_names,
     environment,
     mapping,
@@ -59,7 +59,7 @@ def _read_run(run: Path, stages: tuple[str, ...]) -> Run | None:
     given = {stage: mapping(summary[stage], path, stage) for stage in STAGES if stage in summary}
     return Run(
         measures={stage: {key: number(value) for key, value in of.items()} for stage, of in given.items()},
-        per_class_accuracy={stage: class_accuracies(of, path, stage) for stage, of in given.items()},
+        per_class_accuracy={stage: by_class(of, "per_class_accuracy", path, stage) for stage, of in given.items()},
         history=read_history(run / "metrics.jsonl"),
         classes=_classes(run),
         environment=environment(summary, path),

@@ -30,7 +30,7 @@ def ask_as_it_is(model: nn.Module, images: Tensor, stages: Sequence[str] = ()) -
 def can_be_attacked(model: Model) -> bool:
     """Have the logits of `model` a gradient with respect to images that is not 0 everywhere, of a few random ones?"""
     random, device = torch.Generator().manual_seed(0), next(model.parameters()).device
-    images = torch.randn(_TRIED, model.channels, model.image_size, model.image_size, generator=random).to(device)
+    images = torch.randn(_TRIED, *model.image_shape, generator=random).to(device)
     weights = torch.rand(_TRIED, model.classes, generator=random).to(device)
     found = gradient(lambda moved: (ask_as_it_is(model, moved).logits * weights).sum(), images)
     return bool((found.abs() > 0).any())

@@ -159,7 +159,7 @@ def describe(model: Model) -> Network:
 
 def _black_images(model: Model, count: int) -> Tensor:
     parameter = own_part(next(model.parameters()))
-    return parameter.new_zeros(count, model.channels, model.image_size, model.image_size)
+    return parameter.new_zeros(count, *model.image_shape)
 
 
 def _below(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -39,7 +39,10 @@ class WireClients:
 
 
 def test_a_training_over_the_wire_ends_in_the_same_bits(tmp_path):
-    near, far = fit(federation().training(), tmp_path / "near"), fit(federation(WireClients).training(), tmp_path / "far")
+    near, far = (
+        fit(federation().training(), tmp_path / "near"),
+        fit(federation(WireClients).training(), tmp_path / "far"),
+    )
     assert the_same(near, far)
 
 
