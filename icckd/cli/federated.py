@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 
 from icckd.cli.commands import print_summary, settings_of
@@ -65,8 +66,8 @@ def _client(options: Namespace, settings: Settings) -> int:
         raise UserError(
             f"--client is {'not given' if options.client is None else options.client}; it should be {wanted}"
         )
-    data = load_data(settings.data)
-    data = replace(data, test_images=data.test_images[:0], test_labels=data.test_labels[:0])
+    data, none = load_data(settings.data), torch.zeros(0, dtype=torch.int64)
+    data = replace(data, test_images=data.test_images[none], test_labels=data.test_labels[none])
     procedure = Experiment(settings, ("student",), data=data).student_procedure()
     assert isinstance(procedure, FederatedLearning)
     procedure.workshop.prepare()

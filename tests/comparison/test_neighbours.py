@@ -21,9 +21,11 @@ SYSTEMS = {
     "center": ("average", "teacher.recall_at_1"),
     "hierarchical": ("hierarchical-30", "teacher.recall_at_1"),
     "multi-head": ("multi-head", "student.test_accuracy"),
+    "pkd": ("pkd", "student.class_accuracy_gap"),
 }
 SMALL = {
     "data.train_fraction": 0.15,
+    "federated.rounds": 2,
     **{f"{stage}.{name}": value for stage in ("teacher", "student") for name, value in
        {"arch": "convnet-small", "epochs": 1, "warmup_epochs": 0}.items()},
 }  # fmt: skip

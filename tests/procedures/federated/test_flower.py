@@ -29,7 +29,11 @@ def started():
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
         with log.open("a") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "icckd", *map(str, arguments)], stdout=file, stderr=file, env=environment, cwd=ROOT
+                [sys.executable, "-m", "icckd", *map(str, arguments)],
+                stdout=file,
+                stderr=file,
+                env=environment,
+                cwd=ROOT,
             )
         processes.append(process)
         return process

@@ -34,7 +34,8 @@ def without_time(history):
 
 def the_same(one, other):
     assert without_time(one.history) == without_time(other.history)
-    assert all(torch.equal(x, y) for x, y in zip(one.model.state_dict().values(), other.model.state_dict().values()))
+    networks = one.model.state_dict(), other.model.state_dict()
+    assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
     return True
 
 
@@ -111,9 +112,20 @@ def test_experts_begin_as_the_network_and_only_they_change_the_rounds_after_the_
     assert first == without_time(other.history)[0]
     assert one.history[-1]["train_pkd"] > 0
     assert other.history[-1]["train_pkd"] == 0
-    found = with_experts.findings(None).numbers
+    found = with_experts.findings(None).numbers["federated"]
     assert found["groups"] == [["a", "c"], ["b", "d"]]
-    assert alone.findings(None).numbers["groups"] == []
+    assert found["warmup_rounds"] == 1
+    found = alone.findings(None).numbers["federated"]
+    assert (found["groups"], found["weak_classes"], found["warmup_rounds"]) == (None, None, 3)
+
+
+@pytest.mark.parametrize(("rounds", "warmup"), [(1, 1), (2, 1), (7, 3)])
+def test_the_warm_up_is_half_of_the_rounds_unless_given(tmp_path, rounds, warmup):
+    procedure = federation(**{"federated.rounds": rounds, "student.loss.pkd.warmup_rounds": None})
+    fit(procedure.training(), tmp_path)
+    found = procedure.findings(None).numbers["federated"]
+    assert found["warmup_rounds"] == warmup
+    assert (found["groups"] is None) == (rounds == 1)
 
 
 def test_bytes_of_every_round_are_counted_both_ways(tmp_path):
@@ -126,7 +138,7 @@ def test_bytes_of_every_round_are_counted_both_ways(tmp_path):
     to_server = [3 * size, 3 * (counts + 4 * size + size), 3 * size]
     assert [record["bytes_to_clients"] for record in training.history] == to_clients
     assert [record["bytes_to_server"] for record in training.history] == to_server
-    found = procedure.findings(None).numbers
+    found = procedure.findings(None).numbers["federated"]
     assert found["bytes_by_round"] == [a + b for a, b in zip(to_clients, to_server, strict=True)]
     assert found["bytes_sent"] == sum(found["bytes_by_round"])
     assert sum(found["images_by_client"]) == 48
@@ -167,7 +179,7 @@ def test_a_client_whose_network_is_not_finite_ends_the_training(tmp_path):
     ("changes", "words"),
     [
         ({"federated.clients": 25}, "federated.clients is 25; there are 48 training images"),
-        ({"federated.rounds": 1}, "warmup_rounds is 1; it should be below federated.rounds, 1"),
+        ({"federated.rounds": 1}, "warmup_rounds is 1; it should be null, or below federated.rounds, 1"),
         ({"student.warmup_epochs": 4.0}, r"student.warmup_epochs is 4; it should be .* 3, at most"),
         ({"data.sampler": "class-balanced"}, "data.sampler is class-balanced"),
         ({"data.streaming": True}, "data.streaming is true"),
