@@ -68,8 +68,8 @@ class FederatedLearning(Procedure):
     def findings(self, test: TestSet) -> Findings:
         """For the summary, as `federated`.
 
-        Images by client; bytes sent to and by those who answered, by round and in all; rounds of warm-up; the weak classes and the groups,
-        by name, null where clients were never asked.
+        Images by client; bytes sent to and by those who answered, by round and in all; rounds of warm-up; the weak
+        classes and the groups, by name, null where clients were never asked.
         """
         assert self._rounds is not None
         rounds, names = self._rounds, self.lesson.data.classes
