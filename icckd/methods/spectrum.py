@@ -124,6 +124,8 @@ class Spectrum(TeacherMethod):
     def findings(self, test: TestSet) -> Findings:
         """The swap test, and the codes of up to 400 test windows, evenly spread over their order.
 
+        "people" says of these who of the test windows' people it is, counted from 0.
+
         Of the test windows that have a partner, as above but among all test windows, the network names the class of
         the decoded window rightly: reconstruction_accuracy, the fraction where both codes are the window's own;
         swap_accuracy, where the disparity code is the partner's. nan where no window has a partner: all test windows
@@ -144,7 +146,7 @@ class Spectrum(TeacherMethod):
             "class_codes": kept.float(),
             "disparity_codes": disparity.float(),
             "labels": labels,
-            "people": people,
+            "people": people.unique(return_inverse=True)[1],
         }
         return Findings(numbers, {name: tensor.cpu()[shown] for name, tensor in tensors.items()})
 
