@@ -44,10 +44,10 @@ class SpectrumSettings(MethodSettings):
             are dropped after training.
     """
 
-    reconstruction: float = 1.0
+    reconstruction: float = 3.0
     spectrum: float = 0.5
-    adversarial: float = 0.1
-    swap: float = 0.5
+    adversarial: float = 0.3
+    swap: float = 0.1
     width: int = 16
 
     def rules(self) -> dict[str, Rule]:
@@ -233,8 +233,8 @@ def _encoder(channels: int, length: int, width: int, dim: int) -> nn.Sequential:
     """Windows (B, …, length) → codes (B, dim). Where in the window something happens is kept: nothing is averaged."""
     return nn.Sequential(
         nn.Flatten(1, 2),
-        *(nn.Conv1d(channels, width, 5, stride=2, padding=2), nn.ReLU()),
-        *(nn.Conv1d(width, 2 * width, 5, stride=2, padding=2), nn.ReLU()),
+        *(nn.Conv1d(channels, width, 5, stride=2, padding=2), nn.GroupNorm(1, width), nn.ReLU()),
+        *(nn.Conv1d(width, 2 * width, 5, stride=2, padding=2), nn.GroupNorm(1, 2 * width), nn.ReLU()),
         *(nn.Flatten(), nn.Linear(2 * width * _quarter(length), dim)),
     )
 
@@ -247,8 +247,9 @@ class _Decoder(nn.Module):
         self.shape = shape
         channels, height, length = shape
         self.layers = nn.Sequential(
-            *(nn.Linear(dim, 2 * width * _quarter(length)), nn.ReLU(), nn.Unflatten(1, (2 * width, _quarter(length)))),
-            *(nn.ConvTranspose1d(2 * width, width, 4, stride=2, padding=1), nn.ReLU()),
+            *(nn.Linear(dim, 2 * width * _quarter(length)), nn.Unflatten(1, (2 * width, _quarter(length)))),
+            *(nn.GroupNorm(1, 2 * width), nn.ReLU()),
+            *(nn.ConvTranspose1d(2 * width, width, 4, stride=2, padding=1), nn.GroupNorm(1, width), nn.ReLU()),
             nn.ConvTranspose1d(width, channels * height, 4, stride=2, padding=1),
         )
 

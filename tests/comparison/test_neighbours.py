@@ -21,6 +21,7 @@ SYSTEMS = {
     "center": ("average", "teacher.recall_at_1"),
     "hierarchical": ("hierarchical-30", "teacher.recall_at_1"),
     "multi-head": ("multi-head", "student.test_accuracy"),
+    "spectrum": ("spectrum", "teacher.macro_f1"),
 }
 SMALL = {
     "data.train_fraction": 0.15,
