@@ -40,8 +40,8 @@ class SpectrumSettings(MethodSettings):
         adversarial: Weight, at the end of the training, of the reversed gradient by which the network's features hide
             the person; it rises from 0.
         swap: Weight of the cross-entropy of windows decoded with the disparity code of another person of their class.
-        width: Channels of the disparity encoder's first layer and of the decoder's last, half those next to them; both
-            are dropped after training.
+        width: Channels of the disparity encoder after its first layer and of the decoder before its last; between there
+            are twice as many. Both are dropped after training, as the discriminator is.
     """
 
     reconstruction: float = 3.0
@@ -124,12 +124,10 @@ class Spectrum(TeacherMethod):
     def findings(self, test: TestSet) -> Findings:
         """The swap test, and the codes of up to 400 test windows, evenly spread over their order.
 
-        "people" says of these who of the test windows' people it is, counted from 0.
-
         Of the test windows that have a partner, as above but among all test windows, the network names the class of
         the decoded window rightly: reconstruction_accuracy, the fraction where both codes are the window's own;
         swap_accuracy, where the disparity code is the partner's. nan where no window has a partner: all test windows
-        of each class are of one person.
+        of each class are of one person. "people" counts the test windows' people from 0.
         """
         assert test.people is not None
         codes = [(test.ask(images).features, self.encoder(images)) for images in test.images]
