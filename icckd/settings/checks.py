@@ -95,7 +95,7 @@ def _data_rules(data: DataSettings) -> list[_Rule]:
         (
             "data.left_out",
             left_out,
-            left_out is None or 0 < len(left_out) == len(set(left_out)),
+            left_out is None or 0 < len(left_out) == len(set(map(str, left_out))),
             "null, or one name or more, each once",
         ),
         *_statistics_rules(data),

@@ -85,7 +85,7 @@ def _split(windows: Windows, settings: DataSettings) -> tuple[Split, Split]:
     return rest, test
 
 
-def _left_out(windows: Windows, given: list[str] | None) -> list[int]:
+def _left_out(windows: Windows, given: list[str | int] | None) -> list[int]:
     """The indices of the people who are the test set."""
     people = windows.people
     if len(people) < 2:
@@ -94,12 +94,13 @@ def _left_out(windows: Windows, given: list[str] | None) -> list[int]:
         )
     if given is None:
         return _last(range(len(people)), _TEST_FRACTION)
-    for name in given:
+    names = [str(name) for name in given]
+    for name in names:
         if name not in people:
             raise UserError(f"data.left_out names {name!r}, whom {windows.source} does not; it names {_listed(people)}")
-    if len(given) == len(people):
+    if len(names) == len(people):
         raise UserError(f"data.left_out names everybody in {windows.source}; somebody should be left to train on")
-    return [people.index(name) for name in given]
+    return [people.index(name) for name in names]
 
 
 def _listed(names: Sequence[str]) -> str:
