@@ -23,6 +23,7 @@ SYSTEMS = {
     "multi-head": ("multi-head", "student.test_accuracy"),
     "absld": ("absld", "student.worst_class_robust_accuracy"),
     "pkd": ("pkd", "student.class_accuracy_gap"),
+    "spectrum": ("spectrum", "teacher.macro_f1"),
     "staged": ("staged", "student.test_accuracy"),
     "rgal": ("triplets-1", "student.test_accuracy"),
 }
