@@ -191,7 +191,7 @@ def test_other_networks_take_signals_too(arch):
 
 
 def test_a_network_that_does_not_take_signals_says_so():
-    with pytest.raises(UserError, match="vgg8 does not take signals or images of 3×1×64 .*; signal-convnet does"):
+    with pytest.raises(UserError, match=r"vgg8 does not take signals or images of 3×1×64 .*; signal-convnet does"):
         build("vgg8", image_size=(1, 64))
 
 
