@@ -13,7 +13,7 @@ from tests.report.parsed import Page
 
 HEADING = "What the student learned from"
 TENSORS = {
-    "images": (3 * torch.arange(5 * 64)).view(5, 1, 8, 8).to(torch.uint8),
+    "images": torch.randint(256, (5, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8),
     "image_labels": torch.tensor([0, 0, 1, 3, 3]),
     "image_confidences": torch.tensor([0.5, 0.25, 1.0, 0.75, 0.004]),
 }
