@@ -47,8 +47,8 @@ DIR/runs/VARIANT/SEED; a teacher that several variants have in common is trained
 teacher's, no student is trained. With one key more, against: SETTING (data.label_noise, say), a setting in which the
 variants differ, metrics are drawn against it and variants compared at equal values of it. DIR then holds
 compare.html, compare.md, compare.csv and compare.json."""
-_FEDERATED_DESCRIPTION = """icckd federated: train a student by what --student.loss.method pkd says, on training images that stay
-with their clients, which are processes of this machine or of others, connected by Flower (pip install
+_FEDERATED_DESCRIPTION = """icckd federated: train a student by what --student.loss.method pkd says, on training
+images that stay with their clients: processes of this machine or of others, connected by Flower (pip install
 'icckd[federated]').
 
   icckd federated server --server 0.0.0.0:8080 --output DIR --federated.clients 3 --federated.rounds 20 ...
@@ -56,13 +56,13 @@ with their clients, which are processes of this machine or of others, connected 
   icckd federated client --server HOST:8080 --client 1 ...
 
 The settings of the data, the student and federated must be the same for all: the server refuses a client that has
-others, and says which. Each reads the data set from its own --data.root. Client I uses its part of the training images
-alone, which the seed tells; the server uses the test images alone, writes the results as icckd run does, and needs no
-teacher. It begins when all clients have come, or when --patience is over, and goes on with those that are there: one
-that dies and is started again takes part from the next question on. A server that is stopped goes on with --resume,
-and its clients find it again. While all answer, the results are those of icckd run, to the bit on like machines.
-Networks travel as plain arrays and nothing that comes is run or unpickled, but nothing is encrypted either, and nobody
-proves who he is: use it on one machine, or where machines and their network are trusted."""
+others, and says which. Each reads the data set from its own --data.root. Client I trains on its part of the training
+images alone, which the seed tells; the server measures on the test images, writes the results as icckd run does, and
+needs no teacher. It begins when all clients have come, or when --patience is over, and goes on with those that are
+there: one that dies and is started again takes part from the next question on. A server that is stopped goes on with
+--resume, and its clients find it again. While all answer, the results are those of icckd run, to the bit on like
+machines. Networks travel as plain arrays and nothing that comes is run or unpickled, but nothing is encrypted either,
+and nobody proves who he is: use it on one machine, or where machines and their network are trusted."""
 _EPILOG = """exit codes: 0 done; 1 one of several processes died; 2 the input or a setting is wrong, one line on
 standard error says what; 3 training diverged, the last good checkpoint is kept; 130/143 stopped by a signal, after
 saving a checkpoint."""

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 
 from icckd.cli.commands import print_summary, settings_of
@@ -16,6 +17,7 @@ from icckd.console import console
 from icckd.data import load_data
 from icckd.errors import UserError
 from icckd.experiment import Experiment, RunFolder
+from icckd.methods.pkd import Pkd
 from icckd.procedures.federated import FederatedLearning
 from icckd.procedures.federated.flower import FarClients, flower, serve, take_part
 from icckd.settings import Settings, flat
@@ -28,20 +30,29 @@ _SHARED = ("data", "student", "federated", "seed", "preset")
 def run_federated(options: Namespace) -> int:
     """Be the server, or a client, until the training is over."""
     settings = settings_of(options)
-    method = settings.student.loss.method
-    if settings.student.loss.procedure() is None or method != "pkd":
-        raise UserError(f"student.loss.method is {method}; it should be pkd for icckd federated")
-    if re.fullmatch(r"\S+:\d{1,5}", options.server) is None:
-        raise UserError(f"--server is {options.server!r}; it should be HOST:PORT, such as 127.0.0.1:8080")
-    if not 0 < options.patience < math.inf:
-        raise UserError(f"--patience is {options.patience:g}; it should be a finite number of seconds, above 0")
+    _check(options, settings)
     flower()
     return _server(options, settings) if options.role == "server" else _client(options, settings)
 
 
-def _server(options: Namespace, settings: Settings) -> int:
-    if options.client is not None:
+def _check(options: Namespace, settings: Settings) -> None:
+    method, clients = settings.student.loss.method, settings.federated.clients
+    if method != Pkd.name:
+        raise UserError(f"student.loss.method is {method}; it should be {Pkd.name} for icckd federated")
+    if re.fullmatch(r"\S+:\d{1,5}", options.server) is None:
+        raise UserError(f"--server is {options.server!r}; it should be HOST:PORT, such as 127.0.0.1:8080")
+    if not 0 < options.patience < math.inf:
+        raise UserError(f"--patience is {options.patience:g}; it should be a finite number of seconds, above 0")
+    if options.role == "server" and options.client is not None:
         raise UserError(f"--client is {options.client}; it is an option of icckd federated client alone")
+    if options.role == "client" and options.output is not None:
+        raise UserError(f"--output is {options.output}; it is an option of icckd federated server alone")
+    if options.role == "client" and (options.client is None or not 0 <= options.client < clients):
+        given = "not given" if options.client is None else options.client
+        raise UserError(f"--client is {given}; it should be in [0, {clients}), below federated.clients")
+
+
+def _server(options: Namespace, settings: Settings) -> int:
     folder = RunFolder(Path(options.output or datetime.now().strftime("runs/%Y%m%d-%H%M%S")))
 
     def work(manager: Any) -> None:
@@ -58,15 +69,8 @@ def _server(options: Namespace, settings: Settings) -> int:
 
 
 def _client(options: Namespace, settings: Settings) -> int:
-    if options.output is not None:
-        raise UserError("--output is an option of icckd federated server alone; a client keeps nothing")
-    if options.client is None or not 0 <= options.client < settings.federated.clients:
-        wanted = f"in [0, {settings.federated.clients}), below federated.clients"
-        raise UserError(
-            f"--client is {'not given' if options.client is None else options.client}; it should be {wanted}"
-        )
-    data = load_data(settings.data)
-    data = replace(data, test_images=data.test_images[:0], test_labels=data.test_labels[:0])
+    data, none = load_data(settings.data), torch.zeros(0, dtype=torch.int64)
+    data = replace(data, test_images=data.test_images[none], test_labels=data.test_labels[none])
     procedure = Experiment(settings, ("student",), data=data).student_procedure()
     assert isinstance(procedure, FederatedLearning)
     procedure.workshop.prepare()

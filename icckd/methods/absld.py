@@ -62,6 +62,7 @@ class Absld(StudentProcedure):
     """
 
     name = "absld"
+    of_pixels = True
     settings: AbsldSettings
     epoch: Tensor
 

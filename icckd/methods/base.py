@@ -237,10 +237,12 @@ class StudentProcedure(Method):
         settings: Annotate it with a subclass of MethodSettings.
         data_free: Does the student learn without the training images?
         asks_teacher: Does it learn from the teacher? Else a run of the student alone needs none.
+        of_pixels: Does it change or make images as pixels in [0, 1], which signals are not?
     """
 
     data_free: ClassVar[bool] = False
     asks_teacher: ClassVar[bool] = True
+    of_pixels: ClassVar[bool] = False
 
     def __init__(self, settings: Any, pair: Pair, backend: str):
         super().__init__(settings, backend)

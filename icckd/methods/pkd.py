@@ -29,7 +29,8 @@ class PkdSettings(MethodSettings):
     Args:
         weight: Weight λ of what is learnt from experts (0: federated averaging alone).
         temperature: Temperature T that softens the predictions of experts and student.
-        warmup_rounds: Rounds of federated averaging alone, before which no class is called weak.
+        warmup_rounds: Rounds of federated averaging alone, before which no class is called weak (null: half of
+            federated.rounds; of a single round there is nothing but the warm-up).
         threshold: A class is weak where its recall is below the mean over all classes by more than this.
         confusion: A weak class and another are of one group where of each class this fraction of its images or more is
             taken for the other.
@@ -38,16 +39,20 @@ class PkdSettings(MethodSettings):
 
     weight: float = 1.0
     temperature: float = 2.0
-    warmup_rounds: int = 5
+    warmup_rounds: int | None = None
     threshold: float = 0.02
     confusion: float = 0.01
     expert_rounds: int = 2
+
+    def warmup(self, rounds: int) -> int:
+        """The rounds of warm-up, of so many rounds."""
+        return max(rounds // 2, 1) if self.warmup_rounds is None else self.warmup_rounds
 
     def rules(self) -> dict[str, Rule]:
         return {
             **super().rules(),
             "temperature": above_zero(self.temperature),
-            "warmup_rounds": Rule(self.warmup_rounds >= 1, "1 or more"),
+            "warmup_rounds": Rule(self.warmup_rounds is None or self.warmup_rounds >= 1, "null, or 1 or more"),
             "threshold": Rule(0 <= self.threshold < 1, "in [0, 1)"),
             "confusion": Rule(0 < self.confusion <= 1, "in (0, 1]"),
             "expert_rounds": Rule(self.expert_rounds >= 1, "1 or more"),

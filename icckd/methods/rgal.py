@@ -94,6 +94,7 @@ class Rgal(StudentProcedure):
 
     name = "rgal"
     data_free = True
+    of_pixels = True
     settings: RgalSettings
 
     def __init__(self, settings: Any, pair: Pair, backend: str):

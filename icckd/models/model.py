@@ -107,9 +107,10 @@ class Stages(Trunk):
 class Model(nn.Module):
     """A classifier: `trunk`, then `classifier`, a linear layer, on the trunk's features.
 
-    `image_size` says which images the model is meant for, by pixels a side or by (height, width); most networks take
-    any. Where `detaches_features` is
-    set the gradient of the logits stops at the features: the classifier learns, and the trunk does not learn from it.
+    `image_size`, pixels a side or (height, width), says which images the model is meant for; most networks take any.
+    `image_shape` is channels, height and width of these, and the attribute `image_size` the longer side. Where
+    `detaches_features` is set the gradient of the logits stops at the features: the classifier learns, and the trunk
+    does not learn from it.
     """
 
     detaches_features = False
@@ -119,16 +120,12 @@ class Model(nn.Module):
         self.arch = arch
         self.channels = channels
         self.classes = classes
-        self.image_size = image_size
+        self.image_shape = (channels, *sides(image_size))
+        self.image_size = max(sides(image_size))
         self.feature_dim = trunk.feature_dim
         self.stage_names = trunk.stage_names
         self.trunk = trunk
         self.classifier = nn.Linear(trunk.feature_dim, classes)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the images that the model is meant for."""
-        return self.channels, *sides(self.image_size)
 
     def forward(
         self, images: Tensor, stages: Sequence[str] = ()

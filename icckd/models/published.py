@@ -31,7 +31,7 @@ def load_published(model: Model, path: Path) -> None:
     published = ARCHITECTURES.find(model.arch, "arch").published
     if published is None:
         raise UserError(f"{path} cannot be read as a {model.arch}: no state dicts of other projects are known of it")
-    rules = published(model.arch, max(model.image_shape[1:]))
+    rules = published(model.arch, model.image_size)
     expected = model.state_dict()
     given: dict[str, Tensor] = {}
     for name, tensor in _state_dict(path).items():

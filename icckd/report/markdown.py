@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from icckd.report.charts import sections
 from icckd.report.class_augmentation import class_augmentation_text
 from icckd.report.disparity import disparity_text
+from icckd.report.federated import federated_text
 from icckd.report.figures import Curve
 from icckd.report.per_class import SHOWN_CLASSES, hardest_first, numbers_of
 from icckd.report.recipe import recipe
@@ -25,6 +26,7 @@ def markdown_page(results: Results) -> str:
         _curves(results),
         disparity_text(results),
         class_augmentation_text(results.class_augmentation),
+        federated_text(results.federation),
         _classes(results),
     ]
     parts += [_pairs("In force", recipe(results)), _pairs("Computed with", list(results.environment.items()))]

@@ -5,6 +5,7 @@ import html
 from icckd.report.charts import Section, sections
 from icckd.report.class_augmentation import class_augmentation_section
 from icckd.report.disparity import disparity_section
+from icckd.report.federated import federated_section
 from icckd.report.made_images import made_images_section
 from icckd.report.per_class import per_class_section
 from icckd.report.recipe import effective, recipe
@@ -25,6 +26,7 @@ def html_page(results: Results) -> str:
         disparity_section(results),
         soft_label_section(results),
         class_augmentation_section(results.class_augmentation),
+        federated_section(results.federation),
         per_class_section(results),
         _settings(results),
     ]

@@ -176,6 +176,8 @@ def _learning_rate(results: Results, stage: str) -> str:
     names = ("learning_rate", "epochs", "warmup_epochs", "decay", "schedule", "milestones")
     values = [_setting(results, f"{stage}.{name}") for name in names]
     rate, epochs, warmup, decay = (number(value) for value in values[:4])
+    if stage == "student" and results.federation is not None:
+        epochs = _passes_of_a_client(results)
     if rate is None or epochs is None or warmup is None or decay is None:
         return ""
     peak = f"{rate:g}{_scaling(results, stage)}"
@@ -186,6 +188,11 @@ def _learning_rate(results: Results, stage: str) -> str:
     milestones = [number(value) for value in values[5]] if isinstance(values[5], list) else []
     falls = ", ".join(f"{value * epochs:g}" for value in milestones if value is not None)
     return f"{rising} {f'× {decay:g} after epochs {falls} of' if falls else 'the same to epoch'} {epochs:g}"
+
+
+def _passes_of_a_client(results: Results) -> float | None:
+    rounds, local = (number(_setting(results, f"federated.{name}")) for name in ("rounds", "local_epochs"))
+    return None if rounds is None or local is None else rounds * local
 
 
 def _scaling(results: Results, stage: str) -> str:

@@ -18,6 +18,7 @@ from icckd.methods.intra_class import IntraClass, IntraClassSettings
 from icckd.methods.kd import Kd
 from icckd.methods.spectrum import Spectrum
 from icckd.report.codes import Codes, read_codes
+from icckd.report.federated import Federation, read_federation
 from icckd.report.made import MadeImages, read_made_images
 from icckd.report.reading import (
     Numbers,
@@ -75,8 +76,8 @@ class Results:
 
     `settings` are without those of methods that are not in force; `data` is what was made of those of the data, by
     dotted name; `class_augmentation` is what was found of crops by class, if they were tried, `codes` what a teacher
-    trained by disparity learning left of test windows, `made_images` those that a student learned from, if
-    they were made for it.
+    trained by disparity learning left of test windows, `made_images` those that a student learned from, if they were
+    made for it, `federation` what there is of a student's clients.
     """
 
     settings: dict[str, Any]
@@ -88,6 +89,7 @@ class Results:
     class_augmentation: ClassAugmentation | None = None
     made_images: MadeImages | None = None
     codes: Codes | None = None
+    federation: Federation | None = None
 
 
 def read_results(run: Path) -> Results:
@@ -118,6 +120,7 @@ def read_results(run: Path) -> Results:
         examples=_read_examples(run / "teacher" / "examples.safetensors", len(classes)),
         class_augmentation=read_class_augmentation(summary, run / "summary.json", classes),
         made_images=_made_images(run, stages, len(classes)),
+        federation=read_federation(summary, run / "summary.json"),
         codes=read_codes(run / "teacher" / "findings.safetensors", len(classes)) if has_codes else None,
     )
 

@@ -15,6 +15,7 @@ from icckd.settings.definition import (
     EvaluationSettings,
     FederatedSettings,
     Settings,
+    StrongAugmentationSettings,
     StudentSettings,
     TeacherSettings,
     TrainingSettings,
@@ -27,6 +28,8 @@ from icckd.settings.names import flat
 _LARGEST_FACTOR = (2 - 2**-23) * 2.0**127
 # The largest learning rate that stays one beside rate_scaling: fewer than 2⁶³ images multiply it by 2⁵⁵ at most.
 _LARGEST_SCALED_RATE = _LARGEST_FACTOR * 2.0**-55
+# Beyond it float32 does not hold the square of a signal.
+_LARGEST_SIGNAL = 1e18
 # A setting's name and value, whether it is right, and what would be.
 _Rule = tuple[str, Any, bool, str]
 
@@ -50,6 +53,8 @@ def check(settings: Settings, stages: Sequence[str] = STAGES) -> None:
         ("checkpoint_every", settings.checkpoint_every, settings.checkpoint_every >= 0, "0 or more"),
         ("seed", settings.seed, 0 <= settings.seed < 2**63, "in [0, 2^63)"),
     ]
+    if settings.data.name == "signals":
+        rules += _signal_rules(settings, stages)
     if stages:
         rules += _class_augmentation_rules(settings, stages)
     if "teacher" in stages:
@@ -76,19 +81,76 @@ def check_text(name: str, value: str) -> None:
 
 
 def _data_rules(data: DataSettings) -> list[_Rule]:
-    size, mean, std = data.image_size, data.mean or [], data.std or []
+    size, left_out = data.image_size, data.left_out
     return [
         ("data.image_size", size, size is None or 8 <= size <= 1024, "null or in [8, 1024]"),
         ("data.validation", data.validation, 0 <= data.validation < 1, "in [0, 1)"),
         ("data.train_fraction", data.train_fraction, 0 < data.train_fraction <= 1, "in (0, 1]"),
-        ("data.mean", data.mean, (data.mean is None) == (data.std is None), "given where data.std is, or both null"),
-        ("data.mean", mean, all(0 <= x <= 1 for x in mean), "in [0, 1], one per channel: pixels are scaled to that"),
-        ("data.std", std, all(0.001 <= x <= 1 for x in std), "in [0.001, 1], one per channel, of pixels in [0, 1]"),
+        (
+            "data.left_out",
+            left_out,
+            left_out is None or data.name == "signals",
+            f"null for {data.name}: only signals are of people",
+        ),
+        (
+            "data.left_out",
+            left_out,
+            left_out is None or 0 < len(left_out) == len(set(map(str, left_out))),
+            "null, or one name or more, each once",
+        ),
+        *_statistics_rules(data),
         *_augmentation_rules("data.augmentation", data.augmentation),
         *_augmentation_rules("data.strong_augmentation", data.strong_augmentation),
         *_sampler_rules(data),
         *_streaming_rules(data),
     ]
+
+
+def _statistics_rules(data: DataSettings) -> list[_Rule]:
+    mean, std = data.mean or [], data.std or []
+    rules: list[_Rule] = [
+        ("data.mean", data.mean, (data.mean is None) == (data.std is None), "given where data.std is, or both null"),
+    ]
+    if data.name == "signals":
+        return [
+            *rules,
+            ("data.mean", mean, all(abs(x) <= _LARGEST_SIGNAL for x in mean), "finite, one per channel"),
+            (
+                "data.std",
+                std,
+                all(1 / _LARGEST_SIGNAL <= x <= _LARGEST_SIGNAL for x in std),
+                "above 0, one per channel",
+            ),
+        ]
+    return [
+        *rules,
+        ("data.mean", mean, all(0 <= x <= 1 for x in mean), "in [0, 1], one per channel: pixels are scaled to that"),
+        ("data.std", std, all(0.001 <= x <= 1 for x in std), "in [0.001, 1], one per channel, of pixels in [0, 1]"),
+    ]
+
+
+def _signal_rules(settings: Settings, stages: Sequence[str]) -> list[_Rule]:
+    """What has no meaning for signals, of which an image's pixels are not made."""
+    data, attack = settings.data, settings.evaluation.attack
+    rules: list[_Rule] = [
+        ("data.image_size", data.image_size, data.image_size is None, "null for signals, which are not resized"),
+        ("data.labels", data.labels, data.labels == "fine", "fine for signals, whose activities are of no coarse ones"),
+        ("evaluation.attack", attack, attack is None, "null for signals: an attack changes pixels in [0, 1]"),
+    ]
+    for name, value in asdict(data.augmentation).items():
+        rules.append((f"data.augmentation.{name}", value, not value, "left out for signals, which are not augmented"))
+    usual = asdict(StrongAugmentationSettings())
+    for name, value in asdict(data.strong_augmentation).items():
+        wanted = "left out for signals, which are not augmented"
+        rules.append((f"data.strong_augmentation.{name}", value, value == usual[name], wanted))
+    if "teacher" in stages:
+        method = settings.teacher.loss.method_class()
+        wanted = "one without strong views for signals, which are not augmented"
+        rules.append(("teacher.loss.method", method.name, not method.strong_views, wanted))
+    if "student" in stages and (procedure := settings.student.loss.procedure()) is not None:
+        wanted = "one that takes signals, which are no pixels in [0, 1]"
+        rules.append(("student.loss.method", procedure.name, not procedure.of_pixels, wanted))
+    return rules
 
 
 def _augmentation_rules(prefix: str, augmentation: AugmentationSettings) -> list[_Rule]:

@@ -130,7 +130,7 @@ class DataSettings:
         "digits"
     )
     root: str | None = None
-    left_out: list[str] | None = None
+    left_out: list[str | int] | None = None
     image_size: int | None = None
     validation: float = 0.0
     train_fraction: float = 1.0

@@ -51,7 +51,7 @@ class Watched(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model, self.asked = model, []
-        self.channels, self.classes, self.image_size = model.channels, model.classes, model.image_size
+        self.channels, self.classes, self.image_shape = model.channels, model.classes, model.image_shape
         self.feature_dim, self.stage_names = model.feature_dim, model.stage_names
 
     def forward(self, images, stages=()):

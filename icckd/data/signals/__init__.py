@@ -3,16 +3,22 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from icckd.data.augmentation import Augmentation
 from icckd.data.image_data import ImageData, People, Split, hold_out_people, noisy, part_of, wrong_labels
+from icckd.data.signals.files import read_windows
 from icckd.data.signals.synthetic import synthetic_windows
+from icckd.data.signals.windows import Windows
 from icckd.errors import UserError
 from icckd.settings import DataSettings
 
 _TEST_FRACTION = 0.25
+_MOST_NAMED = 20
+# Of a channel whose deviation is less, or less than rounding leaves of its mean, nothing but noise would be amplified.
+_LEAST_DEVIATION = 1e-18
 
 
 def load_signals(root: Path | None, settings: DataSettings) -> ImageData:
@@ -22,18 +28,10 @@ def load_signals(root: Path | None, settings: DataSettings) -> ImageData:
     classes. Raises UserError, naming file or setting, where files or settings are wrong, nobody is left to train on, or
     an activity is of nobody of those.
     """
-    windows = synthetic_windows()
-    whole = Split(
-        torch.from_numpy(windows.signals).unsqueeze(2),
-        torch.from_numpy(windows.activity),
-        windows.source,
-        torch.from_numpy(windows.person),
-    )
-    left_out = _left_out(windows.people, settings.left_out)
-    train, test = hold_out_people(whole, left_out)
-    if settings.validation > 0:
-        rest = [person for person in range(len(windows.people)) if person not in left_out]
-        train, test = hold_out_people(train, _last(rest, settings.validation, "data.validation"))
+    windows = synthetic_windows() if root is None else read_windows(root)
+    if len(windows.activities) < 2:
+        raise UserError(f"{windows.source} holds windows of one activity only; there should be at least 2")
+    train, test = _split(windows, settings)
     if settings.train_fraction < 1:
         train = part_of(train, settings.train_fraction)
     assert isinstance(train.images, Tensor)
@@ -58,24 +56,72 @@ def load_signals(root: Path | None, settings: DataSettings) -> ImageData:
     )
 
 
-def _left_out(names: Sequence[str], given: list[str] | None) -> list[int]:
+def _split(windows: Windows, settings: DataSettings) -> tuple[Split, Split]:
+    """The windows to train and to test on. Raises UserError where nobody is left, or an activity is of nobody."""
+    whole = Split(
+        torch.from_numpy(windows.signals).unsqueeze(2),
+        torch.from_numpy(windows.activity),
+        windows.source,
+        torch.from_numpy(windows.person),
+    )
+    left_out = _left_out(windows, settings.left_out)
+    rest, test = hold_out_people(whole, left_out)
+    if settings.validation > 0:
+        others = [person for person in range(len(windows.people)) if person not in left_out]
+        held_out = _last(others, settings.validation)
+        if len(held_out) == len(others):
+            raise UserError(
+                f"data.validation is {settings.validation:g}, which leaves nobody to train on: it holds out "
+                f"{len(held_out)} of the {len(others)} people beside those of data.left_out"
+            )
+        rest, test = hold_out_people(rest, held_out)
+    unseen = np.setdiff1d(np.arange(len(windows.activities)), rest.labels.numpy())
+    if len(unseen):
+        who = _listed([windows.people[person] for person in np.unique(windows.person[windows.activity == unseen[0]])])
+        raise UserError(
+            f"data.left_out: the activity {windows.activities[unseen[0]]} is only of {who}, of whom nobody would be "
+            "trained on; leave out others"
+        )
+    return rest, test
+
+
+def _left_out(windows: Windows, given: list[str | int] | None) -> list[int]:
     """The indices of the people who are the test set."""
+    people = windows.people
+    if len(people) < 2:
+        raise UserError(
+            f"{windows.source} holds windows of one person only; there should be at least 2, as some are left out"
+        )
     if given is None:
-        return _last(range(len(names)), _TEST_FRACTION, "data.left_out")
-    for name in given:
-        if name not in names:
-            raise UserError(f"data.left_out names {name!r}; it should name some of {', '.join(names)}")
-    return [names.index(name) for name in given]
+        return _last(range(len(people)), _TEST_FRACTION)
+    names = [str(name) for name in given]
+    for name in names:
+        if name not in people:
+            raise UserError(f"data.left_out names {name!r}, whom {windows.source} does not; it names {_listed(people)}")
+    if len(names) == len(people):
+        raise UserError(f"data.left_out names everybody in {windows.source}; somebody should be left to train on")
+    return [people.index(name) for name in names]
 
 
-def _last(people: Sequence[int], fraction: float, setting: str) -> list[int]:
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _last(people: Sequence[int], fraction: float) -> list[int]:
     """The last `fraction` of `people`, rounded, at least one."""
     return list(people)[-max(round(fraction * len(people)), 1) :]
 
 
 def _statistics(signals: Tensor, settings: DataSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel; the latter is 1 for a channel that is as good as constant."""
-    by_channel = signals.double().transpose(0, 1).flatten(1)
-    deviation, mean = torch.std_mean(by_channel, dim=1, correction=0)
-    deviation[deviation <= torch.finfo(torch.float32).eps * mean.abs()] = 1
+    for setting, values in (("mean", settings.mean), ("std", settings.std)):
+        if values is not None and len(values) != signals.shape[1]:
+            channels = signals.shape[1]
+            raise UserError(f"data.{setting} has {len(values)} values; it should have {channels}, one per channel")
+    deviation, mean = torch.std_mean(signals.double(), dim=(0, 2, 3), correction=0)
+    constant = deviation <= (torch.finfo(torch.float32).eps * mean.abs()).clamp_min(_LEAST_DEVIATION)
+    if constant.all() and settings.std is None:
+        raise UserError("the signals to train on are the same everywhere; they should differ")
+    deviation[constant] = 1
     return tuple(settings.mean or mean.tolist()), tuple(settings.std or deviation.tolist())

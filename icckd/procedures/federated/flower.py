@@ -185,7 +185,7 @@ def serve(address: str, work: Callable[[Any], None]) -> None:
     package = flower()
     from flwr.common import ReconnectIns
 
-    class Server(package.server.Server):  # type: ignore[name-defined, misc]
+    class Server(package.server.Server):  # type: ignore[name-defined]
         """Flower's, but for what it does."""
 
         error: BaseException | None = None
@@ -228,7 +228,7 @@ def take_part(address: str, client: Client, settings: Mapping[str, str], patienc
     heard = time.monotonic()
     fine = Status(Code.OK, "")
 
-    class Answering(package.client.Client):  # type: ignore[name-defined, misc]
+    class Answering(package.client.Client):  # type: ignore[name-defined]
         """Flower's, which passes questions on."""
 
         def get_properties(self, ins: GetPropertiesIns) -> GetPropertiesRes:

@@ -6,7 +6,7 @@ from typing import Any
 
 from icckd.errors import UserError
 from icckd.methods import Findings, TestSet
-from icckd.methods.pkd import Group, Pkd, PkdSettings
+from icckd.methods.pkd import Pkd, PkdSettings
 from icckd.procedures.federated.clients import Client, Clients, NearClients, Workshop
 from icckd.procedures.federated.partition import partition
 from icckd.procedures.federated.rounds import Rounds
@@ -35,10 +35,10 @@ class FederatedLearning(Procedure):
     def _check(self) -> None:
         settings, method = self.lesson.settings, self._method
         federated, data = settings.federated, settings.data
-        if method.weight and method.warmup_rounds >= federated.rounds:
+        if method.weight and method.warmup_rounds is not None and method.warmup_rounds >= federated.rounds:
             raise UserError(
-                f"student.loss.pkd.warmup_rounds is {method.warmup_rounds}; it should be below federated.rounds, "
-                f"{federated.rounds}, or student.loss.pkd.weight be 0"
+                f"student.loss.pkd.warmup_rounds is {method.warmup_rounds}; it should be null, or below "
+                f"federated.rounds, {federated.rounds}, or student.loss.pkd.weight should be 0"
             )
         if settings.student.warmup_epochs > federated.rounds * federated.local_epochs:
             raise UserError(
@@ -66,19 +66,21 @@ class FederatedLearning(Procedure):
         return self._rounds
 
     def findings(self, test: TestSet) -> Findings:
-        """Images by client; bytes that were sent, by round and in all; the weak classes and groups, by name."""
+        """For the summary, as `federated`.
+
+        Images by client; bytes sent to and by those who answered, by round and in all; rounds of warm-up; the weak
+        classes and the groups, by name, null where clients were never asked.
+        """
         assert self._rounds is not None
         rounds, names = self._rounds, self.lesson.data.classes
         by_round = [record["bytes_to_clients"] + record["bytes_to_server"] for record in rounds.history]
-
-        def named(classes: Sequence[int] | Group) -> list[str]:
-            return [names[label] for label in classes]
-
-        numbers: dict[str, Any] = {
+        asked = rounds.confusion is not None
+        federated: dict[str, Any] = {
             "images_by_client": list(rounds.clients.images),
             "bytes_sent": sum(by_round),
             "bytes_by_round": by_round,
-            "weak_classes": named(rounds.weak),
-            "groups": [named(group) for group in rounds.groups],
+            "warmup_rounds": rounds.warmup if self._method.weight else rounds.epoch,
+            "weak_classes": [names[label] for label in rounds.weak] if asked else None,
+            "groups": [[names[label] for label in group] for group in rounds.groups] if asked else None,
         }
-        return Findings(numbers)
+        return Findings({"federated": federated})

@@ -35,6 +35,7 @@ class Rounds:
         self.method = method
         self.settings = settings
         self.clients = clients
+        self.warmup = method.warmup(settings.epochs)
         self.batches: Sequence[int] = range(steps)
         self.epoch = 0
         self.seconds = 0.0
@@ -108,7 +109,7 @@ class Rounds:
     def _question(self) -> Question:
         """What is to be asked next: it follows from how far the training is."""
         network, rounds = state_of(self.model), self.method.expert_rounds
-        if self.method.weight and self.epoch >= self.method.warmup_rounds:
+        if self.method.weight and self.epoch >= self.warmup:
             if self.confusion is None:
                 return Question("confusion", self.epoch, network)
             if self._expert_rounds < rounds * len(self.groups):

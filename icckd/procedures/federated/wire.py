@@ -8,7 +8,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 import numpy as np
 import torch
@@ -38,9 +38,7 @@ def question_to_wire(question: Question) -> tuple[list[bytes], Values]:
 
 def question_from_wire(arrays: Sequence[bytes], values: Mapping[str, Any], like: State, classes: int) -> Question:
     """The question, about networks that are `like` another. Raises Refused where it is none."""
-    kind, number = values.get("kind"), values.get("round")
-    if kind not in get_args(Kind):
-        raise Refused(f"the kind of question is {kind!r}; it should be one of {', '.join(get_args(Kind))}")
+    kind, number = _kind(values.get("kind")), values.get("round")
     if not _is_count(number):
         raise Refused(f"the round is {number!r}; it should be a whole number, 0 or more")
     groups = _groups(values.get("groups"), classes)
@@ -134,9 +132,16 @@ def _groups(text: Any, classes: int) -> tuple[Group, ...]:
     return groups
 
 
+def _kind(value: Any) -> Kind:
+    kinds: dict[Any, Kind] = {kind: kind for kind in get_args(Kind)}
+    if not isinstance(value, str) or value not in kinds:
+        raise Refused(f"the kind of question is {value!r}; it should be one of {', '.join(kinds)}")
+    return kinds[value]
+
+
 def _are_counts(values: Iterable[Any]) -> bool:
     return all(_is_count(value) for value in values)
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from icckd.models import build_model
 from icckd.procedures.federated.messages import Answer, Question, Tally, state_of
+from tests.procedures.federated.conftest import small_network
 
 
 def answers(seed, count=3, classes=5):
     torch.manual_seed(seed)
     found = []
     for number in range(count):
-        network = build_model("resnet8", 1, classes, 8)
+        network = small_network()
         network(torch.randn(4, 1, 8, 8))  # Moves its running statistics.
         confusion = torch.randint(0, 9, (classes, classes))
         images = 3 + 10 * number

@@ -8,12 +8,10 @@ import torch
 
 from icckd.data import Batches
 from icckd.errors import Interrupted, TrainingDiverged, UserError
-from icckd.methods import TestSet
-from icckd.models import build_model
 from icckd.procedures.federated.messages import Question, state_of
 from icckd.procedures.federated.partition import partition
 from icckd.training import Checkpoint, StopSignal
-from tests.procedures.federated.conftest import CLASSES, federation
+from tests.procedures.federated.conftest import CLASSES, federation, small_network
 
 
 def fit(training, folder, stop_after=None, every=1):
@@ -36,25 +34,26 @@ def without_time(history):
 
 def the_same(one, other):
     assert without_time(one.history) == without_time(other.history)
-    assert all(torch.equal(x, y) for x, y in zip(one.model.state_dict().values(), other.model.state_dict().values()))
+    networks = one.model.state_dict(), other.model.state_dict()
+    assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
     return True
 
 
 def test_a_round_is_the_average_of_what_each_client_makes_of_the_network(tmp_path):
     """Against a loop of plain PyTorch: SGD with momentum over each client's batches."""
     changes = {"federated.rounds": 1, "student.loss.pkd.weight": 0, "federated.local_epochs": 2,
-               "student.schedule": "step", "student.milestones": [0.5], "student.weight_decay": 0}  # fmt: skip
+               "student.schedule": "step", "student.milestones": (0.5,), "student.weight_decay": 0}  # fmt: skip
     procedure = federation(**changes)
     data, start = procedure.lesson.data, state_of(procedure.lesson.student)
     training = fit(procedure.training(), tmp_path)
     parts = partition(data.train_labels, 3, 2.0, 0)
     mean = {name: torch.zeros_like(x, dtype=torch.float64) for name, x in start.items()}
     for part in parts:
-        network = build_model("resnet8", 1, CLASSES, 8).double()
+        network = small_network().double()
         network.load_state_dict(start)
         sgd = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, nesterov=True)
         batches = Batches(
-            data.train_images[part], data.train_labels[part], batch_size=min(8, len(part)), mean=data.mean,
+            data.train_images[part], data.train_labels[part], batch_size=min(12, len(part)), mean=data.mean,
             std=data.std, augmentation=None, views=1, shuffle=True, seed=0, device=torch.device("cpu"), drop_last=True,
         )  # fmt: skip
         for epoch in range(2):
@@ -71,12 +70,11 @@ def test_a_round_is_the_average_of_what_each_client_makes_of_the_network(tmp_pat
     assert any((tensor - start[name]).abs().max() > 0.01 for name, tensor in training.model.state_dict().items())
 
 
-@pytest.mark.parametrize("every", [0, 1])
-def test_stopped_anywhere_and_resumed_ends_in_the_same_bits(tmp_path, every):
-    whole = fit(federation().training(), tmp_path / "whole", every=every)
+def test_stopped_anywhere_and_resumed_ends_in_the_same_bits(tmp_path):
+    whole = fit(federation().training(), tmp_path / "whole")
     steps = len(whole.batches)
-    # In the warm-up, the confusion and the experts, between clients and rounds, with experts.
-    for stop_after in (2, steps, steps + 3, steps + 11, 3 * steps):
+    # In the warm-up, at its end, among the experts, with them; without a checkpoint for each client, too.
+    for stop_after, every in ((2, 0), (steps, 1), (steps + 3, 0), (steps + 7, 1), (3 * steps, 0)):
         folder, first = tmp_path / str(stop_after), federation().training()
         with pytest.raises(Interrupted):
             fit(first, folder, stop_after, every)
@@ -98,7 +96,7 @@ def test_what_was_killed_goes_on_from_every_checkpoint_to_the_same_bits(tmp_path
     whole = fit(federation().training(), tmp_path / "whole")
     left = list(files)
     assert len(left) > 20
-    for number in range(1, len(left), 5):
+    for number in range(3, len(left), 8):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "state.pt").write_bytes(left[number])
@@ -114,9 +112,20 @@ def test_experts_begin_as_the_network_and_only_they_change_the_rounds_after_the_
     assert first == without_time(other.history)[0]
     assert one.history[-1]["train_pkd"] > 0
     assert other.history[-1]["train_pkd"] == 0
-    found = with_experts.findings(TestSet([], torch.zeros(0), None)).numbers
+    found = with_experts.findings(None).numbers["federated"]
     assert found["groups"] == [["a", "c"], ["b", "d"]]
-    assert alone.findings(TestSet([], torch.zeros(0), None)).numbers["groups"] == []
+    assert found["warmup_rounds"] == 1
+    found = alone.findings(None).numbers["federated"]
+    assert (found["groups"], found["weak_classes"], found["warmup_rounds"]) == (None, None, 3)
+
+
+@pytest.mark.parametrize(("rounds", "warmup"), [(1, 1), (2, 1), (7, 3)])
+def test_the_warm_up_is_half_of_the_rounds_unless_given(tmp_path, rounds, warmup):
+    procedure = federation(**{"federated.rounds": rounds, "student.loss.pkd.warmup_rounds": None})
+    fit(procedure.training(), tmp_path)
+    found = procedure.findings(None).numbers["federated"]
+    assert found["warmup_rounds"] == warmup
+    assert (found["groups"] is None) == (rounds == 1)
 
 
 def test_bytes_of_every_round_are_counted_both_ways(tmp_path):
@@ -129,10 +138,10 @@ def test_bytes_of_every_round_are_counted_both_ways(tmp_path):
     to_server = [3 * size, 3 * (counts + 4 * size + size), 3 * size]
     assert [record["bytes_to_clients"] for record in training.history] == to_clients
     assert [record["bytes_to_server"] for record in training.history] == to_server
-    found = procedure.findings(TestSet([], torch.zeros(0), None)).numbers
+    found = procedure.findings(None).numbers["federated"]
     assert found["bytes_by_round"] == [a + b for a, b in zip(to_clients, to_server, strict=True)]
     assert found["bytes_sent"] == sum(found["bytes_by_round"])
-    assert sum(found["images_by_client"]) == 60
+    assert sum(found["images_by_client"]) == 48
 
 
 def test_a_client_counts_which_classes_are_taken_for_which():
@@ -159,16 +168,18 @@ def test_a_client_with_no_images_of_a_group_leaves_its_expert_to_others():
 
 
 def test_a_client_whose_network_is_not_finite_ends_the_training(tmp_path):
+    procedure = federation()
+    procedure.clients[1].workshop.lesson.data.std = (1e-38,)
     with pytest.raises(TrainingDiverged, match="of client 0 in round 1"):
-        fit(federation(**{"student.learning_rate": 1e30, "student.loss.pkd.weight": 0}).training(), tmp_path)
+        fit(procedure.training(), tmp_path)
     assert Checkpoint(tmp_path).load()["epoch"] == 0
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"federated.clients": 31}, "federated.clients is 31; there are 60 training images"),
-        ({"federated.rounds": 1}, "warmup_rounds is 1; it should be below federated.rounds, 1"),
+        ({"federated.clients": 25}, "federated.clients is 25; there are 48 training images"),
+        ({"federated.rounds": 1}, "warmup_rounds is 1; it should be null, or below federated.rounds, 1"),
         ({"student.warmup_epochs": 4.0}, r"student.warmup_epochs is 4; it should be .* 3, at most"),
         ({"data.sampler": "class-balanced"}, "data.sampler is class-balanced"),
         ({"data.streaming": True}, "data.streaming is true"),
