@@ -17,7 +17,8 @@ from icckd.comparison.progress import ComparisonProgress
 from icckd.comparison.worker import Check, Done, Failed, Reply, Told, Train
 from icckd.distributed import check_available
 from icckd.errors import Interrupted, TrainingDiverged, UserError
-from icckd.experiment import FINE_NUMBERS, NUMBERS, ROBUST_NUMBERS
+from icckd.experiment import FINE_NUMBERS, NUMBERS, ROBUST_NUMBERS, SWAP_NUMBERS
+from icckd.methods.spectrum import Spectrum
 from icckd.report.comparison import Results, write_comparison
 from icckd.settings import Comparison, Settings
 from icckd.training import StopSignal
@@ -84,7 +85,7 @@ def compare(
 def _check_metrics(comparison: Comparison) -> None:
     """Raise UserError where a metric is no number of a summary: it would be found missing after all the training."""
     for metric in comparison.metrics:
-        name = metric.partition(".")[2]
+        stage, _, name = metric.partition(".")
         if name not in NUMBERS:
             near = get_close_matches(name, NUMBERS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(NUMBERS)}"
@@ -99,6 +100,12 @@ def _check_metrics(comparison: Comparison) -> None:
             raise UserError(
                 f"metrics holds {metric}, which only runs with evaluation.attack have; {spared[0]} has null: give fgsm "
                 "or pgd"
+            )
+        others = any(settings.teacher.loss.method != Spectrum.name for settings in comparison.variants.values())
+        if name in SWAP_NUMBERS and (stage != "teacher" or others):
+            raise UserError(
+                f"metrics holds {metric}, which only teachers with teacher.loss.method spectrum have; give it where "
+                "all variants do"
             )
 
 

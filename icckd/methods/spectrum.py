@@ -40,14 +40,14 @@ class SpectrumSettings(MethodSettings):
         adversarial: Weight, at the end of the training, of the reversed gradient by which the network's features hide
             the person; it rises from 0.
         swap: Weight of the cross-entropy of windows decoded with the disparity code of another person of their class.
-        width: Channels of the disparity encoder's first layer and of the decoder's last, half those next to them; both
-            are dropped after training.
+        width: Channels of the disparity encoder after its first layer and of the decoder before its last; between there
+            are twice as many. Both are dropped after training, as the discriminator is.
     """
 
-    reconstruction: float = 1.0
+    reconstruction: float = 3.0
     spectrum: float = 0.5
-    adversarial: float = 0.1
-    swap: float = 0.5
+    adversarial: float = 0.3
+    swap: float = 0.1
     width: int = 16
 
     def rules(self) -> dict[str, Rule]:
@@ -127,7 +127,7 @@ class Spectrum(TeacherMethod):
         Of the test windows that have a partner, as above but among all test windows, the network names the class of
         the decoded window rightly: reconstruction_accuracy, the fraction where both codes are the window's own;
         swap_accuracy, where the disparity code is the partner's. nan where no window has a partner: all test windows
-        of each class are of one person.
+        of each class are of one person. "people" counts the test windows' people from 0.
         """
         assert test.people is not None
         codes = [(test.ask(images).features, self.encoder(images)) for images in test.images]
@@ -144,7 +144,7 @@ class Spectrum(TeacherMethod):
             "class_codes": kept.float(),
             "disparity_codes": disparity.float(),
             "labels": labels,
-            "people": people,
+            "people": people.unique(return_inverse=True)[1],
         }
         return Findings(numbers, {name: tensor.cpu()[shown] for name, tensor in tensors.items()})
 
@@ -231,8 +231,8 @@ def _encoder(channels: int, length: int, width: int, dim: int) -> nn.Sequential:
     """Windows (B, …, length) → codes (B, dim). Where in the window something happens is kept: nothing is averaged."""
     return nn.Sequential(
         nn.Flatten(1, 2),
-        *(nn.Conv1d(channels, width, 5, stride=2, padding=2), nn.ReLU()),
-        *(nn.Conv1d(width, 2 * width, 5, stride=2, padding=2), nn.ReLU()),
+        *(nn.Conv1d(channels, width, 5, stride=2, padding=2), nn.GroupNorm(1, width), nn.ReLU()),
+        *(nn.Conv1d(width, 2 * width, 5, stride=2, padding=2), nn.GroupNorm(1, 2 * width), nn.ReLU()),
         *(nn.Flatten(), nn.Linear(2 * width * _quarter(length), dim)),
     )
 
@@ -245,8 +245,9 @@ class _Decoder(nn.Module):
         self.shape = shape
         channels, height, length = shape
         self.layers = nn.Sequential(
-            *(nn.Linear(dim, 2 * width * _quarter(length)), nn.ReLU(), nn.Unflatten(1, (2 * width, _quarter(length)))),
-            *(nn.ConvTranspose1d(2 * width, width, 4, stride=2, padding=1), nn.ReLU()),
+            *(nn.Linear(dim, 2 * width * _quarter(length)), nn.Unflatten(1, (2 * width, _quarter(length)))),
+            *(nn.GroupNorm(1, 2 * width), nn.ReLU()),
+            *(nn.ConvTranspose1d(2 * width, width, 4, stride=2, padding=1), nn.GroupNorm(1, width), nn.ReLU()),
             nn.ConvTranspose1d(width, channels * height, 4, stride=2, padding=1),
         )
 

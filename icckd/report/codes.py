@@ -12,7 +12,10 @@ from icckd.report.reading import read_tensors
 
 @dataclass(frozen=True)
 class Codes:
-    """N test windows' class codes and disparity codes, float32 (N, F), classes and people, int64 (N,)."""
+    """N test windows' class codes and disparity codes, float32 (N, F), classes and people, int64 (N,).
+
+    People are those of the test windows, counted from 0.
+    """
 
     class_codes: Tensor
     disparity_codes: Tensor
@@ -38,6 +41,6 @@ def read_codes(path: Path, classes: int) -> Codes | None:
         raise UserError(f"{path}: both codes should be finite float32 of {count} rows, as many as labels")
     if any(x.dtype != torch.int64 or x.shape != (count,) for x in (codes.labels, codes.people)):
         raise UserError(f"{path}: labels and people should be int64 of {count} rows")
-    if ((codes.labels < 0) | (codes.labels >= classes)).any():
-        raise UserError(f"{path}: labels should lie in [0, {classes})")
+    if ((codes.labels < 0) | (codes.labels >= classes)).any() or (codes.people < 0).any():
+        raise UserError(f"{path}: labels should lie in [0, {classes}), and people should be counted from 0")
     return codes

@@ -9,7 +9,7 @@ from torch import Tensor
 from icckd.report.codes import Codes
 from icckd.report.figures import Cloud, Points, scatter_plot
 from icckd.report.results import Results
-from icckd.report.shell import framed
+from icckd.report.shell import framed, shown
 from icckd.report.tables import escaped
 from icckd.report.wording import images, percent
 
@@ -49,7 +49,7 @@ def disparity_section(results: Results) -> str:
     words = "\n".join(f"<p>{html.escape(sentence)}</p>" for sentence in [*sentences(results), _READING])
     figures = "\n".join(
         framed(scatter_plot(cloud), cloud.title, cloud.caption, _description(cloud))
-        for cloud in clouds(results.codes, results.classes)
+        for cloud in clouds(results.codes, results.classes, _people(results))
     )
     return f"""<section><h2>{_HEADING}</h2>
 {words}
@@ -64,13 +64,16 @@ def disparity_text(results: Results) -> str:
     return "\n\n".join([f"## {_HEADING}", *map(escaped, found)]) if found else ""
 
 
-def clouds(codes: Codes, classes: Sequence[str]) -> list[Cloud]:
-    """Both codes, each by class and by person."""
-    everybody, people = codes.people.unique(return_inverse=True)
-    groups = {
-        "class": (codes.labels, [_label(name) for name in classes]),
-        "person": (people, [f"person {each}" for each in everybody.tolist()]),
-    }
+def _people(results: Results) -> list[str]:
+    """The names of the test windows' people, as far as the run tells."""
+    names = results.data.get("people.test")
+    return names if isinstance(names, list) else []
+
+
+def clouds(codes: Codes, classes: Sequence[str], people: Sequence[str] = ()) -> list[Cloud]:
+    """Both codes, each by class and by person; numbers, from 1, stand in for names of people that are not given."""
+    numbers = range(len(people) + 1, int(codes.people.max()) + 2)
+    groups = {"class": (codes.labels, classes), "person": (codes.people, [*people, *(f"person {n}" for n in numbers)])}
     found = []
     for name, code in (("class", codes.class_codes), ("disparity", codes.disparity_codes)):
         places, shares = principal_components(code)
@@ -103,11 +106,12 @@ def _kinds(places: Tensor, of: Tensor, names: Sequence[str]) -> list[Points]:
     for number in of.unique().tolist()[:_KINDS]:
         across, up = places[of == number].T.tolist()
         colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
-        kinds.append(Points(names[number], colour, marker, across, up))
+        kinds.append(Points(_label(names[number]), colour, marker, across, up))
     return kinds
 
 
 def _label(name: str) -> str:
+    name = shown(name)
     return name if len(name) <= _LONGEST_LABEL else name[: _LONGEST_LABEL - 1] + "…"
 
 

@@ -6,6 +6,7 @@ from icckd.report.charts import Section, sections
 from icckd.report.class_augmentation import class_augmentation_section
 from icckd.report.disparity import disparity_section
 from icckd.report.federated import federated_section
+from icckd.report.made_images import made_images_section
 from icckd.report.per_class import per_class_section
 from icckd.report.recipe import effective, recipe
 from icckd.report.results import Results
@@ -21,6 +22,7 @@ def html_page(results: Results) -> str:
         _main_numbers(results),
         _notes(results),
         *(_charts(section) for section in sections(results)),
+        made_images_section(results.made_images, results.classes),
         disparity_section(results),
         soft_label_section(results),
         class_augmentation_section(results.class_augmentation),

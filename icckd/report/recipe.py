@@ -52,6 +52,8 @@ def _images(results: Results) -> str:
     count, mean, std = (results.data.get(name) for name in ("train_images", "mean", "std"))
     if number(count) is None or mean is None or std is None:
         return ""
+    if count == 0:
+        return f"none; of each channel, less the mean {_plain(mean)}, divided by {_plain(std)}"
     streamed = ", streamed from their files" if _setting(results, "data.streaming") else ""
     made_up = ", synthetic" if data_name(results) == "synthetic signals" else ""
     return f"{count:,}{made_up}{streamed}; of each channel, less the mean {_plain(mean)}, divided by {_plain(std)}"

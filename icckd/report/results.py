@@ -19,6 +19,7 @@ from icckd.methods.kd import Kd
 from icckd.methods.spectrum import Spectrum
 from icckd.report.codes import Codes, read_codes
 from icckd.report.federated import Federation, read_federation
+from icckd.report.made import MadeImages, read_made_images
 from icckd.report.reading import (
     Numbers,
     by_class,
@@ -75,7 +76,8 @@ class Results:
 
     `settings` are without those of methods that are not in force; `data` is what was made of those of the data, by
     dotted name; `class_augmentation` is what was found of crops by class, if they were tried, `codes` what a teacher
-    trained by disparity learning left of test windows, `federation` what there is of a student's clients.
+    trained by disparity learning left of test windows, `made_images` those that a student learned from, if they were
+    made for it, `federation` what there is of a student's clients.
     """
 
     settings: dict[str, Any]
@@ -85,6 +87,7 @@ class Results:
     classes: list[str]
     examples: Examples | None
     class_augmentation: ClassAugmentation | None = None
+    made_images: MadeImages | None = None
     codes: Codes | None = None
     federation: Federation | None = None
 
@@ -116,6 +119,7 @@ def read_results(run: Path) -> Results:
         classes=classes,
         examples=_read_examples(run / "teacher" / "examples.safetensors", len(classes)),
         class_augmentation=read_class_augmentation(summary, run / "summary.json", classes),
+        made_images=_made_images(run, stages, len(classes)),
         federation=read_federation(summary, run / "summary.json"),
         codes=read_codes(run / "teacher" / "findings.safetensors", len(classes)) if has_codes else None,
     )
@@ -162,6 +166,11 @@ def _classes(run: Path, models: dict[str, dict[str, Any]], stages: dict[str, Sta
         if length != len(names):
             raise UserError(f"{run / 'summary.json'}: {name} has {length} values for {len(names)} classes")
     return names
+
+
+def _made_images(run: Path, stages: dict[str, Stage], classes: int) -> MadeImages | None:
+    made = stages["student"].measures.get("images_made") if "student" in stages else None
+    return read_made_images(run / "student" / "findings.safetensors", made, classes)
 
 
 def _read_examples(path: Path, classes: int) -> Examples | None:

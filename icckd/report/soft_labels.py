@@ -85,12 +85,13 @@ def _probability(value: float) -> str:
 def _picture(examples: Examples, row: int, description: str) -> str:
     image = examples.images[row]
     if not image.is_floating_point():
-        return _image(image, description)
+        return image_tag(image, description)
     by_channel = examples.images.transpose(0, 1).flatten(1)
     return signal_chart(image, by_channel.amin(1), by_channel.amax(1), description)
 
 
-def _image(image: Tensor, description: str) -> str:
+def image_tag(image: Tensor, description: str) -> str:
+    """uint8 (C, H, W) as an <img>."""
     small = ' class="small"' if max(image.shape[1:]) <= _SMALL_PIXELS else ""
     return f'<img{small} src="{_data_uri(image)}" alt="{html.escape(description)}">'
 

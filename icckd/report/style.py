@@ -56,6 +56,10 @@ figcaption { font-size: 0.85rem; }
 .example tr { border: 0; }
 .example td { white-space: nowrap; }
 .example tr.true th { font-weight: 700; }
+.made td { text-align: center; }
+.made img { width: 3rem; height: 3rem; object-fit: contain; background: #808080; }
+.made img.small { image-rendering: pixelated; }
+.made th { overflow-wrap: anywhere; }
 .bar { display: block; height: 0.3rem; min-width: 1px; margin-bottom: 0.3rem; background: var(--quiet); }
 .bar.softened { background: var(--teacher); }
 .classes { width: 100%; max-width: 46rem; font-size: 0.9rem; }
@@ -114,6 +118,6 @@ a { color: var(--teacher); }
   html { font-size: 11px; }
   h2, h3 { break-after: avoid; }
   .intervals { break-inside: avoid; }
-  .bar, .dot, .example img { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  .bar, .dot, .example img, .made img { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from icckd.report.made import MadeImages
 from icckd.report.reading import number
 from icckd.report.results import Results, student_methods
 from icckd.settings import STAGES, setting_name, shown_name
@@ -166,6 +167,8 @@ def notes(results: Results) -> list[str]:
     weights = results.settings.get("teacher.weights")
     if weights and "teacher" in results.stages:
         found.append(f"The teacher was not trained here but read from {weights}.")
+    if results.made_images is not None:
+        found.append(_made(results.made_images))
     if images(results).startswith("validation"):
         held_out = 100 * results.settings["data.validation"]
         of = "training images" if unit(results) == "image" else "people to train on"
@@ -174,6 +177,15 @@ def notes(results: Results) -> list[str]:
         found.append("The signals are synthetic: they are made by a formula and tell nothing of people.")
     found.append("One run with one seed: small differences can be chance.")
     return found
+
+
+def _made(found: MadeImages) -> str:
+    images = "Images" if found.made is None else f"{found.made:,.0f} images"
+    sentence = f"{images} were made for the student, which saw none of the data set's to learn from."
+    if not len(found.images):
+        return sentence
+    sure = percent(found.confidences.double().mean().item())
+    return f"{sentence} Of the latest of each class the teacher's probability of that class is {sure} on average."
 
 
 def _accuracy(results: Results) -> str:

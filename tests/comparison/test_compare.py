@@ -175,6 +175,7 @@ def test_a_folder_with_runs_is_refused_and_left_as_it_is(finished, tmp_path, cap
         ("teacher.x", "it has test_accuracy,"),
         ("teacher.fine_probe", "which only runs with data.labels coarse have; kd has fine: give coarse"),
         ("student.robust_accuracy", "which only runs with evaluation.attack have; kd has null: give fgsm or pgd"),
+        ("teacher.swap_accuracy", "which only teachers with teacher.loss.method spectrum have"),
     ],
 )
 def test_a_metric_that_no_summary_has_is_refused_before_anything_is_trained(tmp_path, capsys, metric, words):

@@ -21,14 +21,19 @@ SYSTEMS = {
     "center": ("average", "teacher.recall_at_1"),
     "hierarchical": ("hierarchical-30", "teacher.recall_at_1"),
     "multi-head": ("multi-head", "student.test_accuracy"),
+    "absld": ("absld", "student.worst_class_robust_accuracy"),
     "pkd": ("pkd", "student.class_accuracy_gap"),
+    "spectrum": ("spectrum", "teacher.macro_f1"),
     "staged": ("staged", "student.test_accuracy"),
+    "rgal": ("triplets-1", "student.test_accuracy"),
 }
 SMALL = {
     "data.train_fraction": 0.15,
+    "evaluation.steps": 1,
     "federated.rounds": 2,
     **{f"{stage}.{name}": value for stage in ("teacher", "student") for name, value in
        {"arch": "convnet-small", "epochs": 1, "warmup_epochs": 0}.items()},
+    **{f"student.loss.rgal.{name}": value for name, value in {"synthesis_steps": 2, "steps": 3, "images": 64}.items()},
 }  # fmt: skip
 # Other small settings of some.
 OWN = {

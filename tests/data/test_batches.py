@@ -366,6 +366,20 @@ def test_wrong_arguments(images, changes, error, words):
         make(**{"images": images, **changes})
 
 
+def test_signals_are_normalised_and_not_scaled(images):
+    signals = 40 * torch.randn(50, 3, 1, 17, generator=torch.Generator().manual_seed(2))
+    mean, std = (10.0, -2.0, 0.5), (30.0, 0.1, 4.0)
+    for augmentation in (None, Augmentation(0, flip=False)):
+        batches = make(signals, mean=mean, std=std, augmentation=augmentation, shuffle=False, drop_last=False)
+        for view in range(2):
+            found = torch.cat([batch.views[view] for batch in batches])
+            expected = torch.stack(
+                [(x - m) / s for x, m, s in zip(signals.double().unbind(1), mean, std, strict=True)], 1
+            )
+            torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(signals, 40 * torch.randn(50, 3, 1, 17, generator=torch.Generator().manual_seed(2)))
+
+
 STRONG = Augmentation(0, flip=True, rotation=15.0, resized_crop=(0.5, 1.0))
 
 

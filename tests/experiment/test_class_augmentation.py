@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -16,7 +17,7 @@ from icckd.experiment import Experiment, RunFolder, experiment
 from icckd.experiment.class_augmentation import choose, crop_areas, trials
 from icckd.experiment.progress import no_progress
 from icckd.models import load_model
-from icckd.settings import check, settings_from
+from icckd.settings import EvaluationSettings, check, settings_from
 from icckd.training import StopSignal
 
 GIVEN = {
@@ -75,11 +76,12 @@ def test_the_choice_is_that_of_a_loop_over_random_tables(generator):
 
 def test_trials_are_the_runs_teacher_on_a_part_of_its_images_with_other_crops():
     data = load_data(SETTINGS.data)
-    made = list(trials(SETTINGS, data))
+    made = list(trials(replace(SETTINGS, evaluation=EvaluationSettings("pgd")), data))
     assert [trial.area for trial in made] == [0.2, 0.9]  # What is no milder than the strongest counts for nothing.
     for trial in made:
         check(trial.settings, ("teacher",))
         assert trial.settings.teacher == SETTINGS.teacher
+        assert trial.settings.evaluation.attack is None
         assert trial.settings.data.augmentation.resized_crop == [trial.area, 1.0]
         assert trial.data.augmentation == data.augmentation._replace(resized_crop=(trial.area, 1.0))
         assert (trial.data.mean, trial.data.classes) == (data.mean, data.classes)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, recall_score
+from sklearn.metrics import accuracy_score, f1_score, recall_score
 from sklearn.metrics.pairwise import cosine_distances
 from torch import nn
 
@@ -82,6 +82,24 @@ def test_accuracies_match_scikit_learn():
     result = measure(predictions)
     assert result["test_accuracy"] == pytest.approx(accuracy_score(predictions.labels, predicted))
     assert result["per_class_accuracy"] == pytest.approx(recall_score(predictions.labels, predicted, average=None))
+
+
+@pytest.mark.parametrize("absent", [(), (0, 2)])
+def test_macro_f1_matches_scikit_learn_over_the_classes_that_have_images(absent):
+    predictions = random_predictions(13)
+    kept = ~torch.isin(predictions.labels, torch.tensor(absent, dtype=torch.int64))
+    predictions = Predictions(*(tensor[kept] for tensor in predictions))
+    predicted, present = predictions.logits.argmax(dim=1), predictions.labels.unique()
+    expected = f1_score(predictions.labels, predicted, labels=present, average="macro")
+    assert measure(predictions)["macro_f1"] == pytest.approx(expected, rel=1e-12)
+    assert set(absent) <= set(predicted.tolist())
+
+
+def test_macro_f1_by_hand():
+    """Class 0: two of its three are found, and one of class 1 is called it; class 1: one of two; class 2 has none."""
+    logits = torch.eye(3)[[0, 0, 1, 0, 1]]
+    result = measure(Predictions(torch.randn(5, 2), logits, torch.tensor([0, 0, 0, 1, 1])))
+    assert result["macro_f1"] == pytest.approx((2 * 2 / (2 * 2 + 1 + 1) + 2 * 1 / (2 * 1 + 1 + 1)) / 2)
 
 
 def test_false_positives_match_a_loop():

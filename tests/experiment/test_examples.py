@@ -62,6 +62,13 @@ def test_images_without_finite_logits_are_left_out():
     assert choose_examples(predictions, images)["logits"].shape == (0, 5)
 
 
+def test_signals_are_chosen_as_images_are():
+    predictions, images = random_case(5)
+    signals = torch.randn(len(images), 2, 1, 9)
+    found, chosen = choose_examples(predictions, signals), choose_examples(predictions, images)
+    assert torch.equal(found["images"], signals[chosen["indices"]])
+
+
 @pytest.mark.parametrize(
     "images", [torch.zeros(80, 1, 4, 4), torch.zeros(79, 1, 4, 4).byte(), torch.zeros(80, 4).byte()]
 )

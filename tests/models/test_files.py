@@ -73,6 +73,9 @@ def test_the_digest_is_of_weights_and_description(saved):
         ({"classes": "abc"}, "classes is not a list"),
         ({"channels": 0}, "channels is not a whole number"),
         ({"image_size": 10**9}, "image_size is not a whole number"),
+        ({"image_size": [8, 8]}, "image_size is not a whole number in .*, nor .1, a length"),
+        ({"image_size": [1, 10**9]}, "nor .1, a length"),
+        ({"image_size": [1, 8, 8]}, "nor .1, a length"),
         ({"mean": [0.1, 0.2]}, "mean is not one finite number per channel"),
         ({"mean": [float("nan")]}, "mean is not one finite number per channel"),
         ({"std": [float("inf")]}, "std is not one finite number per channel"),
@@ -85,6 +88,17 @@ def test_a_description_that_does_not_fit(saved, change, message):
     (folder / "model.json").write_text(json.dumps(values | change))
     with pytest.raises(UserError, match=message):
         load_model(folder)
+
+
+def test_a_network_of_signals_comes_back(tmp_path):
+    model = build_model("signal-convnet-small", 2, 3, [1, 16]).eval()
+    described = ModelDescription("signal-convnet-small", ["a", "b", "c"], 2, [1, 16], [-3.0, 40.0], [2.0, 9.0])
+    save_model(tmp_path, model, described)
+    loaded, description = load_model(tmp_path)
+    assert description == described
+    assert loaded.image_shape == (2, 1, 16)
+    signals = torch.randn(5, 2, 1, 16)
+    assert torch.equal(loaded.eval()(signals)[1], model(signals)[1])
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "\x00", "[" * 100_000])

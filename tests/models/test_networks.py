@@ -93,7 +93,7 @@ def check_sizes(arch, channels, size, device, batch=2):
 
 
 def test_architectures_are_complete():
-    assert set(ARCHITECTURES) == {*PARAMETERS, *OWN, "timm:NAME"}
+    assert set(ARCHITECTURES) == {*PARAMETERS, *OWN, *FOR_SIGNALS, "timm:NAME"}
 
 
 @pytest.mark.parametrize(("arch", "parameters"), PARAMETERS.items())
@@ -166,6 +166,33 @@ def test_every_parameter_gets_a_gradient(arch):
         assert parameter.grad.isfinite().all(), name
         # What follows a convolution's bias subtracts the mean, and so the bias.
         assert parameter.grad.abs().max() > 0 or (arch == "vgg8" and name.endswith(".bias")), name
+
+
+@pytest.mark.parametrize("arch", FOR_SIGNALS)
+@pytest.mark.parametrize(("channels", "length"), [(1, 8), (3, 64), (6, 33)])
+def test_networks_for_signals(arch, channels, length):
+    widths = (32, 64, 128) if arch == "signal-convnet" else (8, 16, 32)
+    model = build(arch, channels, image_size=(1, length))
+    weights = sum(5 * before * width + 2 * width for before, width in pairwise((channels, *widths)))
+    assert count(model) == weights + 7 * (widths[-1] + 1)
+    features, logits, maps = model(torch.randn(4, channels, 1, length), stages=model.stage_names)
+    assert (features.shape, logits.shape) == ((4, widths[-1]), (4, 7))
+    assert [tuple(x.shape) for x in maps.values()] == [
+        (4, width, 1, -(-length // 2**n)) for n, width in enumerate(widths, 1)
+    ]
+
+
+@pytest.mark.parametrize("arch", sorted(set(SMALL) - {"vgg8"}))
+def test_other_networks_take_signals_too(arch):
+    model = build(arch, 3, image_size=(1, 9))
+    assert model.training
+    assert model.image_shape == (3, 1, 9)
+    assert model(torch.randn(4, 3, 1, 9))[1].isfinite().all()
+
+
+def test_a_network_that_does_not_take_signals_says_so():
+    with pytest.raises(UserError, match=r"vgg8 does not take signals or images of 3×1×64 .*; signal-convnet does"):
+        build("vgg8", image_size=(1, 64))
 
 
 @pytest.mark.parametrize("arch", SMALL)

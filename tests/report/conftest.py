@@ -8,6 +8,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from icckd.report.figures import line_chart
 from icckd.settings import Settings
 
 CLASSES = ["zero", "one", "two", "three"]
@@ -83,6 +84,22 @@ class Run:
             "logits": 4 * torch.randn(3, len(self.classes), generator=self.generator),
             "indices": torch.tensor([5, 17, 40]),
         }
+
+
+_DRAWN: dict[str, str] = {}
+
+
+@pytest.fixture(autouse=True)
+def drawn_once(monkeypatch):
+    """No chart is drawn twice: that is most of a page's time, and the runs of most tests have the same numbers."""
+
+    def drawn(chart):
+        key = repr(chart)
+        if key not in _DRAWN:
+            _DRAWN[key] = line_chart(chart)
+        return _DRAWN[key]
+
+    monkeypatch.setattr("icckd.report.shell.line_chart", drawn)
 
 
 @pytest.fixture

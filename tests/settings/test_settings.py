@@ -46,7 +46,38 @@ ABSLD = [
 ]
 
 
+def signals(teacher="intra-class", student="kd", attack=None, **values):
+    return Settings(
+        data=DataSettings(name="signals", **values),
+        teacher=TeacherSettings(loss=TeacherLossSettings(method=teacher)),
+        student=StudentSettings(loss=StudentLossSettings(method=student)),
+        evaluation=EvaluationSettings(attack=attack),
+    )
+
+
+# What has no meaning for signals, or is out of range for them.
+NO_SIGNALS = [
+    ("data.image_size", {"image_size": 32}),
+    ("data.labels", {"labels": "coarse"}),
+    ("data.streaming", {"streaming": True}),
+    ("data.augmentation.crop_padding", {"augmentation": AugmentationSettings(crop_padding=1)}),
+    ("data.augmentation.flip", {"augmentation": AugmentationSettings(flip=True)}),
+    ("data.augmentation.rotation", {"augmentation": AugmentationSettings(rotation=5.0)}),
+    ("data.augmentation.resized_crop", {"augmentation": AugmentationSettings(resized_crop=[0.5, 1.0])}),
+    ("data.strong_augmentation.rotation", {"strong_augmentation": StrongAugmentationSettings(rotation=5.0)}),
+    ("data.left_out", {"left_out": []}),
+    ("data.left_out", {"left_out": [1, "1"]}),
+    ("data.mean", {"mean": [math.nan], "std": [1.0]}),
+    ("data.std", {"mean": [0.0], "std": [0.0]}),
+    ("evaluation.attack", {"attack": "pgd"}),
+    ("teacher.loss.method", {"teacher": "wsc"}),
+    ("student.loss.method", {"student": "absld"}),
+    ("student.loss.method", {"student": "rgal"}),
+]
+
+
 def test_defaults_are_valid():
+    check(signals(left_out=["Ada"], mean=[-300.0], std=[70.0], augmentation=AugmentationSettings(0, False)))
     check(Settings())
     check(robust())
     check(both_views("second-view"))
@@ -87,7 +118,11 @@ def test_strong_views_are_not_made_of_images_in_files(monkeypatch):
         (Settings(evaluation=EvaluationSettings(epsilon=0.0)), "evaluation.epsilon"),
         (Settings(evaluation=EvaluationSettings(steps=0)), "evaluation.steps"),
         (Settings(evaluation=EvaluationSettings(step_size=float("nan"))), "evaluation.step_size"),
+        (Settings(data=DataSettings("signals"), evaluation=EvaluationSettings("fgsm")), "evaluation.attack"),
+        (replace(robust(), data=DataSettings("signals")), "student.loss.method"),
         *((robust(**{name: value}), f"student.loss.absld.{name}") for name, value in ABSLD),
+        *((signals(**values), name) for name, values in NO_SIGNALS),
+        (Settings(data=DataSettings(left_out=["Ada"])), "data.left_out"),
         (Settings(seed=-1), "seed"),
         (Settings(checkpoint_every=-1), "checkpoint_every"),
         (Settings(checkpoint_every=10**23), "checkpoint_every"),

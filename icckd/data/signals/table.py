@@ -13,6 +13,7 @@ from icckd.errors import UserError
 
 _KEYS = ("window", "person", "activity")
 _ROWS = 1 << 15
+_LONGEST_NAME = 200
 
 
 class _Rows(NamedTuple):
@@ -72,10 +73,22 @@ def _rows(lines: Iterator[list[str]], header: Sequence[str], channels: Sequence[
                 )
         columns = dict(zip(header, zip(*(row for _, row in some), strict=True), strict=True))
         numbers = np.array([number for number, _ in some])
+        for name in _KEYS:
+            _check_lengths(columns[name], name, numbers, path)
         values = [_numbers(columns[name], name, numbers, path) for name in channels]
         window, person, activity = (np.char.strip(np.array(columns[name])) for name in _KEYS)
         together = np.stack(values, axis=1) if values else np.empty((len(some), 0))
         yield _Rows(window, person, activity, together, numbers)
+
+
+def _check_lengths(texts: Sequence[str], column: str, lines: np.ndarray, path: Path) -> None:
+    """An array of names takes for each as much as for the longest."""
+    lengths = [*map(len, texts)]
+    if max(lengths) > _LONGEST_NAME:
+        line = lines[lengths.index(max(lengths))]
+        raise UserError(
+            f"{path}, line {line}: {column} has {max(lengths)} letters; it should have {_LONGEST_NAME} at most"
+        )
 
 
 def _numbers(texts: Sequence[str], channel: str, lines: np.ndarray, path: Path) -> np.ndarray:

@@ -195,6 +195,7 @@ def set_field(row, column, value):
         (set_field(12, 4, "1e40"), "line 13: y is 1e40; it should be .*1e[+]18 at most|line 13: y is 1e40"),
         (set_field(14, 1, "99"), "line 15: person is 99 within the window 1, which began as 7"),
         (set_field(14, 2, "fly"), "line 15: activity is fly within the window 1"),
+        (set_field(14, 2, "a" * 201), "line 15: activity has 201 letters; it should have 200 at most"),
         (lambda rows: rows.pop(), "the window 5 has 8 rows; it should have 9, as the first"),
         (lambda rows: rows[20].pop(), "line 21 has 4 fields; it should have 5, as the header"),
         (lambda rows: rows[20].append("1"), "line 21 has 6 fields"),
