@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -32,6 +33,7 @@ _LOOK_SECONDS = 0.2
 _GREETING_SECONDS = 30
 # After how long clients of a server that was stopped look for it again.
 _RETURN_SECONDS = 3
+_LONGEST_VALUE = 80
 _REFUSED, _NUMBER, _SETTINGS = "refused", "client", "settings"
 Say = Callable[[str], None]
 
@@ -161,7 +163,8 @@ class FarClients:
             raise Refused(f"client {number} does not say what its settings are") from error
         for name, value in self._settings.items():
             if own.get(name) != value:
-                raise Refused(f"client {number} has {name} {own.get(name)}; it is {value} at the server")
+                other = str(own.get(name))[:_LONGEST_VALUE]
+                raise Refused(f"client {number} has {name} {other}; it is {value} at the server")
         return number
 
     def _refuse(self, proxy: Any, why: str) -> None:
@@ -182,6 +185,7 @@ def serve(address: str, work: Callable[[Any], None]) -> None:
 
     Raises what `work` raises. Clients of a server that a signal stops come back when it goes on.
     """
+    _check_free(address)
     package = flower()
     from flwr.common import ReconnectIns
 
@@ -207,12 +211,21 @@ def serve(address: str, work: Callable[[Any], None]) -> None:
 
     server = Server(client_manager=package.server.SimpleClientManager())
     config = package.server.ServerConfig(num_rounds=1)
-    try:
-        package.server.start_server(server_address=address, server=server, config=config)
-    except (SystemExit, RuntimeError, OSError) as error:
-        raise UserError(f"--server {address} cannot be listened at; is the port taken? ({error})") from error
+    package.server.start_server(server_address=address, server=server, config=config)
     if server.error is not None:
         raise server.error
+
+
+def _check_free(address: str) -> None:
+    """Raise UserError where nobody can listen at `address`, or somebody does, which Flower would not notice."""
+    host, _, port = address.rpartition(":")
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(place)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--server {address} cannot be listened at ({error}); give a free port of this host") from error
 
 
 def take_part(address: str, client: Client, settings: Mapping[str, str], patience: float, say: Say) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from icckd.procedures.federated.flower import flower
+from icckd.procedures.federated.flower import flower, serve
 
 ROOT = Path(__file__).parents[3]
 SMALL = (
@@ -135,3 +135,11 @@ def test_without_flower_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "flwr.client", None)
     with pytest.raises(ValueError, match=r"needs flwr, .* pip install 'icckd\[federated\]'"):
         flower()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no.such.host.invalid"])
+def test_a_port_that_is_taken_and_a_host_that_is_none_are_told(host):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"{host}:{taken.getsockname()[1]}"
+        with pytest.raises(ValueError, match=rf"--server {address} cannot be listened at"):
+            serve(address, lambda manager: pytest.fail("it listens"))
