@@ -37,7 +37,7 @@ from icckd.experiment.requirements import (
 from icckd.experiment.robustness import Attack, measure_robustness
 from icckd.experiment.run_folder import RunFolder
 from icckd.files import write_whole
-from icckd.methods import Findings, Outputs, TestSet, TrainingSet
+from icckd.methods import EvaluationSet, Findings, Outputs, TrainingSet
 from icckd.models import (
     ARCHITECTURES,
     Model,
@@ -361,7 +361,7 @@ class Experiment:
         trained: Trained,
         predictions: Predictions,
         results: Results,
-        find: Callable[[TestSet], Findings] | None = None,
+        find: Callable[[EvaluationSet], Findings] | None = None,
     ) -> None:
         """Save a stage's network, some of its predictions on the test images, and the summary so far.
 
@@ -382,7 +382,7 @@ class Experiment:
 
         self.world.from_first(write)
 
-    def _test_set(self, trained: Trained) -> TestSet:
+    def _test_set(self, trained: Trained) -> EvaluationSet:
         """The test images as `trained`, which a process asks alone, sees them."""
         model, description = trained.model.to(self.device), trained.description
         batches = self._test_batches(description.mean, description.std, alone=True)
@@ -392,7 +392,7 @@ class Experiment:
                 return ask_as_it_is(model, images)
 
         people = None if self.data.people is None else self.data.people.test
-        return TestSet((batch.views[0] for batch in batches), self.data.test_labels, answer, people)
+        return EvaluationSet((batch.views[0] for batch in batches), self.data.test_labels, answer, people)
 
     def _attacked(self, trained: Trained) -> Predictions | None:
         """What `trained` says about the test images once they are attacked, if that is wanted."""

@@ -9,7 +9,7 @@ import torch
 from icckd.data import Batches
 from icckd.errors import Interrupted, UserError
 from icckd.methods import METHODS, Network, Outputs, Samples, TrainingSet
-from icckd.methods import TestSet as WindowsToTest
+from icckd.methods import EvaluationSet as WindowsToTest
 from icckd.methods.spectrum import Spectrum, SpectrumSettings, magnitudes, partners, reverse
 from icckd.models import build_model
 from icckd.settings import TeacherLossSettings, TeacherSettings
