@@ -23,8 +23,9 @@ def load_data(settings: DataSettings, *, train: bool = True) -> ImageData:
     """The data set that `settings` names, whole and checked.
 
     Without `train` no training image is looked at, nor need its file be there: there are none of them, the classes are
-    what the rest says, and mean and deviation, unless they are set, those that change nothing, 0 and 1. Raises
-    UserError, naming the file or setting and what would be right, where anything is missing or wrong.
+    what the rest says, and mean and deviation, unless they are set, those that change nothing, 0 and 1. Signals are
+    always looked at, as nothing but data.left_out says which are to be trained on. Raises UserError, naming the file or
+    setting and what would be right, where anything is missing or wrong.
     """
     try:
         return _load(settings, train)

@@ -173,7 +173,7 @@ class Experiment:
         predictions = predict(model.to(self.device), self._test_batches(description.mean, description.std), self.world)
         if not finite(predictions):
             raise UserError(
-                f"teacher.weights {self.settings.teacher.weights} is a network whose answers on the test images are "
+                f"teacher.weights {self.settings.teacher.weights} is a network whose answers on the test set are "
                 "not finite; give one whose training did not diverge"
             )
         return predictions
@@ -623,7 +623,7 @@ def _of_training(training: Trainable) -> Results:
 def _check_answers(predictions: Predictions) -> None:
     """Raises TrainingDiverged; of several processes on the first, which alone has predictions."""
     if not finite(predictions):
-        raise TrainingDiverged("the trained network's answers on the test images are not finite")
+        raise TrainingDiverged("the trained network's answers on the test set are not finite")
 
 
 def _shape(description: ModelDescription) -> str:

@@ -73,9 +73,9 @@ def check_batch_size(
     if images is None:
         return
     if size > images:
-        raise UserError(f"{name} is {size}, more than the {images} training images")
+        raise UserError(f"{name} is {size}, more than the {images} to train on")
     if images % size == 1 and not settings.drop_last:
         raise UserError(
-            f"{name} is {size}, which leaves a last batch of one of the {images} training images; give another "
+            f"{name} is {size}, which leaves a last batch of one of the {images} to train on; give another "
             f"size, or set {stage}.drop_last"
         )

@@ -19,12 +19,13 @@ _COLOURS = ("series-1", "series-2", "series-3")
 _MARKERS = ("o", "^", "s", "x", "D", "v", "+")
 _KINDS = 21
 _LONGEST_LABEL = 16
-_READING = (
-    "Each point is a test window, along the two directions in which its code varies most (principal components, with "
-    "their share of the variance). The class code is the network's features, which are kept: at best classes stand "
-    "apart in it, and people are mixed within each. The disparity code, which is dropped after training, should hold "
-    "how the people differ."
-)
+# What each picture shows at best, by code and group.
+_AT_BEST = {
+    ("class", "class"): "At best classes stand apart.",
+    ("class", "person"): "At best people are mixed within each class.",
+    ("disparity", "class"): "At best classes are mixed.",
+    ("disparity", "person"): "At best people stand apart.",
+}
 
 
 def sentences(results: Results) -> list[str]:
@@ -42,11 +43,20 @@ def sentences(results: Results) -> list[str]:
     ]
 
 
+def _reading(results: Results) -> str:
+    """How the pictures are read."""
+    return (
+        f"Each point is one of the {images(results)}, along the two directions in which its code varies most: "
+        "principal components, with their share of the variance. The class code is the network's features, which are "
+        "kept; the disparity code is dropped after training."
+    )
+
+
 def disparity_section(results: Results) -> str:
     """The section as HTML, empty where no teacher was trained so."""
     if results.codes is None:
         return ""
-    words = "\n".join(f"<p>{html.escape(sentence)}</p>" for sentence in [*sentences(results), _READING])
+    words = "\n".join(f"<p>{html.escape(sentence)}</p>" for sentence in [*sentences(results), _reading(results)])
     figures = "\n".join(
         framed(scatter_plot(cloud), cloud.title, cloud.caption, _description(cloud))
         for cloud in clouds(results.codes, results.classes, _people(results))
@@ -79,8 +89,8 @@ def clouds(codes: Codes, classes: Sequence[str], people: Sequence[str] = ()) -> 
         places, shares = principal_components(code)
         axes = (f"first component ({_share(shares[0])})", f"second component ({_share(shares[1])})")
         for group, (of, names) in groups.items():
-            title = f"{name.capitalize()} code, by {group}"
-            found.append(Cloud(f"{name}-code-by-{group}", title, "", _kinds(places, of, names), axes))
+            title, caption = f"{name.capitalize()} code, by {group}", _AT_BEST[name, group]
+            found.append(Cloud(f"{name}-code-by-{group}", title, caption, _kinds(places, of, names), axes))
     return found
 
 

@@ -32,7 +32,7 @@ _STYLE: dict[Any, Any] = {
     "grid.color": _FAINT,
     "grid.linewidth": 0.6,
 }
-_INCHES, _SCATTER_INCHES = (4.0, 2.7), (4.0, 3.6)
+_INCHES, _SCATTER_INCHES = (4.0, 2.7), (5.4, 4.2)
 _LOG_FROM_RATIO = 20
 # The width of a legend, and of a line with the space around it, in letters.
 _LEGEND_LETTERS, _LEGEND_KEY = 56, 5

@@ -350,7 +350,7 @@ def test_a_given_teacher_that_is_not_finite_is_refused_by_name(small, tmp_path, 
     name = "classifier.weight"
     for value, message in (
         (float("nan"), f"not finite, in {name}"),
-        (3e38, "answers on the test images are not finite"),
+        (3e38, "answers on the test set are not finite"),
     ):
         spoilt = good | {name: torch.full_like(good[name], value)}
         save_file(spoilt, tmp_path / "teacher" / "model.safetensors")

@@ -300,7 +300,7 @@ def test_a_wrong_setting_of_the_last_variant_costs_nothing(finished, tmp_path, c
     output = finished[0] if flag else tmp_path / "new"
     before = contents(output)
     assert run("--config", config, "--output", output, *flag) == 2
-    assert "last: student.batch_size is 100000, more than the 1438 training images" in error_line(capsys)
+    assert "last: student.batch_size is 100000, more than the 1438 to train on" in error_line(capsys)
     assert contents(output) == before
 
 

@@ -3,6 +3,7 @@
 import json
 from contextlib import nullcontext
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -63,9 +64,11 @@ class StopAfter(StopSignal):
         return 15 if self.looks < 0 else None
 
 
-def run(path, settings, world, stages=("teacher", "student"), stop=None, **how):
+def run(path, settings, world, stages=("teacher", "student"), stop=None, page=False, **how):
     signals = StopSignal if stop is None else lambda: nullcontext(stop)
-    return Experiment(settings, stages, world=world, stop=signals).run(RunFolder(path), **how)
+    # The pages take a good part of so small a run's time.
+    with nullcontext() if page else patch("icckd.experiment.experiment.write_report"):
+        return Experiment(settings, stages, world=world, stop=signals).run(RunFolder(path), **how)
 
 
 def curve(path):
@@ -84,8 +87,8 @@ def check_runs(folder, world):
     torch.manual_seed(world.rank)
     one, two, parts = folder / "one", folder / "two", folder / "parts"
     if world.first:
-        run(one, SETTINGS, ALONE)
-    run(two, SETTINGS, world)
+        run(one, SETTINGS, ALONE, page=True)
+    run(two, SETTINGS, world, page=True)
     with pytest.raises(Interrupted):
         run(parts, sharded(SETTINGS), world, stop=StopAfter(5, world.rank))
     if not world.first:

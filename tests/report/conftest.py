@@ -103,6 +103,12 @@ def drawn_once(monkeypatch):
 
 
 @pytest.fixture
+def drawn_anew(drawn_once, monkeypatch):
+    """But for tests of drawing itself: all charts are."""
+    monkeypatch.setattr("icckd.report.shell.line_chart", line_chart)
+
+
+@pytest.fixture
 def run(tmp_path):
     return Run(tmp_path / "run")
 

@@ -310,8 +310,7 @@ def test_huge_numbers_do_not_stop_the_report(run):
     report(run)
 
 
-def test_the_same_run_gives_the_same_bytes(make_run, monkeypatch):
-    monkeypatch.undo()  # Every chart is drawn anew.
+def test_the_same_run_gives_the_same_bytes(make_run, drawn_anew):
     first, second = make_run("first", seed=3), make_run("second", seed=3)
     assert report(first) == report(second)
     assert report(first) != report(make_run("third", seed=4))

@@ -25,11 +25,6 @@ class RgalProcedure(Procedure):
 
     def __init__(self, lesson: Lesson):
         super().__init__(lesson)
-        if lesson.data.people is not None:
-            raise UserError(
-                "student.loss.method is rgal, which makes square images, and data.name is "
-                f"{lesson.settings.data.name}; use another of either"
-            )
         if not normalisations_of(lesson.teacher.model):
             raise UserError(
                 f"student.loss.method is rgal, but the teacher, {lesson.teacher.model.arch}, has no batch "

@@ -9,7 +9,7 @@ from icckd.procedures import procedure_of
 from icckd.training import Checkpoint, StopSignal
 from tests.procedures.rgal.conftest import make_lesson
 
-EPOCHS, STEPS = 3, 3
+EPOCHS, STEPS = 2, 3
 
 
 class Killed(Exception):
@@ -45,7 +45,7 @@ def uninterrupted(tmp_path_factory):
     return {name: x.clone() for name, x in whole(training).items()}
 
 
-@pytest.mark.parametrize(("kill_after", "every"), [(1, 1), (3, 1), (4, 0), (5, 2), (8, 1)])
+@pytest.mark.parametrize(("kill_after", "every"), [(1, 1), (3, 1), (4, 0), (5, 2)])
 def test_killed_anywhere_it_ends_in_the_same_bits(uninterrupted, tmp_path, kill_after, every):
     _, training = begun()
     with pytest.raises(Killed):
@@ -119,8 +119,7 @@ def test_a_batch_larger_than_the_first_images_is_refused():
         procedure_of(make_lesson(**{"student.batch_size": 21}))
 
 
-@pytest.mark.parametrize("settings", [{"student.accumulate": 2}, {"student.channels_last": True}])
-def test_other_ways_of_a_step(settings, tmp_path):
-    _, training = begun(**settings)
+def test_other_ways_of_a_step(tmp_path):
+    _, training = begun(**{"student.accumulate": 2, "student.autocast": True})
     fit(training, tmp_path)
     assert all(record["train_loss"] > 0 for record in training.history)
