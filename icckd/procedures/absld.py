@@ -8,7 +8,7 @@ from torch import Tensor
 from icckd.attacks import pgd
 from icckd.data import Batch
 from icckd.errors import UserError
-from icckd.methods import Findings, Outputs, TestSet
+from icckd.methods import EvaluationSet, Findings, Outputs
 from icckd.methods.absld import Absld
 from icckd.models import Model
 from icckd.procedures.procedure import Lesson, Procedure
@@ -37,7 +37,7 @@ class AntiBiasDistillation(Procedure):
         batches = self.lesson.batches()
         return Training(self.lesson.prepared(self.task), batches, self.lesson.training_settings(batches))
 
-    def findings(self, test: TestSet) -> Findings:
+    def findings(self, test: EvaluationSet) -> Findings:
         return self.losses.findings()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from icckd.data import Batches, ImageData
 from icckd.distributed import World
-from icckd.methods import Findings, Pair, StudentProcedure, TestSet
+from icckd.methods import EvaluationSet, Findings, Pair, StudentProcedure
 from icckd.models import Model
 from icckd.settings import Settings, TrainingSettings
 from icckd.training import Checkpoint, FrozenTeacher, StopSignal, Task
@@ -124,6 +124,6 @@ class Procedure(ABC):
     def training(self) -> Trainable:
         """The training, not yet begun."""
 
-    def findings(self, test: TestSet) -> Findings:
+    def findings(self, test: EvaluationSet) -> Findings:
         """What the training leaves besides the network, asked about the test images after it."""
         return Findings()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from icckd.data import Batch, Batches
 from icckd.errors import TrainingDiverged, UserError
-from icckd.methods import Findings, Outputs, TestSet
+from icckd.methods import EvaluationSet, Findings, Outputs
 from icckd.methods.staged import Staged
 from icckd.models import Model
 from icckd.procedures.procedure import Lesson, Procedure, Record
@@ -49,7 +49,7 @@ class StagedDistillation(Procedure):
         self._training = StagedTraining(self.lesson, self.tasks(), self.epochs)
         return self._training
 
-    def findings(self, test: TestSet) -> Findings:
+    def findings(self, test: EvaluationSet) -> Findings:
         """How long each stage was trained, what it reached, and the weights of stages in its last epoch."""
         assert self._training is not None
         stages, history = self.method.student_stages, self._training.history

@@ -12,7 +12,7 @@ from icckd.errors import Interrupted, UserError
 from icckd.experiment import Experiment, RunFolder
 from icckd.experiment.progress import no_progress
 from icckd.methods import METHODS, Network, Outputs, Samples, TrainingSet
-from icckd.methods import TestSet as WindowsToTest
+from icckd.methods import EvaluationSet as WindowsToTest
 from icckd.methods.spectrum import Spectrum, SpectrumSettings, magnitudes, partners, reverse
 from icckd.models import build_model, load_model
 from icckd.settings import DataSettings, Settings, TeacherLossSettings, TeacherSettings

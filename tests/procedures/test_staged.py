@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from icckd import methods
 from icckd.data import Batches, ImageData
 from icckd.distributed import ALONE
 from icckd.errors import Interrupted, TrainingDiverged, UserError
 from icckd.experiment import Experiment, RunFolder, experiment
 from icckd.experiment.progress import no_progress
+from icckd.methods import EvaluationSet
 from icckd.models import build_model
 from icckd.procedures import Lesson, procedure_of
 from icckd.settings import Settings, StudentLossSettings, StudentSettings, settings_from
@@ -221,7 +221,8 @@ def test_a_checkpoint_that_lacks_something_is_refused(whole, tmp_path, name):
 
 def test_what_it_leaves_tells_of_every_stage(whole):
     history = whole.training.history
-    found = whole.procedure.findings(methods.TestSet([], torch.tensor([]), whole.lesson.student)).numbers["stages"]
+    nothing = EvaluationSet([], torch.tensor([]), whole.lesson.student)
+    found = whole.procedure.findings(nothing).numbers["stages"]
     assert list(found) == ["stage1", "stage2", "stage3"]
     assert [of["epochs"] for of in found.values()] == [2, 2, 3]
     assert found["stage1"] == {"epochs": 2, "test_accuracy": 0.5, "weights": {"stage1": 1.0}}

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from icckd.errors import UserError
-from icckd.methods import Findings, TestSet
+from icckd.methods import EvaluationSet, Findings
 from icckd.methods.pkd import Pkd, PkdSettings
 from icckd.procedures.federated.clients import Client, Clients, NearClients, Workshop
 from icckd.procedures.federated.partition import partition
@@ -65,7 +65,7 @@ class FederatedLearning(Procedure):
         self._rounds = Rounds(lesson.student, self._method, settings, self._clients_of(self.clients), steps)
         return self._rounds
 
-    def findings(self, test: TestSet) -> Findings:
+    def findings(self, test: EvaluationSet) -> Findings:
         """For the summary, as `federated`.
 
         Images by client; bytes sent to and by those who answered, by round and in all; rounds of warm-up; the weak

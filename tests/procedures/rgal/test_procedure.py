@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from icckd import methods
 from icckd.errors import TrainingDiverged, UserError
+from icckd.methods import EvaluationSet
 from icckd.procedures import procedure_of
 from icckd.training import Checkpoint, StopSignal
 from tests.procedures.rgal.conftest import make_lesson
@@ -91,9 +91,8 @@ def test_a_generator_that_diverges_ends_the_training_and_keeps_its_checkpoint(tm
 def test_findings_are_the_latest_images_of_each_class(tmp_path):
     procedure, training = begun()
     fit(training, tmp_path)
-    found = procedure.findings(
-        methods.TestSet([], torch.empty(0), lambda images: pytest.fail("asked about test images"))
-    )
+    nothing = EvaluationSet([], torch.empty(0), lambda images: pytest.fail("asked about test images"))
+    found = procedure.findings(nothing)
     pool = procedure.task.pool
     kept = [int((pool.labels == label).sum()) for label in range(10)]
     assert found.numbers == {"images_made": 20 * EPOCHS, "images_kept_by_class": kept}
