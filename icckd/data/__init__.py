@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from icckd.data.augmentation import Augmentation
-from icckd.data.batches import Batch, Batches, WholeBatch, plain_batches
+from icckd.data.batches import Batch, Batches, Epochs, WholeBatch, plain_batches
 from icckd.data.cifar import load_cifar
 from icckd.data.digits import load_digits
 from icckd.data.fashion_mnist import load_fashion_mnist
@@ -17,6 +17,7 @@ __all__ = [
     "Augmentation",
     "Batch",
     "Batches",
+    "Epochs",
     "FineLabels",
     "ImageData",
     "People",

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -44,6 +44,17 @@ class Batch(NamedTuple):
     labels: Tensor
     indices: Tensor
     whole: WholeBatch | None = None
+
+
+class Epochs(Protocol):
+    """Batches, epoch by epoch: a pure function of (epoch, step). `len()` is the number of steps in an epoch."""
+
+    batch_size: int
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, number: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of epoch `number` from step `first_step` on, both counted from 0."""
 
 
 class Batches:

@@ -40,12 +40,12 @@ class Clients(Protocol):
 class Workshop:
     """Where clients of one process train, one after another: a network of the student's kind, and its tasks."""
 
-    def __init__(self, lesson: Lesson, losses_of: Pkd):
+    def __init__(self, lesson: Lesson, method: Pkd):
         self.lesson = lesson
         self._plain = copy.deepcopy(lesson.student)
         self.network = copy.deepcopy(lesson.student)
-        self.local = LocalTask(self.network, losses_of)
-        self.expert = ExpertTask(self.network, losses_of)
+        self.local = LocalTask(self.network, method)
+        self.expert = ExpertTask(self.network, method)
 
     def tasks(self) -> list[Task]:
         """Every kind of task, as it is when there is an expert."""
@@ -113,7 +113,7 @@ class Client:
         if len(part) < LEAST_IMAGES:
             return Answer(0)
         self.workshop.expert.classes = group
-        rounds = self.workshop.local.losses_of.settings.expert_rounds
+        rounds = self.workshop.local.method.settings.expert_rounds
         return self._train(self.workshop.expert, part, question.round, rounds, on_step)
 
     def _train(self, task: Task, part: Tensor, number: int, rounds: int, on_step: OnStep) -> Answer:

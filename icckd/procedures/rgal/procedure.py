@@ -1,11 +1,8 @@
 """Relation-guided adversarial distillation without data, from the teacher to the finished student."""
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
-from icckd.data import Batches
 from icckd.errors import UserError
 from icckd.methods import EvaluationSet, Findings
 from icckd.procedures.procedure import Lesson, Procedure
@@ -43,8 +40,7 @@ class DataFreeDistillation(Procedure):
         return [self.task]
 
     def training(self) -> Training:
-        batches = cast(Batches, self.task.batches())  # In all that a training asks of them.
-        return Training(self.lesson.prepared(self.task), batches, self.lesson.settings.student, self.lesson.world)
+        return self.lesson.training(self.task, self.task.batches())
 
     def findings(self, test: EvaluationSet) -> Findings:
         """How many images there were, and of each class the latest few with the teacher's confidence in them.

@@ -38,7 +38,7 @@ class Task(nn.Module):
     """
 
     model: nn.Module
-    views: int
+    views: int = 1
     strong_views: int = 0
     epoch: int = 0
     replicas: "Replicas | None" = None
