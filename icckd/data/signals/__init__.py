@@ -37,7 +37,7 @@ def load_signals(root: Path | None, settings: DataSettings) -> ImageData:
     assert isinstance(train.images, Tensor)
     assert train.people is not None
     assert test.people is not None
-    mean, std = _statistics(train.images, settings)
+    mean, std = _statistics(train.images, settings, windows.source)
     labels, candidates = noisy(train.labels, len(windows.activities), settings)
     as_it_is = Augmentation(crop_padding=0, flip=False)
     return ImageData(
@@ -113,7 +113,7 @@ def _last(people: Sequence[int], fraction: float) -> list[int]:
     return list(people)[-max(round(fraction * len(people)), 1) :]
 
 
-def _statistics(signals: Tensor, settings: DataSettings) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(signals: Tensor, settings: DataSettings, source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel; the latter is 1 for a channel that is as good as constant."""
     for setting, values in (("mean", settings.mean), ("std", settings.std)):
         if values is not None and len(values) != signals.shape[1]:
@@ -122,6 +122,6 @@ def _statistics(signals: Tensor, settings: DataSettings) -> tuple[tuple[float, .
     deviation, mean = torch.std_mean(signals.double(), dim=(0, 2, 3), correction=0)
     constant = deviation <= (torch.finfo(torch.float32).eps * mean.abs()).clamp_min(_LEAST_DEVIATION)
     if constant.all() and settings.std is None:
-        raise UserError("the signals to train on are the same everywhere; they should differ")
+        raise UserError(f"{source}: the signals to train on are the same everywhere; they should differ")
     deviation[constant] = 1
     return tuple(settings.mean or mean.tolist()), tuple(settings.std or deviation.tolist())

@@ -61,7 +61,9 @@ def _indices(columns: Sequence[np.ndarray], parts: Sequence[Part], what: str) ->
     ]
     every = {name for names in given for name in names}
     by_number = all(name.isascii() and name.isdecimal() for name in every)
-    names = sorted(every, key=lambda name: (int(name) if by_number else 0, name))
+    # As numbers without leading zeros: longer ones are larger, however long.
+    digits = {name: name.lstrip("0") if by_number else "" for name in every}
+    names = sorted(every, key=lambda name: (len(digits[name]), digits[name], name))
     index_of = {name: index for index, name in enumerate(names)}
     indices = [
         np.array([index_of[name] for name in own], dtype=np.int64)[inverse]

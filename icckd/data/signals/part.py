@@ -42,7 +42,9 @@ def check_size(path: Path, windows: int, channels: int, length: int) -> None:
 
 def out_of_range(values: np.ndarray) -> np.ndarray:
     """Which values are no signal's: nan, infinite, or too large to compute with."""
-    return ~(np.abs(values) <= _LARGEST_VALUE)
+    with np.errstate(over="ignore"):
+        in_float64 = values.astype(np.float64)  # float16 does not hold the limit, nor int64 the size of its lowest.
+    return ~(np.abs(in_float64) <= _LARGEST_VALUE)
 
 
 def wanted_of(value: float) -> str:

@@ -76,6 +76,12 @@ def test_integers_and_bytes_are_read_and_names_are_compared_in_one_form(tmp_path
     np.testing.assert_array_equal(found.signals[:6], whole["signals"])
 
 
+def test_names_that_are_numbers_are_sorted_by_number_however_long(tmp_path):
+    people = ["10" * 2500, "2", "010", "9", "00", "10"]
+    np.savez(tmp_path / "a.npz", **{**windows(6), "person": np.array(people)})
+    assert read_windows(tmp_path).people == ("00", "2", "9", "010", "10", "10" * 2500)
+
+
 def without(name):
     return lambda arrays: arrays.pop(name)
 
@@ -99,6 +105,8 @@ def spoilt(value):
         (replaced("signals", spoilt(np.nan)), "window 4 is nan in channel 1 at sample 3"),
         (replaced("signals", spoilt(-np.inf)), "window 4 is -inf in channel 1 at sample 3"),
         (replaced("signals", spoilt(1e30)), "window 4 is 1e[+]30 in channel 1"),
+        (replaced("signals", lambda x: spoilt(np.inf)(x.astype(np.float16))), "window 4 is inf in channel 1"),
+        (replaced("signals", lambda x: spoilt(-(2**63))(x.astype(np.int64))), "window 4 is -9223372036854775808 in"),
         (
             replaced("signals", lambda x: x[0]),
             r"signals has shape \(2, 9\); it should be \(windows, channels, length\)",
