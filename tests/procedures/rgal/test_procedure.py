@@ -6,32 +6,17 @@ import torch
 from icckd.errors import TrainingDiverged, UserError
 from icckd.methods import EvaluationSet
 from icckd.procedures import procedure_of
-from icckd.training import Checkpoint, StopSignal
+from icckd.training import Checkpoint
 from tests.procedures.rgal.conftest import make_lesson
+from tests.procedures.trainings import Killed, fit
 
 EPOCHS, STEPS = 2, 3
-
-
-class Killed(Exception):
-    pass
 
 
 def begun(**changes):
     torch.manual_seed(4)
     procedure = procedure_of(make_lesson(**{"student.epochs": EPOCHS, "student.loss.rgal.capacity": 30}, **changes))
     return procedure, procedure.training()
-
-
-def fit(training, folder, every=1, kill_after=None):
-    steps = []
-
-    def on_step(epoch, step, loss):
-        steps.append((epoch, step))
-        if len(steps) == kill_after:
-            raise Killed
-
-    training.fit(Checkpoint(folder), every, dict, on_step, lambda history: None, StopSignal())
-    return steps
 
 
 def whole(training):
@@ -49,11 +34,11 @@ def uninterrupted(tmp_path_factory):
 def test_killed_anywhere_it_ends_in_the_same_bits(uninterrupted, tmp_path, kill_after, every):
     _, training = begun()
     with pytest.raises(Killed):
-        fit(training, tmp_path, every, kill_after)
+        fit(training, tmp_path, every=every, kill_after=kill_after)
     torch.manual_seed(77)
     _, training = begun()
     training.restore(Checkpoint(tmp_path).load())
-    fit(training, tmp_path, every)
+    fit(training, tmp_path, every=every)
     found = whole(training)
     assert found.keys() == uninterrupted.keys()
     different = [name for name, x in found.items() if not torch.equal(x, uninterrupted[name])]
