@@ -55,8 +55,8 @@ def _channels(header: Sequence[str], path: Path) -> list[str]:
         if name not in header:
             found = f"the columns {', '.join(header)[:100]}" if header else "no header"
             raise UserError(
-                f"{path} has {found} and lacks {name}; there should be person, activity, one column per channel and, for "
-                "several windows, window"
+                f"{path} has {found} and lacks {name}; there should be person, activity, one column per channel and, "
+                "for several windows, window"
             )
     twice = [name for place, name in enumerate(header) if name in header[:place] or not name]
     if twice:

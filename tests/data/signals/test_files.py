@@ -70,7 +70,7 @@ def test_a_file_may_be_one_window(tmp_path):
     def without_window(rows):
         rows[:] = [row[1:] for row in rows]
 
-    write_csv(tmp_path / "c.csv", {name: array[None] for name, array in third.items()}, change=without_window)
+    write_csv(tmp_path / "c.csv", {name: np.stack([array]) for name, array in third.items()}, change=without_window)
     found = read_windows(tmp_path)
     np.testing.assert_array_equal(found.signals, arrays["signals"].astype(np.float32))
     assert [found.activities[i] for i in found.activity] == [*arrays["activity"]]
