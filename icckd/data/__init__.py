@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from icckd.data.augmentation import Augmentation
-from icckd.data.batches import Batch, Batches, WholeBatch
+from icckd.data.batches import Batch, Batches, Epochs, WholeBatch, plain_batches
 from icckd.data.cifar import load_cifar
 from icckd.data.digits import load_digits
 from icckd.data.fashion_mnist import load_fashion_mnist
@@ -13,7 +13,18 @@ from icckd.data.signals import load_signals
 from icckd.errors import UserError
 from icckd.settings import DataSettings, check_text
 
-__all__ = ["Augmentation", "Batch", "Batches", "FineLabels", "ImageData", "People", "WholeBatch", "load_data"]
+__all__ = [
+    "Augmentation",
+    "Batch",
+    "Batches",
+    "Epochs",
+    "FineLabels",
+    "ImageData",
+    "People",
+    "WholeBatch",
+    "load_data",
+    "plain_batches",
+]
 
 _WITH_COARSE_CLASSES = ("cifar10", "cifar100", "digits")
 _RESIZABLE = {"image-folder": load_image_folder, "tiny-imagenet": load_tiny_imagenet}

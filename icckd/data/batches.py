@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from icckd.data.streaming import ImageFiles
 
 # First word of the seeds of augmentation, so that it shares no stream with orders.
 _AUGMENTATION = 2
+_PLAIN_BATCH = 500
 
 
 class WholeBatch(NamedTuple):
@@ -43,6 +44,17 @@ class Batch(NamedTuple):
     labels: Tensor
     indices: Tensor
     whole: WholeBatch | None = None
+
+
+class Epochs(Protocol):
+    """Batches, epoch by epoch: a pure function of (epoch, step). `len()` is the number of steps in an epoch."""
+
+    batch_size: int
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, number: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of epoch `number` from step `first_step` on, both counted from 0."""
 
 
 class Batches:
@@ -227,6 +239,31 @@ class Batches:
 
     def _normalize(self, images: Tensor) -> Tensor:
         return images.float().mul_(self._scale).add_(self._shift)
+
+
+def plain_batches(
+    images: Tensor | ImageFiles,
+    labels: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str,
+    part: tuple[int, int] = (0, 1),
+) -> Batches:
+    """All of the images in their order, as they are, for a network that is asked about them."""
+    return Batches(
+        images,
+        labels,
+        batch_size=_PLAIN_BATCH,
+        mean=mean,
+        std=std,
+        augmentation=None,
+        views=1,
+        shuffle=False,
+        seed=0,
+        device=device,
+        drop_last=False,
+        part=part,
+    )
 
 
 class _Step(NamedTuple):

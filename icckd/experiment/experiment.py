@@ -1,9 +1,8 @@
 """The stages of a run: data → trials of class augmentation, if wanted → teacher → student → report."""
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from icckd.data import Batch, Batches, ImageData, WholeBatch, load_data
+from icckd.data import Batches, ImageData, load_data
 from icckd.data.digest import digests
 from icckd.data.image_data import without_training_images
 from icckd.data.order import Balance, balance_of
-from icckd.data.streaming import ImageFiles
 from icckd.distributed import ALONE, World
 from icckd.distributed.parts import whole_tensors
 from icckd.environment import describe
-from icckd.errors import BackendUnavailable, TrainingDiverged, UserError
+from icckd.errors import TrainingDiverged, UserError
 from icckd.experiment.class_augmentation import Trial, crop_areas, search, trials
 from icckd.experiment.evaluation import Predictions, finite, measure, predict, recall_at_1
+from icckd.experiment.examination import Examination, data_in_force
 from icckd.experiment.examples import choose_examples
-from icckd.experiment.probe import FineProbe
+from icckd.experiment.networks import Trained, load_teacher, untrained
 from icckd.experiment.progress import Progress, TrainingProgress, no_progress
+from icckd.experiment.rehearsal import rehearse, rehearse_attack
 from icckd.experiment.requirements import (
     check_batch_size,
     check_stage,
@@ -34,39 +34,17 @@ from icckd.experiment.requirements import (
     needs_training_images,
     to_be_trained,
 )
-from icckd.experiment.robustness import Attack, measure_robustness
+from icckd.experiment.robustness import measure_robustness
 from icckd.experiment.run_folder import RunFolder
 from icckd.files import write_whole
-from icckd.methods import Findings, Outputs, TestSet, TrainingSet
-from icckd.models import (
-    ARCHITECTURES,
-    Model,
-    ModelDescription,
-    build_model,
-    file_digest,
-    is_state_dict,
-    load_model,
-    save_model,
-)
+from icckd.methods import EvaluationSet, Findings, TrainingSet
+from icckd.models import file_digest, save_model
 from icckd.procedures import Lesson, Procedure, Trainable, procedure_of
 from icckd.report import write_report
 from icckd.settings import STAGES, Settings, TrainingSettings, check
 from icckd.training import FrozenTeacher, StopSignal, Task, TeacherTask, Training
-from icckd.training.tasks.frozen import ask_as_it_is, can_be_attacked
 
-_EVALUATION_BATCH = 500
-_REHEARSED = 4
-# How PyTorch says that a tensor is larger than the memory, or than any could be.
-_NO_MEMORY = re.compile("allocate memory|not enough memory|out of memory|size calculation overflowed", re.IGNORECASE)
 Results = dict[str, Any]
-
-
-@dataclass
-class Trained:
-    """A trained network and what its model.json says."""
-
-    model: Model
-    description: ModelDescription
 
 
 class Experiment:
@@ -111,7 +89,6 @@ class Experiment:
             self.data = replace(self.data, mean=tuple(description.mean), std=tuple(description.std))
         self._procedure_of = procedure
         self._rehearse()
-        self._rehearse_attack()
         self.summary: Results = {}
         self._progress, self._stop = progress if world.first else no_progress, stop
         self._wants_trials = bool(self.stages) and settings.data.class_augmentation.classes > 0
@@ -170,7 +147,8 @@ class Experiment:
         """What the given teacher says about the test images. Raises UserError where that is not finite."""
         assert self.given_teacher is not None
         model, description = self.given_teacher.model, self.given_teacher.description
-        predictions = predict(model.to(self.device), self._test_batches(description.mean, description.std), self.world)
+        test = self._examination.test_batches(description.mean, description.std)
+        predictions = predict(model.to(self.device), test, self.world)
         if not finite(predictions):
             raise UserError(
                 f"teacher.weights {self.settings.teacher.weights} is a network whose answers on the test set are "
@@ -297,7 +275,7 @@ class Experiment:
         if checkpoint.exists():
             training.restore(checkpoint.load())
             self._write_metrics(folder, stage, training.history)
-        test = self._test_batches(self.data.mean, self.data.std)
+        test = self._examination.test_batches(self.data.mean, self.data.std)
 
         def evaluate() -> Results:
             predictions = predict(training.model, test, world)
@@ -361,186 +339,61 @@ class Experiment:
         trained: Trained,
         predictions: Predictions,
         results: Results,
-        find: Callable[[TestSet], Findings] | None = None,
+        find: Callable[[EvaluationSet], Findings] | None = None,
     ) -> None:
         """Save a stage's network, some of its predictions on the test images, and the summary so far.
 
         All of that is the first process's to do, but to ask the network about training images and attacked ones; the
         others wait.
         """
-        probe, attacked = self._fine_probe(stage, trained), self._attacked(trained)
+        probe, attacked = self._examination.fine_probe(stage, trained), self._examination.attacked(trained)
 
         def write() -> None:
+            found = Findings() if find is None else find(self._examination.test_set(trained))
+            measures = {**measure(predictions), "recall_at_1": recall_at_1(predictions)}
+            measures |= {} if probe is None else probe.measure(predictions)
             robustness = {} if attacked is None else measure_robustness(attacked)
-            found = Findings() if find is None else find(self._test_set(trained))
-            measured = {**robustness, **results, **found.numbers}
-            self._write_conclusion(folder, stage, trained, predictions, measured, probe)
-            if folder is not None and found.tensors:
-                write_whole(folder.findings(stage), lambda path: save_file(dict(found.tensors), path))
+            self.summary[stage] = {**measures, "seconds": None, **robustness, **results, **found.numbers}
+            if self.stages:
+                self.summary["data"] = data_in_force(self.settings, self.data, self.stages)
+            self.summary["environment"] = {**describe(self.device), "processes": self.world.size}
             if folder is not None:
+                save_model(folder.stage(stage), trained.model, trained.description)
+                examples = choose_examples(predictions, self.data.test_images)
+                _save_tensors(folder.stage(stage) / "examples.safetensors", examples)
+                if found.tensors:
+                    _save_tensors(folder.findings(stage), found.tensors)
                 folder.write_summary(self.summary)
 
         self.world.from_first(write)
 
-    def _test_set(self, trained: Trained) -> TestSet:
-        """The test images as `trained`, which a process asks alone, sees them."""
-        model, description = trained.model.to(self.device), trained.description
-        batches = self._test_batches(description.mean, description.std, alone=True)
-
-        def answer(images: Tensor) -> Outputs:
-            with torch.no_grad():
-                return ask_as_it_is(model, images)
-
-        people = None if self.data.people is None else self.data.people.test
-        return TestSet((batch.views[0] for batch in batches), self.data.test_labels, answer, people)
-
-    def _attacked(self, trained: Trained) -> Predictions | None:
-        """What `trained` says about the test images once they are attacked, if that is wanted."""
-        settings, description = self.settings.evaluation, trained.description
-        if settings.attack is None:
-            return None
-        attack = Attack(settings, description.mean, description.std, self.settings.seed)
-        batches = self._test_batches(description.mean, description.std)
-        return attack.predict(trained.model.to(self.device), batches, self.world)
-
-    def _fine_probe(self, stage: str, trained: Trained) -> FineProbe | None:
-        """Where networks are trained on coarse classes, a probe of what `trained` says about the training images.
-
-        None where it is not to see them.
-        """
-        fine = self.data.fine_labels
-        if fine is None or not len(fine.train) or is_data_free(stage, self.settings):
-            return None
-        description = trained.description
-        batches = self._plain_batches(self.data.train_images, fine.train, description.mean, description.std)
-        return FineProbe(fine).fit(trained.model.to(self.device), batches, self.world)
-
-    def _write_conclusion(
-        self,
-        folder: RunFolder | None,
-        stage: str,
-        trained: Trained,
-        predictions: Predictions,
-        results: Results,
-        probe: FineProbe | None,
-    ) -> None:
-        measures = {**measure(predictions), "recall_at_1": recall_at_1(predictions)}
-        if probe is not None:
-            measures |= probe.measure(predictions)
-        self.summary[stage] = {**measures, "seconds": None, **results}
-        if self.stages:
-            self.summary["data"] = self._data_in_force()
-        self.summary["environment"] = {**describe(self.device), "processes": self.world.size}
-        if folder is not None:
-            save_model(folder.stage(stage), trained.model, trained.description)
-            examples = choose_examples(predictions, self.data.test_images)
-            write_whole(folder.stage(stage) / "examples.safetensors", lambda path: save_file(examples, path))
-
-    def _data_in_force(self) -> Results:
-        """What the settings of the data came to: those that were null too."""
-        data, teacher = self.data, self.settings.teacher.loss.method_class()
-        in_force: Results = {
-            "train_images": len(data.train_images),
-            "test_images": len(data.test_images),
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "augmentation": data.augmentation._asdict(),
-        }
-        if "teacher" in self.stages and teacher.strong_views:
-            in_force["strong_augmentation"] = data.strong_augmentation._asdict()
-        if data.people is not None:
-            in_force["people"] = data.people.by_split()
-        if data.fine_labels is not None:
-            in_force["fine_classes"] = len(data.fine_labels.coarse_of)
-        if self.settings.data.label_noise is not None and len(data.train_labels):
-            in_force["label_noise"] = {"wrong": data.wrong_labels}
-        if data.candidates is not None:
-            in_force["label_noise"]["mean_candidates"] = data.candidates.sum(1).double().mean().item()
-        return in_force
+    @property
+    def _examination(self) -> Examination:
+        return Examination(self.settings, self.data, self.device, self.world)
 
     def _untrained(self, stage: str) -> Trained:
-        torch.manual_seed(self.settings.seed)
-        description = self._description(stage)
-        try:
-            model = build_model(
-                description.arch, description.channels, len(description.classes), description.image_size
-            )
-        except UserError as error:
-            raise UserError(f"{stage}.arch: {error}") from error
-        return Trained(model, description)
+        return untrained(stage, self.settings, self.data)
 
-    def _description(self, stage: str) -> ModelDescription:
-        """What model.json says of a network of the stage's architecture for these data."""
-        data = self.data
-        _, channels, height, width = data.test_images.shape
-        size = width if data.people is None else [height, width]
-        arch = getattr(self.settings, stage).arch
-        return ModelDescription(arch, list(data.classes), channels, size, list(data.mean), list(data.std))
+    def _load_teacher(self, name: str, path: Path) -> Trained:
+        return load_teacher(name, path, self.settings, self.data)
 
     def _rehearse(self) -> None:
-        """Find out now, not after the teacher's training, that a loss cannot be computed: on a few black images."""
+        """Find out now, not after the teacher's training, that a loss cannot be computed, or an attack."""
         teacher = self.given_teacher or self._untrained("teacher")
         tasks: dict[str, Callable[[], list[Task]]] = {
             "teacher": lambda: [self._teaching(teacher)],
             "student": lambda: self.student_procedure().tasks(),
         }
-        known = self.data.train_labels if len(self.data.train_labels) else self.data.test_labels
-        labels = known[:_REHEARSED].to(self.device)
-        images = torch.zeros(len(labels), *self.data.test_images.shape[1:], device=self.device)
         for stage in self.stages:
-            try:
-                for task in tasks[stage]():
-                    losses = task.to(self.device)(self._rehearsed(images, labels, task.views))
-                    losses["loss"].backward()
-            except UserError:
-                raise
-            except BackendUnavailable as error:
-                raise UserError(f"{stage}.loss.backend: {error}") from error
-            except Exception as error:  # Of any kind: sizes that no memory holds, a method of somebody else's.
-                raise UserError(f"{stage}.loss cannot be computed: {_reason(error)}") from error
-
-    def _rehearse_attack(self) -> None:
-        """Find out now that a network which is to be attacked gives no gradient to follow."""
+            rehearse(stage, tasks[stage], self.data, self.device, self.world.size)
         attack = self.settings.evaluation.attack
         if attack is None:
             return
         measured = {stage: self._untrained(stage) for stage in self.stages}
         if self.given_teacher is not None:
             measured["teacher"] = self.given_teacher
-        for stage, trained in measured.items():
-            try:
-                possible = can_be_attacked(trained.model.to(self.device))
-            except Exception as error:  # Of any kind: a network of somebody else's.
-                raise UserError(f"evaluation.attack cannot be computed: {_reason(error)}") from error
-            if not possible:
-                raise UserError(
-                    f"evaluation.attack is {attack}, but {trained.description.arch}, the {stage}, has no gradient with "
-                    "respect to its images; leave evaluation.attack out, or give another network"
-                )
-
-    def _rehearsed(self, images: Tensor, labels: Tensor, views: int) -> Batch:
-        """A batch of which every process has these few images."""
-        indices, ranks = torch.arange(len(labels)), self.world.size
-        whole = WholeBatch((len(labels),) * ranks, labels.cpu().repeat(ranks).numpy(), indices.repeat(ranks).numpy())
-        return Batch((images,) * views, labels, indices.to(self.device), whole if ranks > 1 else None)
-
-    def _load_teacher(self, name: str, path: Path) -> Trained:
-        """The network at `path`. Raises UserError, calling it `name`, where it is not one for these data."""
-        if is_state_dict(path):
-            ARCHITECTURES.find(self.settings.teacher.arch, "teacher.arch")
-            if not len(self.data.train_labels) and self.settings.data.mean is None:
-                raise UserError(
-                    f"data.mean is null, and neither {path} nor a training image, none of which is looked at, says how "
-                    "images should be normalised; give data.mean and data.std"
-                )
-        model, description = load_model(path, published_as=self._description("teacher"))
-        expected = self._description("teacher")
-        if any(getattr(description, of) != getattr(expected, of) for of in ("classes", "channels", "image_size")):
-            raise UserError(
-                f"{name} {path} is a network for {len(description.classes)} classes of {_shape(description)}; "
-                f"{self.data.name} has {len(expected.classes)} classes of {_shape(expected)}, or other class names"
-            )
-        return Trained(model, description)
+        for stage, network in measured.items():
+            rehearse_attack(attack, stage, network.model.to(self.device))
 
     def _balance(self, stage: str) -> Balance | None:
         batch_size = getattr(self.settings, stage).batch_size
@@ -581,34 +434,6 @@ class Experiment:
             crop_areas=crop_areas(self.summary["class_augmentation"], self.data) if self._wants_trials else None,
         )
 
-    def _test_batches(self, mean: Sequence[float], std: Sequence[float], *, alone: bool = False) -> Batches:
-        return self._plain_batches(self.data.test_images, self.data.test_labels, mean, std, alone=alone)
-
-    def _plain_batches(
-        self,
-        images: Tensor | ImageFiles,
-        labels: Tensor,
-        mean: Sequence[float],
-        std: Sequence[float],
-        *,
-        alone: bool = False,
-    ) -> Batches:
-        """All of the images in their order, as they are: a part of each batch for every process, or all `alone`."""
-        return Batches(
-            images,
-            labels,
-            batch_size=_EVALUATION_BATCH,
-            mean=mean,
-            std=std,
-            augmentation=None,
-            views=1,
-            shuffle=False,
-            seed=0,
-            device=self.device,
-            drop_last=False,
-            part=(0, 1) if alone else (self.world.rank, self.world.size),
-        )
-
 
 def _of_training(training: Trainable) -> Results:
     """What a summary tells of a training: its seconds, and the best epoch on the test images that chose it."""
@@ -626,13 +451,5 @@ def _check_answers(predictions: Predictions) -> None:
         raise TrainingDiverged("the trained network's answers on the test set are not finite")
 
 
-def _shape(description: ModelDescription) -> str:
-    size = description.image_size
-    sides = f"{size}×{size} images" if isinstance(size, int) else f"{size[1]} signals"
-    return f"{description.channels}×{sides}"
-
-
-def _reason(error: Exception) -> str:
-    if _NO_MEMORY.search(str(error)):
-        return "it needs more memory than there is; a size among its method's settings, or its memory's, is too large"
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]} (--debug shows where)"
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    write_whole(path, lambda written: save_file(dict(tensors), written))

@@ -6,6 +6,7 @@ group "icckd.methods", makes its method known with `register`; settings, help, t
 
 from icckd.methods.base import (
     METHODS,
+    EvaluationSet,
     Findings,
     Method,
     MethodSettings,
@@ -18,7 +19,6 @@ from icckd.methods.base import (
     StudentMethodSettings,
     StudentProcedure,
     TeacherMethod,
-    TestSet,
     TrainingSet,
     above_zero,
     not_negative,
@@ -28,6 +28,7 @@ from icckd.methods.base import (
 
 __all__ = [
     "METHODS",
+    "EvaluationSet",
     "Findings",
     "Method",
     "MethodSettings",
@@ -40,7 +41,6 @@ __all__ = [
     "StudentMethodSettings",
     "StudentProcedure",
     "TeacherMethod",
-    "TestSet",
     "TrainingSet",
     "above_zero",
     "not_negative",

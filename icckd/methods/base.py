@@ -97,7 +97,7 @@ class TrainingSet(NamedTuple):
     people: Tensor | None = None
 
 
-class TestSet(NamedTuple):
+class EvaluationSet(NamedTuple):
     """The M test images, for what a teacher's method finds out about them after the training.
 
     images: All in order, in batches: normalised, float (B, C, H, W).
@@ -285,7 +285,7 @@ class TeacherMethod(Method):
         Trainable parts whose sizes depend on the data are made here.
         """
 
-    def findings(self, test: TestSet) -> Findings:
+    def findings(self, test: EvaluationSet) -> Findings:
         """Called once, after training: what the method finds out about the test images."""
         return Findings()
 

@@ -27,7 +27,8 @@ class PkdSettings(MethodSettings):
     teacher is not asked.
 
     Args:
-        weight: Weight λ of what is learnt from experts (0: federated averaging alone).
+        weight: Weight λ of what is learnt from experts (0: federated averaging alone). A batch has few images that are
+            confused, over whose number the loss is a mean: each weighs far more than one of the cross-entropy's.
         temperature: Temperature T that softens the predictions of experts and student.
         warmup_rounds: Rounds of federated averaging alone, before which no class is called weak (null: half of
             federated.rounds; of a single round there is nothing but the warm-up).
@@ -37,12 +38,12 @@ class PkdSettings(MethodSettings):
         expert_rounds: Rounds in which each group's expert is trained, on the images of the group alone.
     """
 
-    weight: float = 1.0
-    temperature: float = 2.0
+    weight: float = 0.2
+    temperature: float = 1.0
     warmup_rounds: int | None = None
     threshold: float = 0.02
     confusion: float = 0.01
-    expert_rounds: int = 2
+    expert_rounds: int = 5
 
     def warmup(self, rounds: int) -> int:
         """The rounds of warm-up, of so many rounds."""

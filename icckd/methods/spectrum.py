@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from icckd.backends.arithmetic import accumulation_dtype
 from icckd.errors import UserError
 from icckd.methods.base import (
+    EvaluationSet,
     Findings,
     MethodSettings,
     Network,
@@ -18,7 +19,6 @@ from icckd.methods.base import (
     Rule,
     Samples,
     TeacherMethod,
-    TestSet,
     TrainingSet,
     register,
 )
@@ -121,7 +121,7 @@ class Spectrum(TeacherMethod):
         return {"loss": loss, **losses}
 
     @torch.no_grad()
-    def findings(self, test: TestSet) -> Findings:
+    def findings(self, test: EvaluationSet) -> Findings:
         """The swap test, and the codes of up to 400 test windows, evenly spread over their order.
 
         Of the test windows that have a partner, as above but among all test windows, the network names the class of
@@ -148,7 +148,7 @@ class Spectrum(TeacherMethod):
         }
         return Findings(numbers, {name: tensor.cpu()[shown] for name, tensor in tensors.items()})
 
-    def _accuracy(self, codes: Tensor, labels: Tensor, test: TestSet) -> float:
+    def _accuracy(self, codes: Tensor, labels: Tensor, test: EvaluationSet) -> float:
         """The fraction of windows decoded from `codes` (M, dim) that the network names as `labels` (M,) say."""
         parts = zip(codes.split(_DECODED_AT_ONCE), labels.split(_DECODED_AT_ONCE), strict=True)
         right = [test.ask(self.decoder(part)).logits.argmax(dim=1) == label for part, label in parts]

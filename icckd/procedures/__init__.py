@@ -12,7 +12,7 @@ from icckd.procedures.absld import AntiBiasDistillation
 from icckd.procedures.distillation import Distillation
 from icckd.procedures.federated import FederatedLearning
 from icckd.procedures.procedure import Lesson, Procedure, Trainable
-from icckd.procedures.rgal import RgalProcedure
+from icckd.procedures.rgal import DataFreeDistillation
 from icckd.procedures.staged import StagedDistillation
 
 __all__ = ["Lesson", "Procedure", "Trainable", "procedure_of"]
@@ -20,7 +20,7 @@ __all__ = ["Lesson", "Procedure", "Trainable", "procedure_of"]
 # By the name of the method that says what its losses are.
 _PROCEDURES: dict[str, type[Procedure]] = {
     Absld.name: AntiBiasDistillation,
-    Rgal.name: RgalProcedure,
+    Rgal.name: DataFreeDistillation,
     Staged.name: StagedDistillation,
     Pkd.name: FederatedLearning,
 }

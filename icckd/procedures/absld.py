@@ -8,7 +8,7 @@ from torch import Tensor
 from icckd.attacks import pgd
 from icckd.data import Batch
 from icckd.errors import UserError
-from icckd.methods import Findings, Outputs, TestSet
+from icckd.methods import EvaluationSet, Findings, Outputs
 from icckd.methods.absld import Absld
 from icckd.models import Model
 from icckd.procedures.procedure import Lesson, Procedure
@@ -27,18 +27,17 @@ class AntiBiasDistillation(Procedure):
                 f"student.arch is {student.arch}, which has no gradient with respect to its images; "
                 "student.loss.method absld attacks them: give another network"
             )
-        self.losses = lesson.losses(Absld)
-        self.task = AbsldTask(student, lesson.teacher, self.losses, data.mean, data.std)
+        self.method = lesson.losses(Absld)
+        self.task = AbsldTask(student, lesson.teacher, self.method, data.mean, data.std)
 
     def tasks(self) -> list[Task]:
         return [self.task]
 
     def training(self) -> Training:
-        batches = self.lesson.batches()
-        return Training(self.lesson.prepared(self.task), batches, self.lesson.training_settings(batches))
+        return self.lesson.training(self.task, self.lesson.batches())
 
-    def findings(self, test: TestSet) -> Findings:
-        return self.losses.findings()
+    def findings(self, test: EvaluationSet) -> Findings:
+        return self.method.findings()
 
 
 class AbsldTask(Task):
@@ -54,7 +53,6 @@ class AbsldTask(Task):
     ):
         super().__init__()
         self.model = model
-        self.views = 1
         self.teacher = teacher
         self.method = method
         self.mean, self.std = mean, std

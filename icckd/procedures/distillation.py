@@ -16,6 +16,4 @@ class Distillation(Procedure):
         return [self.task]
 
     def training(self) -> Training:
-        batches = self.lesson.batches(self.task.views)
-        settings = self.lesson.training_settings(batches)
-        return Training(self.lesson.prepared(self.task), batches, settings, self.lesson.world)
+        return self.lesson.training(self.task, self.lesson.batches())

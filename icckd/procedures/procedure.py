@@ -4,20 +4,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sized
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from icckd.data import Batches, ImageData
+from icckd.data import Batches, Epochs, ImageData
 from icckd.distributed import World
-from icckd.methods import Findings, Pair, StudentProcedure, TestSet
+from icckd.methods import EvaluationSet, Findings, Pair, StudentProcedure
 from icckd.models import Model
 from icckd.settings import Settings, TrainingSettings
-from icckd.training import Checkpoint, FrozenTeacher, StopSignal, Task
+from icckd.training import Checkpoint, FrozenTeacher, Record, StopSignal, Task, Training
 from icckd.training.tasks.task import describe
 
-Record = dict[str, Any]
 Losses = TypeVar("Losses", bound=StudentProcedure)
 
 
@@ -65,9 +64,13 @@ class Lesson:
         loss = self.settings.student.loss
         return kind(loss.settings_in_force()[kind.name], self.pair, loss.backend).to(self.device)
 
-    def training_settings(self, batches: Batches) -> TrainingSettings:
+    def training_settings(self, batches: Epochs) -> TrainingSettings:
         """The student's, with the size that `batches` have."""
         return replace(self.settings.student, batch_size=batches.batch_size)
+
+    def training(self, task: Task, batches: Epochs) -> Training:
+        """That of `task`, which is made ready for it, by the student's settings."""
+        return Training(self.prepared(task), batches, self.training_settings(batches), self.world)
 
 
 class Trainable(Protocol):
@@ -124,6 +127,6 @@ class Procedure(ABC):
     def training(self) -> Trainable:
         """The training, not yet begun."""
 
-    def findings(self, test: TestSet) -> Findings:
+    def findings(self, test: EvaluationSet) -> Findings:
         """What the training leaves besides the network, asked about the test images after it."""
         return Findings()

@@ -3,18 +3,17 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import cast
 
 from torch import Tensor, nn
 
-from icckd.data import Batch, Batches
+from icckd.data import Batch, Epochs
 from icckd.errors import TrainingDiverged, UserError
-from icckd.methods import Findings, Outputs, TestSet
+from icckd.methods import EvaluationSet, Findings, Outputs
 from icckd.methods.staged import Staged
 from icckd.models import Model
-from icckd.procedures.procedure import Lesson, Procedure, Record
+from icckd.procedures.procedure import Lesson, Procedure
 from icckd.settings import TrainingSettings
-from icckd.training import Checkpoint, StopSignal, Task, Training
+from icckd.training import Checkpoint, Record, StopSignal, Task, Training
 from icckd.training.tasks.frozen import FrozenTeacher, ask
 
 _TEACHER = "teacher"
@@ -49,7 +48,7 @@ class StagedDistillation(Procedure):
         self._training = StagedTraining(self.lesson, self.tasks(), self.epochs)
         return self._training
 
-    def findings(self, test: TestSet) -> Findings:
+    def findings(self, test: EvaluationSet) -> Findings:
         """How long each stage was trained, what it reached, and the weights of stages in its last epoch."""
         assert self._training is not None
         stages, history = self.method.student_stages, self._training.history
@@ -109,11 +108,10 @@ class StagedTask(Task):
         self.model = student if last else Prefix(student, self.own[-1], method.heads[number - 1])
         self.teacher = teacher
         self.method = method
-        self.views = 1
 
     def ask(self, batch: Batch) -> Outputs:
         (images,) = batch.views
-        return ask(self.model, images, self.own)
+        return ask(self.asked, images, self.own)
 
     def ask_without_gradient(self, batch: Batch) -> dict[str, Outputs]:
         (images,) = batch.views
@@ -217,13 +215,13 @@ class _TrainingOfStage(Training):
     def __init__(
         self,
         task: Task,
-        batches: Batches,
+        batches: Epochs,
         settings: TrainingSettings,
         number: int,
         first_epoch: int,
         earlier: list[Record],
     ):
-        super().__init__(task, cast(Batches, _Later(batches, first_epoch)), settings)
+        super().__init__(task, _Later(batches, first_epoch), settings)
         self.number = number
         self.first_epoch = first_epoch
         self.earlier = earlier
@@ -246,8 +244,9 @@ class _TrainingOfStage(Training):
 class _Later:
     """Batches from a later epoch on, so that no training sees the images as the one before has."""
 
-    def __init__(self, batches: Batches, first_epoch: int):
+    def __init__(self, batches: Epochs, first_epoch: int):
         self.batches = batches
+        self.batch_size = batches.batch_size
         self.first_epoch = first_epoch
 
     def __len__(self) -> int:

@@ -4,15 +4,14 @@ import html
 from itertools import cycle
 from statistics import fmean
 
-from icckd.report.figures import Chart, Curve
-from icckd.report.shell import figure
-from icckd.report.tables import escaped, table
+from icckd.report.figures import Chart, Curve, short_label
+from icckd.report.shell import figure, paragraphs
+from icckd.report.tables import section_text, table
 from icckd.report.trials import ClassAugmentation, TriedClass
 from icckd.report.wording import UNKNOWN, formatted, percent
 
 _SHOWN_CLASSES = 20
 _DRAWN_CLASSES = 5
-_LONGEST_LABEL = 16
 _AXIS = "smallest crop, as a fraction of the area"
 
 
@@ -72,7 +71,7 @@ def _curves(found: ClassAugmentation, measure: str) -> list[Curve]:
     drawn = found.chosen[:_DRAWN_CLASSES]
     looks = cycle((f"series-{colour}", style) for style in ("-", "--") for colour in (1, 2, 3))
     curves = [
-        Curve(_label(each.name), colour, found.areas, getattr(each, measure), style)
+        Curve(short_label(each.name), colour, found.areas, getattr(each, measure), style)
         for each, (colour, style) in zip(drawn, looks, strict=False)
     ]
     rest = [getattr(each, measure) for each in found.classes[len(drawn) :]]
@@ -82,19 +81,14 @@ def _curves(found: ClassAugmentation, measure: str) -> list[Curve]:
     return [curve for curve in curves if any(value is not None for value in curve.values)]
 
 
-def _label(name: str) -> str:
-    return name if len(name) <= _LONGEST_LABEL else name[: _LONGEST_LABEL - 1] + "…"
-
-
 def class_augmentation_section(found: ClassAugmentation | None) -> str:
     """The section as HTML, empty without trials."""
     if found is None:
         return ""
-    words = "\n".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences(found))
     figures = "\n".join(figure(chart) for chart in charts(found) if chart.curves)
     accuracy = _html_table("Accuracy", found, "accuracy")
     return f"""<section><h2>Crops by class</h2>
-{words}
+{paragraphs(sentences(found))}
 <div class="grid">
 {figures}
 </div>
@@ -107,7 +101,7 @@ def class_augmentation_text(found: ClassAugmentation | None) -> str:
     """The section as Markdown, empty without trials."""
     if found is None:
         return ""
-    parts = ["## Crops by class", *map(escaped, sentences(found))]
+    parts = [section_text("Crops by class", sentences(found))]
     for name, measure in (("False positives", "false_positives"), ("Accuracy", "accuracy")):
         rows = [[each.name, _chosen(each), *_values(each, measure)] for each in _shown(found)]
         parts.append(f"{_caption(name, found)}:\n\n{table(_heads(found), rows)}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from icckd.errors import UserError
-from icckd.report.reading import read_tensors
+from icckd.report.reading import check_labels, picked, read_tensors
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,7 @@ def read_codes(path: Path, classes: int) -> Codes | None:
     tensors = read_tensors(path)
     if tensors is None:
         return None
-    missing = Codes.__dataclass_fields__.keys() - tensors.keys()
-    if missing:
-        raise UserError(f"{path}: it lacks {', '.join(sorted(missing))}")
-    codes = Codes(**{name: tensors[name] for name in Codes.__dataclass_fields__})
+    codes = Codes(*picked(tensors, Codes.__dataclass_fields__, path))
     windows = (codes.class_codes, codes.disparity_codes)
     count = codes.labels.numel()
     if any(x.dtype != torch.float32 or x.ndim != 2 or len(x) != count or not x.isfinite().all() for x in windows):
@@ -43,6 +40,7 @@ def read_codes(path: Path, classes: int) -> Codes | None:
         raise UserError(f"{path}: both codes should be of a window or more, and of a number or more each")
     if any(x.dtype != torch.int64 or x.shape != (count,) for x in (codes.labels, codes.people)):
         raise UserError(f"{path}: labels and people should be int64 of {count} rows")
-    if ((codes.labels < 0) | (codes.labels >= classes)).any() or (codes.people < 0).any():
-        raise UserError(f"{path}: labels should lie in [0, {classes}), and people should be counted from 0")
+    check_labels(path, "labels", codes.labels, classes)
+    if (codes.people < 0).any():
+        raise UserError(f"{path}: people should be counted from 0")
     return codes

@@ -1,16 +1,15 @@
 """Disparity learning: the swap test in words, and both codes of test windows in pictures."""
 
-import html
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from icckd.report.codes import Codes
-from icckd.report.figures import Cloud, Points, scatter_plot
+from icckd.report.figures import Cloud, Points, scatter_plot, short_label
 from icckd.report.results import Results
-from icckd.report.shell import framed, shown
-from icckd.report.tables import escaped
+from icckd.report.shell import framed, paragraphs
+from icckd.report.tables import section_text
 from icckd.report.wording import images, percent
 
 _HEADING = "What people share, and what differs between them"
@@ -18,7 +17,6 @@ _COLOURS = ("series-1", "series-2", "series-3")
 # With three colours, 21 kinds that differ, the first seven in their marker too.
 _MARKERS = ("o", "^", "s", "x", "D", "v", "+")
 _KINDS = 21
-_LONGEST_LABEL = 16
 # What each picture shows at best, by code and group.
 _AT_BEST = {
     ("class", "class"): "At best classes stand apart.",
@@ -56,13 +54,12 @@ def disparity_section(results: Results) -> str:
     """The section as HTML, empty where no teacher was trained so."""
     if results.codes is None:
         return ""
-    words = "\n".join(f"<p>{html.escape(sentence)}</p>" for sentence in [*sentences(results), _reading(results)])
     figures = "\n".join(
         framed(scatter_plot(cloud), cloud.title, cloud.caption, _description(cloud))
         for cloud in clouds(results.codes, results.classes, _people(results))
     )
     return f"""<section><h2>{_HEADING}</h2>
-{words}
+{paragraphs([*sentences(results), _reading(results)])}
 <div class="pair">
 {figures}
 </div></section>"""
@@ -70,8 +67,7 @@ def disparity_section(results: Results) -> str:
 
 def disparity_text(results: Results) -> str:
     """The section as Markdown, empty likewise."""
-    found = sentences(results)
-    return "\n\n".join([f"## {_HEADING}", *map(escaped, found)]) if found else ""
+    return section_text(_HEADING, sentences(results))
 
 
 def _people(results: Results) -> list[str]:
@@ -122,13 +118,8 @@ def _kinds(places: Tensor, of: Tensor, name_of: Callable[[int], str]) -> list[Po
     for number in of.unique().tolist()[:_KINDS]:
         across, up = places[of == number].T.tolist()
         colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
-        kinds.append(Points(_label(name_of(number)), colour, marker, across, up))
+        kinds.append(Points(short_label(name_of(number)), colour, marker, across, up))
     return kinds
-
-
-def _label(name: str) -> str:
-    name = shown(name)
-    return name if len(name) <= _LONGEST_LABEL else name[: _LONGEST_LABEL - 1] + "…"
 
 
 def _share(share: float) -> str:

@@ -1,13 +1,13 @@
 """Federated learning: who had how many images, what was sent, and which classes were found to be confused."""
 
-import html
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from icckd.errors import UserError
 from icckd.report.reading import mapping, number, one_line
-from icckd.report.tables import escaped
+from icckd.report.shell import paragraphs
+from icckd.report.tables import section_text
 
 _HEADING = "Clients, and what they sent"
 
@@ -56,13 +56,12 @@ def federated_section(federation: Federation | None) -> str:
     """The section as HTML, empty where there were no clients."""
     if federation is None:
         return ""
-    words = "\n".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences(federation))
-    return f"<section><h2>{_HEADING}</h2>\n{words}</section>"
+    return f"<section><h2>{_HEADING}</h2>\n{paragraphs(sentences(federation))}</section>"
 
 
 def federated_text(federation: Federation | None) -> str:
     """The section as Markdown, empty likewise."""
-    return "\n\n".join([f"## {_HEADING}", *map(escaped, sentences(federation))]) if federation else ""
+    return section_text(_HEADING, sentences(federation)) if federation else ""
 
 
 def _confused(federation: Federation) -> str:

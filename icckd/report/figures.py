@@ -36,6 +36,7 @@ _INCHES, _SCATTER_INCHES = (4.0, 2.7), (5.4, 4.2)
 _LOG_FROM_RATIO = 20
 # The width of a legend, and of a line with the space around it, in letters.
 _LEGEND_LETTERS, _LEGEND_KEY = 56, 5
+_LONGEST_LABEL = 16
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ class Cloud:
     caption: str
     kinds: list[Points]
     axes: tuple[str, str]
+
+
+def short_label(name: str) -> str:
+    """`name`, or its beginning, for a legend of many."""
+    return name if len(name) <= _LONGEST_LABEL else name[: _LONGEST_LABEL - 1] + "…"
 
 
 def scatter_plot(cloud: Cloud) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from icckd.errors import UserError
-from icckd.report.reading import read_tensors
+from icckd.report.reading import check_labels, check_tensor, picked, read_tensors
 
 _NAMES = ("images", "image_labels", "image_confidences")
 
@@ -36,25 +36,14 @@ def read_made_images(path: Path, made: float | None, classes: int) -> MadeImages
     tensors = read_tensors(path)
     if tensors is None or _NAMES[0] not in tensors:
         return None
-    problem = _problem(tensors, classes)
-    if problem:
-        raise UserError(f"{path}: {problem}")
-    images, labels, confidences = (tensors[name] for name in _NAMES)
-    return MadeImages(images, labels, confidences, made)
-
-
-def _problem(tensors: dict[str, Tensor], classes: int) -> str | None:
-    missing = [name for name in _NAMES if name not in tensors]
-    if missing:
-        return f"it lacks {', '.join(missing)}"
-    images, labels, confidences = (tensors[name] for name in _NAMES)
+    images, labels, confidences = picked(tensors, _NAMES, path)
     if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
-        return f"images is {images.dtype} {tuple(images.shape)}; it should be torch.uint8 (K, C, H, W)"
-    for name, tensor, dtype in zip(_NAMES[1:], (labels, confidences), (torch.int64, torch.float32), strict=True):
-        if tensor.dtype != dtype or tensor.shape != images.shape[:1]:
-            return f"{name} is {tensor.dtype} {tuple(tensor.shape)}; it should be {dtype} ({len(images)},)"
-    if ((labels < 0) | (labels >= classes)).any():
-        return f"image_labels should lie in [0, {classes})"
+        raise UserError(
+            f"{path}: images is {images.dtype} {tuple(images.shape)}; it should be torch.uint8 (K, C, H, W)"
+        )
+    check_tensor(path, "image_labels", labels, torch.int64, images.shape[:1])
+    check_tensor(path, "image_confidences", confidences, torch.float32, images.shape[:1])
+    check_labels(path, "image_labels", labels, classes)
     if not ((confidences >= 0) & (confidences <= 1)).all():
-        return "image_confidences should lie in [0, 1]"
-    return None
+        raise UserError(f"{path}: image_confidences should lie in [0, 1]")
+    return MadeImages(images, labels, confidences, made)

@@ -4,9 +4,11 @@ Raises UserError that names the file where one cannot be read or does not hold w
 """
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -92,6 +94,26 @@ def read_tensors(path: Path) -> dict[str, Tensor] | None:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not a readable safetensors file: {one_line(error)}") from error
+
+
+def picked(tensors: Mapping[str, Tensor], names: Iterable[str], path: Path) -> list[Tensor]:
+    """Those of the `tensors` in `path` that have these names. Raises UserError where it lacks one."""
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise UserError(f"{path}: it lacks {', '.join(missing)}")
+    return [tensors[name] for name in names]
+
+
+def check_tensor(path: Path, name: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> None:
+    """Raise UserError where the tensor of that name in `path` is of another dtype or shape."""
+    if (tensor.dtype, tuple(tensor.shape)) != (dtype, tuple(shape)):
+        raise UserError(f"{path}: {name} is {tensor.dtype} {tuple(tensor.shape)}; it should be {dtype} {tuple(shape)}")
+
+
+def check_labels(path: Path, name: str, labels: Tensor, classes: int) -> None:
+    """Raise UserError where a label among those of that name in `path` is of none of so many classes."""
+    if ((labels < 0) | (labels >= classes)).any():
+        raise UserError(f"{path}: {name} should lie in [0, {classes})")
 
 
 def mapping(value: Any, path: Path, what: str) -> dict[str, Any]:

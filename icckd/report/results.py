@@ -9,15 +9,13 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import torch
-from torch import Tensor
-
 from icckd.errors import UserError
 from icckd.methods import METHODS
 from icckd.methods.intra_class import IntraClass, IntraClassSettings
 from icckd.methods.kd import Kd
 from icckd.methods.spectrum import Spectrum
 from icckd.report.codes import Codes, read_codes
+from icckd.report.examples import Examples, read_examples
 from icckd.report.federated import Federation, read_federation
 from icckd.report.made import MadeImages, read_made_images
 from icckd.report.reading import (
@@ -30,7 +28,6 @@ from icckd.report.reading import (
     one_line,
     read_history,
     read_object,
-    read_tensors,
     read_yaml,
 )
 from icckd.report.trials import ClassAugmentation, read_class_augmentation
@@ -55,19 +52,6 @@ class Stage:
     per_class_accuracy: list[float | None]
     by_class: dict[str, list[float | None]]
     history: list[Numbers]
-
-
-@dataclass(frozen=True)
-class Examples:
-    """K test images, with the teacher's logits (K, classes), labels (K,) and places (K,).
-
-    Images are uint8 (K, C, H, W), signals float32 (K, C, 1, length).
-    """
-
-    images: Tensor
-    logits: Tensor
-    labels: Tensor
-    indices: Tensor
 
 
 @dataclass(frozen=True)
@@ -117,7 +101,7 @@ def read_results(run: Path) -> Results:
         environment=environment(summary, run / "summary.json"),
         stages=stages,
         classes=classes,
-        examples=_read_examples(run / "teacher" / "examples.safetensors", len(classes)),
+        examples=read_examples(run / "teacher" / "examples.safetensors", len(classes)),
         class_augmentation=read_class_augmentation(summary, run / "summary.json", classes),
         made_images=_made_images(run, stages, len(classes)),
         federation=read_federation(summary, run / "summary.json"),
@@ -171,42 +155,6 @@ def _classes(run: Path, models: dict[str, dict[str, Any]], stages: dict[str, Sta
 def _made_images(run: Path, stages: dict[str, Stage], classes: int) -> MadeImages | None:
     made = stages["student"].measures.get("images_made") if "student" in stages else None
     return read_made_images(run / "student" / "findings.safetensors", made, classes)
-
-
-def _read_examples(path: Path, classes: int) -> Examples | None:
-    tensors = read_tensors(path)
-    if tensors is None:
-        return None
-    problem = _examples_problem(tensors, classes)
-    if problem:
-        raise UserError(f"{path}: {problem}")
-    return Examples(**{name: tensors[name] for name in Examples.__dataclass_fields__})
-
-
-def _examples_problem(tensors: dict[str, Tensor], classes: int) -> str | None:
-    missing = Examples.__dataclass_fields__.keys() - tensors.keys()
-    if missing:
-        return f"it lacks {', '.join(sorted(missing))}"
-    count = len(tensors["labels"]) if tensors["labels"].ndim else 0
-    images = tensors["images"]
-    wanted = {
-        "images": (torch.float32 if images.is_floating_point() else torch.uint8, (count, *images.shape[1:4])),
-        "logits": (torch.float32, (count, classes)),
-        "labels": (torch.int64, (count,)),
-        "indices": (torch.int64, (count,)),
-    }
-    for name, (dtype, shape) in wanted.items():
-        tensor = tensors[name]
-        if tensor.dtype != dtype or tuple(tensor.shape) != shape:
-            return f"{name} is {tensor.dtype} {tuple(tensor.shape)}; it should be {dtype} {shape}"
-    if images.ndim != 4 or 0 in images.shape[1:] or (images.is_floating_point() and images.shape[2] != 1):
-        return f"images has shape {tuple(images.shape)}; it should be (K, C, H, W), of signals (K, C, 1, L)"
-    for name in ("images", "logits"):
-        if not tensors[name].isfinite().all():
-            return f"{name} should be finite"
-    if ((tensors["labels"] < 0) | (tensors["labels"] >= classes)).any():
-        return f"labels should lie in [0, {classes})"
-    return None
 
 
 def _values(values: Any, path: Path, what: str) -> dict[str, Any]:

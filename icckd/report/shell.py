@@ -35,8 +35,12 @@ def shell(title: str, body: str) -> str:
 
 def header(title: str, sentences: Iterable[str]) -> str:
     """The page's title, and what it says first."""
-    found = "\n".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
-    return f"<header><h1>{html.escape(title)}</h1>\n{found}</header>"
+    return f"<header><h1>{html.escape(title)}</h1>\n{paragraphs(sentences)}</header>"
+
+
+def paragraphs(sentences: Iterable[str]) -> str:
+    """A paragraph of each."""
+    return "\n".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
 
 
 def figure(chart: Chart) -> str:

@@ -8,8 +8,9 @@ from PIL import Image
 from torch import Tensor
 
 from icckd.methods.kd import Kd, KdSettings
+from icckd.report.examples import Examples
 from icckd.report.reading import number
-from icckd.report.results import Examples, Results, student_methods
+from icckd.report.results import Results, student_methods
 from icckd.report.signal_chart import caption, signal_chart
 from icckd.report.wording import images, unit
 

@@ -1,4 +1,6 @@
-"""Tables of Markdown that read well as plain text too."""
+"""Markdown that reads well as plain text too: tables, and sections of sentences."""
+
+from collections.abc import Sequence
 
 
 def table(heads: list[str], rows: list[list[str]], text_columns: int = 1) -> str:
@@ -14,6 +16,11 @@ def table(heads: list[str], rows: list[list[str]], text_columns: int = 1) -> str
         ]
         lines.append(f"| {' | '.join(padded)} |")
     return "\n".join(lines)
+
+
+def section_text(heading: str, sentences: Sequence[str]) -> str:
+    """A section of these sentences, a paragraph each; empty without any."""
+    return "\n\n".join([f"## {heading}", *map(escaped, sentences)]) if sentences else ""
 
 
 def escaped(text: str) -> str:

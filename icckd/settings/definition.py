@@ -87,7 +87,8 @@ class DataSettings:
             scaled, and not augmented.
         root: Folder that holds the data set's files (not needed for digits). Nothing is ever downloaded. That of
             signals holds .npz files with the arrays signals (N, channels, length), activity (N,) and person (N,); or
-            .csv files of a row per time step with the columns window, person, activity and one per channel.
+            .csv files of a row per time step with the columns window, person, activity and one per channel. A file may
+            also be one window: signals (channels, length), or no column window.
         left_out: Of signals, the names of the people whose windows are the test set (null: the last quarter of the
             names, at least one).
         image_size: Resize images to this many pixels a side (image-folder and tiny-imagenet only; null: as they are).

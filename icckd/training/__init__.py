@@ -7,8 +7,8 @@ reads and writes what is needed to resume, `randomness` where random numbers sta
 """
 
 from icckd.training.checkpoint import Checkpoint
-from icckd.training.loop import Training
+from icckd.training.loop import Record, Training
 from icckd.training.signals import StopSignal
 from icckd.training.tasks import DistillationTask, FrozenTeacher, Task, TeacherTask
 
-__all__ = ["Checkpoint", "DistillationTask", "FrozenTeacher", "StopSignal", "Task", "TeacherTask", "Training"]
+__all__ = ["Checkpoint", "DistillationTask", "FrozenTeacher", "Record", "StopSignal", "Task", "TeacherTask", "Training"]

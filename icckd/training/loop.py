@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from icckd.data import Batch, Batches
+from icckd.data import Batch, Epochs
 from icckd.distributed import ALONE, World
 from icckd.distributed.parts import own_gradient, own_part
 from icckd.errors import Interrupted, TrainingDiverged, UserError
@@ -35,8 +35,8 @@ Record = dict[str, Any]
 class Training:
     """A task, its optimiser, and how far it has come.
 
-    `batches` must be a pure function of (epoch, step), as `icckd.data.Batches` is: with the state below, that is all
-    that resuming takes. `history` holds one record per finished epoch.
+    `batches` are a pure function of (epoch, step): with the state below, that is all that resuming takes. `history`
+    holds one record per finished epoch.
 
     A step whose loss or gradient is not finite is skipped by the device, and counted there. The host looks at losses
     and counts every so many steps, at checkpoints and at the end of an epoch: between these it never waits.
@@ -45,7 +45,7 @@ class Training:
     when they stop, is the same on all.
     """
 
-    def __init__(self, task: Task, batches: Batches, settings: TrainingSettings, world: World = ALONE):
+    def __init__(self, task: Task, batches: Epochs, settings: TrainingSettings, world: World = ALONE):
         self.task = task
         self.world = world
         self.batches = batches

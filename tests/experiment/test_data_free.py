@@ -1,15 +1,13 @@
 """A student that is trained without the training images: they are not read, and need not be there."""
 
 import json
-import signal
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from icckd.errors import Interrupted, UserError
+from icckd.errors import UserError
 from icckd.experiment import Experiment, RunFolder, experiment
 from icckd.experiment.progress import no_progress
 from icckd.models import ModelDescription, build_model, save_model
@@ -58,15 +56,6 @@ def made(**changes):
 @pytest.fixture(autouse=True)
 def _without_report(monkeypatch):
     monkeypatch.setattr(experiment, "write_report", lambda folder: None)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(experiment, "write_report", lambda folder: None)
-        made().run(RunFolder(folder))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -164,29 +153,6 @@ def test_what_settings_say_of_training_images_concerns_the_teacher(tmp_path, cha
     summary = made(**{"student.epochs": 1} | changes).run(RunFolder(tmp_path / "run"))
     assert summary["student"]["images_made"] == 16
     assert summary["data"]["train_images"] > 0
-
-
-class StopsLater:
-    """Says that a signal came when it is asked for the `looks` + 1st time."""
-
-    def __init__(self, looks):
-        self.looks = looks
-
-    @property
-    def received(self):
-        self.looks -= 1
-        return signal.SIGTERM if self.looks < 0 else None
-
-
-@pytest.mark.parametrize("looks", [3, 13])
-def test_stopped_anywhere_and_resumed_ends_in_the_same_bits(whole, tmp_path, looks):
-    path, stop = tmp_path / "run", StopsLater(looks)
-    stopped = Experiment(settings_from(GIVEN, "test"), progress=no_progress, stop=lambda: nullcontext(stop))  # type: ignore[arg-type]
-    with pytest.raises(Interrupted):
-        stopped.run(RunFolder(path))
-    made().run(RunFolder(path), resume=True)
-    for name in ("student/model.safetensors", "student/findings.safetensors"):
-        assert (path / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_signals_are_refused():

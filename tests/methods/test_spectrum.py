@@ -5,14 +5,17 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from icckd.data import Batches
 from icckd.errors import Interrupted, UserError
+from icckd.experiment import Experiment, RunFolder
+from icckd.experiment.progress import no_progress
 from icckd.methods import METHODS, Network, Outputs, Samples, TrainingSet
-from icckd.methods import TestSet as WindowsToTest
+from icckd.methods import EvaluationSet as WindowsToTest
 from icckd.methods.spectrum import Spectrum, SpectrumSettings, magnitudes, partners, reverse
-from icckd.models import build_model
-from icckd.settings import TeacherLossSettings, TeacherSettings
+from icckd.models import build_model, load_model
+from icckd.settings import DataSettings, Settings, TeacherLossSettings, TeacherSettings
 from icckd.training import Checkpoint, TeacherTask, Training
 from tests.training.test_loop import fit, without_time
 
@@ -278,3 +281,23 @@ def test_without_pairs_there_is_nothing_to_swap():
 
 def no_answer(windows):
     return Outputs(windows.new_zeros(len(windows), DIM), windows.new_zeros(len(windows), CLASSES), {})
+
+
+def test_a_run_keeps_the_network_alone_and_what_was_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("icckd.experiment.experiment.write_report", lambda path: None)
+    loss = TeacherLossSettings(method="spectrum")
+    chosen = TeacherSettings(arch="signal-convnet-small", epochs=1, warmup_epochs=0, loss=loss)
+    settings = Settings(data=DataSettings(name="signals", train_fraction=0.1), teacher=chosen)
+    experiment = Experiment(settings, ("teacher",), progress=no_progress)
+    summary = experiment.run(RunFolder(tmp_path))["teacher"]
+    assert 0 <= summary["swap_accuracy"] <= 1
+    assert 0 < summary["reconstruction_accuracy"] <= 1
+    data, found = experiment.data, load_file(tmp_path / "teacher" / "findings.safetensors")
+    model, description = load_model(tmp_path / "teacher")
+    assert all(name.startswith(("trunk.", "classifier.")) for name in model.state_dict())
+    assert torch.equal(found["labels"], data.test_labels)
+    assert torch.equal(found["people"], data.people.test - data.people.test.min())
+    mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (description.mean, description.std))
+    with torch.no_grad():
+        features, _ = model.eval()((data.test_images - mean) / std)
+    torch.testing.assert_close(found["class_codes"], features, rtol=1e-4, atol=1e-4)

@@ -1,25 +1,20 @@
 """A robust student's task: what it is asked about, in parts too, and a training that is stopped anywhere."""
 
-import json
-import signal
-
 import pytest
 import torch
 from torch import nn
 
 from icckd.data import Batch, Batches
 from icckd.errors import Interrupted
-from icckd.experiment import experiment
-from icckd.experiment.progress import TrainingProgress
 from icckd.methods import Pair
 from icckd.methods.absld import Absld, AbsldSettings
 from icckd.models import build_model
 from icckd.procedures.absld import AbsldTask
 from icckd.settings import TrainingSettings
-from icckd.training import Checkpoint, FrozenTeacher, StopSignal, Training
+from icckd.training import Checkpoint, FrozenTeacher, Training
 from icckd.training.accumulation import accumulate
 from icckd.training.tasks.task import describe
-from tests.cli.test_commands import SMALL, contents, image_folder, run
+from tests.procedures.trainings import fit
 
 CLASSES, ROWS = 3, 12
 MEAN, STD = [0.4], [0.25]
@@ -125,19 +120,6 @@ def training():
     return Training(task_of(network(), steps=2), batches, settings)
 
 
-def fit(trained, folder, stop_after=None):
-    stop, steps = StopSignal(), 0
-
-    def on_step(epoch, step, loss):
-        nonlocal steps
-        steps += 1
-        if steps == stop_after:
-            stop.received = signal.SIGTERM
-
-    trained.fit(Checkpoint(folder), 1, lambda: {"test_accuracy": 0.5}, on_step, lambda history: None, stop)
-    return trained
-
-
 def test_stopped_in_an_epoch_or_between_and_resumed_ends_in_the_same_bits(tmp_path):
     torch.manual_seed(0)
     whole = fit(training(), tmp_path / "whole")
@@ -147,7 +129,7 @@ def test_stopped_in_an_epoch_or_between_and_resumed_ends_in_the_same_bits(tmp_pa
         folder = tmp_path / str(stop_after)
         torch.manual_seed(0)
         with pytest.raises(Interrupted):
-            fit(training(), folder, stop_after)
+            fit(training(), folder, stop_after=stop_after)
         resumed = training()
         torch.manual_seed(99)
         resumed.restore(Checkpoint(folder).load())
@@ -155,34 +137,3 @@ def test_stopped_in_an_epoch_or_between_and_resumed_ends_in_the_same_bits(tmp_pa
         state, expected = resumed.task.state_dict(), whole.task.state_dict()
         assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
         assert resumed.task.method.findings().numbers == temperatures
-
-
-def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_bits_and_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "write_report", lambda folder: None)
-    settings = [*image_folder(tmp_path / "data"), *SMALL, "--student.epochs", "2", "--checkpoint_every", "1"]
-    settings += ["--student.loss.method", "absld", "--student.loss.absld.steps", "2", "--student.accumulate", "2"]
-    settings += ["--evaluation.attack", "pgd", "--evaluation.steps", "2"]
-    assert run("run", *settings, "--output", tmp_path / "whole") == 0
-    steps = 0
-
-    def stop_in_the_student_s_first_epoch(progress, *_):
-        nonlocal steps
-        steps += 1
-        if steps == 3:
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingProgress, "step", stop_in_the_student_s_first_epoch)
-        assert run("run", *settings, "--output", tmp_path / "parts") == 143
-    assert run("run", "--output", tmp_path / "parts", "--resume") == 0
-    whole, parts = (
-        (contents(tmp_path / name / "student")["model.safetensors"], numbers(tmp_path / name))
-        for name in ("whole", "parts")
-    )
-    assert whole == parts
-    assert len(whole[1]["adversarial_temperatures"]) == len(whole[1]["natural_temperatures"]) == 2
-
-
-def numbers(run_folder):
-    student = json.loads((run_folder / "summary.json").read_text())["student"]
-    return {name: value for name, value in student.items() if name != "seconds"}

@@ -2,23 +2,20 @@
 
 import math
 import signal
-from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from icckd import methods
 from icckd.data import Batches, ImageData
 from icckd.distributed import ALONE
 from icckd.errors import Interrupted, TrainingDiverged, UserError
-from icckd.experiment import Experiment, RunFolder, experiment
-from icckd.experiment.progress import no_progress
+from icckd.methods import EvaluationSet
 from icckd.models import build_model
 from icckd.procedures import Lesson, procedure_of
-from icckd.settings import Settings, StudentLossSettings, StudentSettings, settings_from
+from icckd.settings import Settings, StudentLossSettings, StudentSettings
 from icckd.training import Checkpoint, FrozenTeacher, StopSignal
+from tests.procedures.trainings import without_time
 
 IMAGES, BATCH, CLASSES = 12, 6, 3
 STEPS = IMAGES // BATCH
@@ -88,10 +85,6 @@ class Watched:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return Watched(tmp_path_factory.mktemp("whole")).fit()
-
-
-def without_time(history):
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in history]
 
 
 def test_epochs_are_divided_and_counted_through(whole):
@@ -221,7 +214,8 @@ def test_a_checkpoint_that_lacks_something_is_refused(whole, tmp_path, name):
 
 def test_what_it_leaves_tells_of_every_stage(whole):
     history = whole.training.history
-    found = whole.procedure.findings(methods.TestSet([], torch.tensor([]), whole.lesson.student)).numbers["stages"]
+    nothing = EvaluationSet([], torch.tensor([]), whole.lesson.student)
+    found = whole.procedure.findings(nothing).numbers["stages"]
     assert list(found) == ["stage1", "stage2", "stage3"]
     assert [of["epochs"] for of in found.values()] == [2, 2, 3]
     assert found["stage1"] == {"epochs": 2, "test_accuracy": 0.5, "weights": {"stage1": 1.0}}
@@ -273,47 +267,3 @@ def test_every_kind_of_network_is_trained_up_to_every_stage(arch):
         learnt = {name for name, x in given.student.named_parameters() if x.grad is not None}
         assert learnt
         assert (len(learnt) == len(list(given.student.parameters()))) == (number == 3)
-
-
-SMALL = {
-    "data.train_fraction": 0.05,
-    **{f"{stage}.{name}": value for stage in ("teacher", "student") for name, value in
-       {"arch": "convnet-small", "epochs": 1, "warmup_epochs": 0.0, "batch_size": 32, "accumulate": 2}.items()},
-    "student.epochs": 4,
-    "student.loss.method": "staged",
-    "device": "cpu",
-}  # fmt: skip
-
-
-class StopAfter(StopSignal):
-    """As if a signal came after so many looks."""
-
-    def __init__(self, looks):
-        self.looks = looks
-
-    @property
-    def received(self):
-        self.looks -= 1
-        return signal.SIGTERM if self.looks < 0 else None
-
-
-def test_a_run_is_resumed_and_saves_the_whole_student(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "write_report", lambda folder: None)
-
-    def run(path, looks=10_000, **how):
-        made = Experiment(
-            settings_from(SMALL, "test"), stop=lambda: nullcontext(StopAfter(looks)), progress=no_progress
-        )
-        return made.run(RunFolder(path), **how)["student"]
-
-    whole = run(tmp_path / "whole")
-    with pytest.raises(Interrupted):
-        run(tmp_path / "parts", looks=11)
-    assert not (tmp_path / "parts" / "student" / "model.safetensors").exists()
-    resumed = run(tmp_path / "parts", resume=True)
-    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
-    assert [of["epochs"] for of in whole["stages"].values()] == [1, 1, 2]
-    assert whole["settings"]["staged"]["temperature"] == Settings().student.loss.staged.temperature
-    one, other = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("whole", "parts"))
-    assert one.keys() == build_model("convnet-small", 1, 10, 8).state_dict().keys()
-    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

@@ -5,11 +5,13 @@ import pytest
 
 from icckd.errors import UserError
 from icckd.methods.absld import AbsldSettings
+from icckd.methods.pkd import PkdSettings
 from icckd.settings import (
     AugmentationSettings,
     ClassAugmentationSettings,
     DataSettings,
     EvaluationSettings,
+    FederatedSettings,
     MemorySettings,
     Settings,
     StrongAugmentationSettings,
@@ -40,6 +42,15 @@ def robust(**absld):
     return Settings(student=StudentSettings(loss=loss))
 
 
+def federated(**pkd):
+    return Settings(student=StudentSettings(loss=StudentLossSettings(method="pkd", pkd=PkdSettings(**pkd))))
+
+
+FEDERATED = [("clients", 0), ("rounds", 0), ("local_epochs", 0), ("skew", 0.0), ("skew", math.nan)]
+PKD = [
+    *(("weight", -0.1), ("temperature", 0.0), ("warmup_rounds", 0), ("threshold", 1.0), ("confusion", 0.0)),
+    ("expert_rounds", 0),
+]
 ABSLD = [
     *(("epsilon", 0.0), ("epsilon", 8.0), ("step_size", 0.0), ("steps", 0), ("start", -0.1)),
     *(("adversarial_weight", 1.1), ("temperature", 0.4), ("temperature", 5.5), ("lowest", 0.0), ("rate", math.inf)),
@@ -124,6 +135,8 @@ def test_strong_views_are_not_made_of_images_in_files(monkeypatch):
         *((signals(**values), name) for name, values in NO_SIGNALS),
         (Settings(data=DataSettings(left_out=["Ada"])), "data.left_out"),
         (Settings(seed=-1), "seed"),
+        *((Settings(federated=FederatedSettings(**{name: value})), f"federated.{name}") for name, value in FEDERATED),
+        *((federated(**{name: value}), f"student.loss.pkd.{name}") for name, value in PKD),
         (Settings(checkpoint_every=-1), "checkpoint_every"),
         (Settings(checkpoint_every=10**23), "checkpoint_every"),
         (Settings(data=DataSettings(validation=1.0)), "data.validation"),

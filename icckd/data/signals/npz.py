@@ -20,15 +20,25 @@ _ROWS = 1 << 12
 
 
 def read_npz(path: Path) -> Part:
-    """The windows in the arrays signals (n, channels, length), activity (n,) and person (n,) of a file."""
+    """The windows in the arrays signals (n, channels, length), activity (n,) and person (n,) of a file.
+
+    Or one window: signals (channels, length), and of activity and person one each. That of the signals may have another
+    name where there is no further array.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            signals, activity, person = (_array(archive, path, name) for name in _ARRAYS)
+            names = {name: name for name in _ARRAYS}
+            others = [name.removesuffix(".npy") for name in archive.namelist() if name[:-4] not in _ARRAYS]
+            if "signals.npy" not in archive.namelist() and len(others) == 1:
+                names["signals"] = others[0]
+            signals, activity, person = (_array(archive, path, names[of], of) for of in _ARRAYS)
     except (UserError, PermissionError):
         raise
     except Exception as error:  # Of a file from anywhere, any part of the reader may fail in any way.
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} is no whole .npz file ({reason}); write it with numpy.savez") from error
+    if signals.ndim == 2 and activity.ndim == person.ndim == 0:
+        signals, activity, person = signals[None], activity[None], person[None]
     if signals.ndim != 3:
         raise UserError(f"{path}: signals has shape {signals.shape}; it should be (windows, channels, length)")
     check_size(path, *signals.shape)
@@ -38,8 +48,11 @@ def read_npz(path: Path) -> Part:
     return Part(path, _finite(signals, path), _strings(activity, path, "activity"), _strings(person, path, "person"))
 
 
-def _array(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray:
-    """The array `name` in the archive: read only once its header fits its content and its kind is right."""
+def _array(archive: zipfile.ZipFile, path: Path, name: str, of: str) -> np.ndarray:
+    """The array `name` in the archive: read only once its header fits its content and its kind is right.
+
+    `of` says what it should be: signals, activity or person.
+    """
     try:
         member = archive.getinfo(f"{name}.npy")
     except KeyError:
@@ -49,7 +62,7 @@ def _array(archive: zipfile.ZipFile, path: Path, name: str) -> np.ndarray:
     with archive.open(member) as stream:
         read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
         shape, _, dtype = read_header(stream)
-    kinds, wanted = _KINDS[name]
+    kinds, wanted = _KINDS[of]
     if dtype.kind not in kinds:
         found = "Python objects, which are not unpickled" if dtype.hasobject else f"{dtype}"
         raise UserError(f"{path}: {name} holds {found}; it should hold {wanted}")

@@ -1,4 +1,4 @@
-"""Signals in .csv files: a row per time step, consecutive rows of one window after another."""
+"""Signals in .csv files: a row per time step, the rows of one window after those of another."""
 
 import csv
 import itertools
@@ -29,7 +29,8 @@ class _Rows(NamedTuple):
 def read_csv(path: Path) -> Part:
     """The windows of a file with the columns window, person, activity, in any order, and one for each channel.
 
-    Rows of one window follow one another, and a window begins where the column window changes.
+    Rows of one window follow one another, and a window begins where the column window changes; without that column the
+    file is one window.
     """
     if path.stat().st_size > LARGEST_FILE:
         raise UserError(f"{path} takes {path.stat().st_size} bytes; it should take {LARGEST_FILE} at most")
@@ -50,11 +51,12 @@ def read_csv(path: Path) -> Part:
 
 def _channels(header: Sequence[str], path: Path) -> list[str]:
     channels = [name for name in header if name not in _KEYS]
-    for name in _KEYS:
+    for name in ("person", "activity"):
         if name not in header:
             found = f"the columns {', '.join(header)[:100]}" if header else "no header"
             raise UserError(
-                f"{path} has {found} and lacks {name}; there should be {', '.join(_KEYS)} and one column per channel"
+                f"{path} has {found} and lacks {name}; there should be person, activity, one column per channel and, "
+                "for several windows, window"
             )
     twice = [name for place, name in enumerate(header) if name in header[:place] or not name]
     if twice:
@@ -72,6 +74,7 @@ def _rows(lines: Iterator[list[str]], header: Sequence[str], channels: Sequence[
                     f"{path}, line {number} has {len(row)} fields; it should have {len(header)}, as the header"
                 )
         columns = dict(zip(header, zip(*(row for _, row in some), strict=True), strict=True))
+        columns.setdefault("window", (path.stem[:_LONGEST_NAME],) * len(some))
         numbers = np.array([number for number, _ in some])
         for name in _KEYS:
             _check_lengths(columns[name], name, numbers, path)

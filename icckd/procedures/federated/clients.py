@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icckd.data import Batches
+from icckd.data import Batches, plain_batches
 from icckd.errors import TrainingDiverged
 from icckd.methods.pkd import Pkd
 from icckd.models import Model, not_finite
@@ -21,7 +21,6 @@ from icckd.procedures.procedure import Lesson
 from icckd.training import Task, Training
 from icckd.training.loop import LOOK_EVERY, MAX_SKIPS_IN_A_ROW
 
-_EVALUATION_BATCH = 500
 # First word of the seeds of what networks draw, such as dropout.
 _LOCAL = 4
 # Is told the loss of the last local step, where it was read, and how many there were since; may raise to end the work.
@@ -41,12 +40,12 @@ class Clients(Protocol):
 class Workshop:
     """Where clients of one process train, one after another: a network of the student's kind, and its tasks."""
 
-    def __init__(self, lesson: Lesson, losses_of: Pkd):
+    def __init__(self, lesson: Lesson, method: Pkd):
         self.lesson = lesson
         self._plain = copy.deepcopy(lesson.student)
         self.network = copy.deepcopy(lesson.student)
-        self.local = LocalTask(self.network, losses_of)
-        self.expert = ExpertTask(self.network, losses_of)
+        self.local = LocalTask(self.network, method)
+        self.expert = ExpertTask(self.network, method)
 
     def tasks(self) -> list[Task]:
         """Every kind of task, as it is when there is an expert."""
@@ -100,30 +99,13 @@ class Client:
 
     def _confusion(self) -> Answer:
         data, network = self._lesson.data, self.workshop.network
-        labels, classes = data.train_labels[self.part], network.classes
+        images, labels, classes = data.train_images[self.part], data.train_labels[self.part], network.classes
         predicted = []
         with evaluating(network), torch.inference_mode():
-            for batch in self._plain_batches():
+            for batch in plain_batches(images, labels, data.mean, data.std, self._lesson.device):
                 predicted.append(network(batch.views[0])[1].argmax(1).cpu())
         pairs = labels * classes + torch.cat(predicted)
         return Answer(len(self.part), confusion=torch.bincount(pairs, minlength=classes**2).view(classes, classes))
-
-    def _plain_batches(self) -> Batches:
-        """All images in their order, as they are."""
-        data = self._lesson.data
-        return Batches(
-            data.train_images[self.part],
-            data.train_labels[self.part],
-            batch_size=_EVALUATION_BATCH,
-            mean=data.mean,
-            std=data.std,
-            augmentation=None,
-            views=1,
-            shuffle=False,
-            seed=0,
-            device=self._lesson.device,
-            drop_last=False,
-        )
 
     def _train_expert(self, question: Question, on_step: OnStep) -> Answer:
         (group,) = question.groups
@@ -131,7 +113,7 @@ class Client:
         if len(part) < LEAST_IMAGES:
             return Answer(0)
         self.workshop.expert.classes = group
-        rounds = self.workshop.local.losses_of.settings.expert_rounds
+        rounds = self.workshop.local.method.settings.expert_rounds
         return self._train(self.workshop.expert, part, question.round, rounds, on_step)
 
     def _train(self, task: Task, part: Tensor, number: int, rounds: int, on_step: OnStep) -> Answer:

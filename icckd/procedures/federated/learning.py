@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from icckd.errors import UserError
-from icckd.methods import Findings, TestSet
+from icckd.methods import EvaluationSet, Findings
 from icckd.methods.pkd import Pkd, PkdSettings
 from icckd.procedures.federated.clients import Client, Clients, NearClients, Workshop
 from icckd.procedures.federated.partition import partition
@@ -23,21 +23,21 @@ class FederatedLearning(Procedure):
 
     def __init__(self, lesson: Lesson, clients_of: Callable[[Sequence[Client]], Clients] = NearClients):
         super().__init__(lesson)
-        self.losses_of = lesson.losses(Pkd)
+        self.method = lesson.losses(Pkd)
         self._check()
         federated, labels = lesson.settings.federated, lesson.data.train_labels
         parts = partition(labels, federated.clients, federated.skew, lesson.settings.seed)
-        self.workshop = Workshop(lesson, self.losses_of)
+        self.workshop = Workshop(lesson, self.method)
         self.clients = [Client(number, part, self.workshop) for number, part in enumerate(parts)]
         self._clients_of = clients_of
         self._rounds: Rounds | None = None
 
     def _check(self) -> None:
-        settings, method = self.lesson.settings, self._method
+        settings, pkd = self.lesson.settings, self._pkd
         federated, data = settings.federated, settings.data
-        if method.weight and method.warmup_rounds is not None and method.warmup_rounds >= federated.rounds:
+        if pkd.weight and pkd.warmup_rounds is not None and pkd.warmup_rounds >= federated.rounds:
             raise UserError(
-                f"student.loss.pkd.warmup_rounds is {method.warmup_rounds}; it should be null, or below "
+                f"student.loss.pkd.warmup_rounds is {pkd.warmup_rounds}; it should be null, or below "
                 f"federated.rounds, {federated.rounds}, or student.loss.pkd.weight should be 0"
             )
         if settings.student.warmup_epochs > federated.rounds * federated.local_epochs:
@@ -51,8 +51,8 @@ class FederatedLearning(Procedure):
             raise UserError("data.streaming is true; it should be false beside student.loss.method pkd")
 
     @property
-    def _method(self) -> PkdSettings:
-        return self.losses_of.settings
+    def _pkd(self) -> PkdSettings:
+        return self.method.settings
 
     def tasks(self) -> list[Task]:
         return self.workshop.tasks()
@@ -62,10 +62,10 @@ class FederatedLearning(Procedure):
         lesson = self.lesson
         settings = replace(lesson.settings.student, epochs=lesson.settings.federated.rounds)
         steps = sum(client.steps_of_round() for client in self.clients)
-        self._rounds = Rounds(lesson.student, self._method, settings, self._clients_of(self.clients), steps)
+        self._rounds = Rounds(lesson.student, self._pkd, settings, self._clients_of(self.clients), steps)
         return self._rounds
 
-    def findings(self, test: TestSet) -> Findings:
+    def findings(self, test: EvaluationSet) -> Findings:
         """For the summary, as `federated`.
 
         Images by client; bytes sent to and by those who answered, by round and in all; rounds of warm-up; the weak
@@ -79,7 +79,7 @@ class FederatedLearning(Procedure):
             "images_by_client": list(rounds.clients.images),
             "bytes_sent": sum(by_round),
             "bytes_by_round": by_round,
-            "warmup_rounds": rounds.warmup if self._method.weight else rounds.epoch,
+            "warmup_rounds": rounds.warmup if self._pkd.weight else rounds.epoch,
             "weak_classes": [names[label] for label in rounds.weak] if asked else None,
             "groups": [[names[label] for label in group] for group in rounds.groups] if asked else None,
         }

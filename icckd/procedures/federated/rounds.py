@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,29 +12,28 @@ from icckd.models import Model
 from icckd.procedures.federated.clients import Clients
 from icckd.procedures.federated.messages import Question, State, Tally, state_of
 from icckd.settings import TrainingSettings
-from icckd.training import Checkpoint, StopSignal
+from icckd.training import Checkpoint, Record, StopSignal
 
 _STATE_FORMAT = 1
-Record = dict[str, Any]
 
 
 class Rounds:
     """A training by rounds, each of which is an epoch to whoever looks on: `icckd.procedures.Trainable`.
 
     In a round all `clients` train the network from where it stands, and their networks are averaged. After the warm-up
-    of `method`, unless its weight is 0, they are asked first which classes it takes for which; experts of the groups
+    of `pkd`, unless its weight is 0, they are asked first which classes it takes for which; experts of the groups
     that this shows are trained, from where the network stands; and from then on clients learn from them.
 
     `steps` is how many steps all clients take in a round. What is saved is how far the answers to the last question
     have come, so that no client need answer again.
     """
 
-    def __init__(self, model: Model, method: PkdSettings, settings: TrainingSettings, clients: Clients, steps: int):
+    def __init__(self, model: Model, pkd: PkdSettings, settings: TrainingSettings, clients: Clients, steps: int):
         self.model = model
-        self.method = method
+        self.pkd = pkd
         self.settings = settings
         self.clients = clients
-        self.warmup = method.warmup(settings.epochs)
+        self.warmup = pkd.warmup(settings.epochs)
         self.batches: Sequence[int] = range(steps)
         self.epoch = 0
         self.seconds = 0.0
@@ -108,8 +106,8 @@ class Rounds:
 
     def _question(self) -> Question:
         """What is to be asked next: it follows from how far the training is."""
-        network, rounds = state_of(self.model), self.method.expert_rounds
-        if self.method.weight and self.epoch >= self.warmup:
+        network, rounds = state_of(self.model), self.pkd.expert_rounds
+        if self.pkd.weight and self.epoch >= self.warmup:
             if self.confusion is None:
                 return Question("confusion", self.epoch, network)
             if self._expert_rounds < rounds * len(self.groups):
@@ -124,7 +122,7 @@ class Rounds:
             self._divide(self._tally.confusion)
             self._experts = [question.network for _ in self.groups]
         elif question.kind == "expert":
-            number = self._expert_rounds // self.method.expert_rounds
+            number = self._expert_rounds // self.pkd.expert_rounds
             self._experts[number] = self._tally.network(question.network)
             self._expert_rounds += 1
         else:
@@ -132,8 +130,8 @@ class Rounds:
 
     def _divide(self, confusion: Tensor) -> None:
         self.confusion = confusion
-        self.weak = weak_classes(confusion, self.method.threshold)
-        self.groups = tuple(confusion_groups(confusion, self.weak, self.method.confusion))
+        self.weak = weak_classes(confusion, self.pkd.threshold)
+        self.groups = tuple(confusion_groups(confusion, self.weak, self.pkd.confusion))
 
     def _finish_round(self, evaluation: Record) -> None:
         self.epoch += 1

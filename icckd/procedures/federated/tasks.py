@@ -13,22 +13,27 @@ from icckd.training import Task
 from icckd.training.tasks.frozen import ask, ask_as_it_is
 
 
-class LocalTask(Task):
-    """The network that all train, by `losses_of`; it learns from `experts`, one for each of `groups`, if there are."""
+class _ClientTask(Task):
+    """The training of a client's network by what `method` says of losses."""
 
-    views = 1
-
-    def __init__(self, model: Model, losses_of: Pkd):
+    def __init__(self, model: Model, method: Pkd):
         super().__init__()
         self.model = model
-        self.losses_of = losses_of
-        self.groups: Sequence[Group] = ()
-        # In a list they are no parts of the task, which are trained and saved.
-        self.experts: list[Model] = []
+        self.method = method
 
     def ask(self, batch: Batch) -> Outputs:
         (images,) = batch.views
         return ask(self.asked, images)
+
+
+class LocalTask(_ClientTask):
+    """The network that all train; it learns from `experts`, one for each of `groups`, if there are."""
+
+    def __init__(self, model: Model, method: Pkd):
+        super().__init__(model, method)
+        self.groups: Sequence[Group] = ()
+        # In a list they are no parts of the task, which are trained and saved.
+        self.experts: list[Model] = []
 
     @torch.no_grad()
     def ask_without_gradient(self, batch: Batch) -> dict[str, Outputs]:
@@ -37,24 +42,16 @@ class LocalTask(Task):
 
     def losses(self, outputs: Outputs, others: Mapping[str, Outputs], batch: Batch) -> dict[str, Tensor]:
         experts = [others[str(number)].logits for number in range(len(self.groups))]
-        losses: dict[str, Tensor] = self.losses_of(outputs.logits, batch.labels, self.groups, experts)
+        losses: dict[str, Tensor] = self.method(outputs.logits, batch.labels, self.groups, experts)
         return losses
 
 
-class ExpertTask(Task):
+class ExpertTask(_ClientTask):
     """The expert of a group, `classes`, of which alone it sees images."""
 
-    views = 1
-
-    def __init__(self, model: Model, losses_of: Pkd):
-        super().__init__()
-        self.model = model
-        self.losses_of = losses_of
+    def __init__(self, model: Model, method: Pkd):
+        super().__init__(model, method)
         self.classes: Group = tuple(range(model.classes))
 
-    def ask(self, batch: Batch) -> Outputs:
-        (images,) = batch.views
-        return ask(self.asked, images)
-
     def losses(self, outputs: Outputs, others: Mapping[str, Outputs], batch: Batch) -> dict[str, Tensor]:
-        return {"loss": self.losses_of.expert_loss(outputs.logits, batch.labels, self.classes)}
+        return {"loss": self.method.expert_loss(outputs.logits, batch.labels, self.classes)}

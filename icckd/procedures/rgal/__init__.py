@@ -5,6 +5,6 @@
 whole.
 """
 
-from icckd.procedures.rgal.procedure import RgalProcedure
+from icckd.procedures.rgal.procedure import DataFreeDistillation
 
-__all__ = ["RgalProcedure"]
+__all__ = ["DataFreeDistillation"]

@@ -1,13 +1,10 @@
 """Relation-guided adversarial distillation without data, from the teacher to the finished student."""
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
-from icckd.data import Batches
 from icckd.errors import UserError
-from icckd.methods import Findings, TestSet
+from icckd.methods import EvaluationSet, Findings
 from icckd.procedures.procedure import Lesson, Procedure
 from icckd.procedures.rgal.statistics import normalisations_of
 from icckd.procedures.rgal.task import RgalTask
@@ -16,7 +13,7 @@ from icckd.training import Task, Training
 _SHOWN_OF_A_CLASS = 8
 
 
-class RgalProcedure(Procedure):
+class DataFreeDistillation(Procedure):
     """Before every epoch a generator learns and adds images to a pool; in it the student learns from the pool.
 
     Images of the pool are varied by data.augmentation. The training images, and what settings say of them alone (wrong
@@ -43,10 +40,9 @@ class RgalProcedure(Procedure):
         return [self.task]
 
     def training(self) -> Training:
-        batches = cast(Batches, self.task.batches())  # In all that a training asks of them.
-        return Training(self.lesson.prepared(self.task), batches, self.lesson.settings.student, self.lesson.world)
+        return self.lesson.training(self.task, self.task.batches())
 
-    def findings(self, test: TestSet) -> Findings:
+    def findings(self, test: EvaluationSet) -> Findings:
         """How many images there were, and of each class the latest few with the teacher's confidence in them.
 
         images: uint8 (M, C, H, W), class by class. image_labels: int64 (M,). image_confidences: float32 (M,).

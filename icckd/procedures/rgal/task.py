@@ -27,7 +27,6 @@ class RgalTask(Task):
     def __init__(self, lesson: Lesson):
         super().__init__()
         self.model = lesson.student
-        self.views = 1
         self.teacher = lesson.teacher
         self.method = lesson.losses(Rgal)
         self.synthesis = Synthesis(self.method, lesson)

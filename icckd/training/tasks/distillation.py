@@ -37,7 +37,6 @@ class DistillationTask(Task):
         super().__init__()
         self.model = model
         self.group = group
-        self.views = 1
         self.teacher = teacher
         pair = Pair(describe(model), describe(teacher.model), labels)
         self.settings = settings.method_settings()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from icckd.data import Batch
 from icckd.distributed import World
 from icckd.distributed.parts import load_whole_state, own_part, whole_state
-from icckd.methods import Findings, Network, Outputs, Samples, TestSet
+from icckd.methods import EvaluationSet, Findings, Network, Outputs, Samples
 from icckd.models import Model
 from icckd.models.modes import evaluating
 from icckd.training.randomness import random_state, set_random_state
@@ -38,7 +38,7 @@ class Task(nn.Module):
     """
 
     model: nn.Module
-    views: int
+    views: int = 1
     strong_views: int = 0
     epoch: int = 0
     replicas: "Replicas | None" = None
@@ -138,7 +138,7 @@ class Task(nn.Module):
         """Every network that a step asks: `model`, and what it learns from."""
         return [self.model]
 
-    def findings(self, test: TestSet) -> Findings:
+    def findings(self, test: EvaluationSet) -> Findings:
         """What the training leaves besides the network, asked about the test images after it."""
         return Findings()
 

@@ -12,7 +12,7 @@ from icckd.distributed import World
 from icckd.environment import free_memory
 from icckd.errors import UserError
 from icckd.memory import ClassMemory, memory_bytes
-from icckd.methods import Findings, Outputs, Samples, TestSet, TrainingSet
+from icckd.methods import EvaluationSet, Findings, Outputs, Samples, TrainingSet
 from icckd.models import Model
 from icckd.settings import MemorySettings, TeacherSettings
 from icckd.training.statistics import unmoved_statistics
@@ -108,7 +108,7 @@ class TeacherTask(Task):
     def networks(self) -> list[nn.Module]:
         return [self.model] if self.average is None else [self.model, self.average.network]
 
-    def findings(self, test: TestSet) -> Findings:
+    def findings(self, test: EvaluationSet) -> Findings:
         return self.method.findings(test)
 
     def after_step(self, taken: Tensor) -> None:

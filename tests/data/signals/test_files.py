@@ -61,6 +61,21 @@ def test_columns_stand_in_any_order_and_empty_lines_count_for_nothing(tmp_path):
     np.testing.assert_array_equal(found.signals, arrays["signals"].astype(np.float32))
 
 
+def test_a_file_may_be_one_window(tmp_path):
+    arrays = windows(3)
+    first, second, third = ({name: array[i] for name, array in arrays.items()} for i in range(3))
+    np.savez(tmp_path / "a.npz", **first)
+    np.savez(tmp_path / "b.npz", acceleration=second.pop("signals"), **second)
+
+    def without_window(rows):
+        rows[:] = [row[1:] for row in rows]
+
+    write_csv(tmp_path / "c.csv", {name: np.stack([array]) for name, array in third.items()}, change=without_window)
+    found = read_windows(tmp_path)
+    np.testing.assert_array_equal(found.signals, arrays["signals"].astype(np.float32))
+    assert [found.activities[i] for i in found.activity] == [*arrays["activity"]]
+
+
 def test_integers_and_bytes_are_read_and_names_are_compared_in_one_form(tmp_path):
     arrays = windows(6)
     whole = {
@@ -194,7 +209,7 @@ def set_field(row, column, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_field(0, 1, "who"), "lacks person; there should be window, person, activity"),
+        (set_field(0, 1, "who"), "lacks person; there should be person, activity, one"),
         (set_field(0, 4, "x"), "the column 'x' twice"),
         (set_field(0, 4, ""), "without a name"),
         (set_field(12, 3, "many"), "line 13: x is 'many'; it should be a number"),
@@ -227,7 +242,7 @@ def test_tables_that_are_wrong(tmp_path, change, message):
         (b"window,person,activity,x\n\xff\xfe", "is not UTF-8"),
         (b'window,person,activity,x\n"1"2,a,b,3\n', "line 2 is no line of a .csv file"),
         (b"window,person,activity,x\n1,a,b," + b"1" * 140_000, "line 2 is no line of a .csv file"),
-        (b"window;person;activity;x\n1;a;b;3\n", "lacks window"),
+        (b"window;person;activity;x\n1;a;b;3\n", "lacks person"),
     ],
 )
 def test_texts_that_are_no_tables(tmp_path, content, message):

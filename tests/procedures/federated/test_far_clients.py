@@ -13,7 +13,7 @@ from icckd.procedures.federated.flower import FarClients
 from icckd.procedures.federated.messages import state_of
 from icckd.procedures.federated.wire import answer_to_wire, question_from_wire
 from tests.procedures.federated.conftest import CLASSES, federation
-from tests.procedures.federated.test_rounds import fit, the_same
+from tests.procedures.trainings import fit, the_same
 
 SHARED = {"seed": "0", "student.learning_rate": "0.05"}
 

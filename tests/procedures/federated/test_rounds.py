@@ -1,6 +1,5 @@
 """Rounds of clients: what they average, what they count, and that they go on where they stopped."""
 
-import signal
 import sys
 
 import pytest
@@ -10,33 +9,9 @@ from icckd.data import Batches
 from icckd.errors import Interrupted, TrainingDiverged, UserError
 from icckd.procedures.federated.messages import Question, state_of
 from icckd.procedures.federated.partition import partition
-from icckd.training import Checkpoint, StopSignal
+from icckd.training import Checkpoint
 from tests.procedures.federated.conftest import CLASSES, federation, small_network
-
-
-def fit(training, folder, stop_after=None, every=1):
-    """Train; with `stop_after`, as if a signal came after that many steps."""
-    stop, steps = StopSignal(), 0
-
-    def on_step(epoch, step, loss):
-        nonlocal steps
-        steps += 1
-        if steps == stop_after:
-            stop.received = signal.SIGTERM
-
-    training.fit(Checkpoint(folder), every, lambda: {"test_accuracy": 0.5}, on_step, lambda history: None, stop)
-    return training
-
-
-def without_time(history):
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in history]
-
-
-def the_same(one, other):
-    assert without_time(one.history) == without_time(other.history)
-    networks = one.model.state_dict(), other.model.state_dict()
-    assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
-    return True
+from tests.procedures.trainings import fit, the_same, without_time
 
 
 def test_a_round_is_the_average_of_what_each_client_makes_of_the_network(tmp_path):
@@ -77,7 +52,7 @@ def test_stopped_anywhere_and_resumed_ends_in_the_same_bits(tmp_path):
     for stop_after, every in ((2, 0), (steps, 1), (steps + 3, 0), (steps + 7, 1), (3 * steps, 0)):
         folder, first = tmp_path / str(stop_after), federation().training()
         with pytest.raises(Interrupted):
-            fit(first, folder, stop_after, every)
+            fit(first, folder, every=every, stop_after=stop_after)
         again = federation().training()
         again.restore(Checkpoint(folder).load())
         assert again.epoch == first.epoch

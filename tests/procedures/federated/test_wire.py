@@ -16,7 +16,7 @@ from icckd.procedures.federated.wire import (
     question_to_wire,
 )
 from tests.procedures.federated.conftest import CLASSES, federation, small_network
-from tests.procedures.federated.test_rounds import fit, the_same
+from tests.procedures.trainings import fit, the_same
 
 STATE = state_of(small_network())
 TRAIN = Question("train", 2, STATE, ((0, 2), (1, 3)), (STATE, STATE))

@@ -3,35 +3,20 @@
 import pytest
 import torch
 
-from icckd import methods
 from icckd.errors import TrainingDiverged, UserError
+from icckd.methods import EvaluationSet
 from icckd.procedures import procedure_of
-from icckd.training import Checkpoint, StopSignal
+from icckd.training import Checkpoint
 from tests.procedures.rgal.conftest import make_lesson
+from tests.procedures.trainings import Killed, fit
 
 EPOCHS, STEPS = 2, 3
-
-
-class Killed(Exception):
-    pass
 
 
 def begun(**changes):
     torch.manual_seed(4)
     procedure = procedure_of(make_lesson(**{"student.epochs": EPOCHS, "student.loss.rgal.capacity": 30}, **changes))
     return procedure, procedure.training()
-
-
-def fit(training, folder, every=1, kill_after=None):
-    steps = []
-
-    def on_step(epoch, step, loss):
-        steps.append((epoch, step))
-        if len(steps) == kill_after:
-            raise Killed
-
-    training.fit(Checkpoint(folder), every, dict, on_step, lambda history: None, StopSignal())
-    return steps
 
 
 def whole(training):
@@ -49,11 +34,11 @@ def uninterrupted(tmp_path_factory):
 def test_killed_anywhere_it_ends_in_the_same_bits(uninterrupted, tmp_path, kill_after, every):
     _, training = begun()
     with pytest.raises(Killed):
-        fit(training, tmp_path, every, kill_after)
+        fit(training, tmp_path, every=every, kill_after=kill_after)
     torch.manual_seed(77)
     _, training = begun()
     training.restore(Checkpoint(tmp_path).load())
-    fit(training, tmp_path, every)
+    fit(training, tmp_path, every=every)
     found = whole(training)
     assert found.keys() == uninterrupted.keys()
     different = [name for name, x in found.items() if not torch.equal(x, uninterrupted[name])]
@@ -91,9 +76,8 @@ def test_a_generator_that_diverges_ends_the_training_and_keeps_its_checkpoint(tm
 def test_findings_are_the_latest_images_of_each_class(tmp_path):
     procedure, training = begun()
     fit(training, tmp_path)
-    found = procedure.findings(
-        methods.TestSet([], torch.empty(0), lambda images: pytest.fail("asked about test images"))
-    )
+    nothing = EvaluationSet([], torch.empty(0), lambda images: pytest.fail("asked about test images"))
+    found = procedure.findings(nothing)
     pool = procedure.task.pool
     kept = [int((pool.labels == label).sum()) for label in range(10)]
     assert found.numbers == {"images_made": 20 * EPOCHS, "images_kept_by_class": kept}

@@ -382,7 +382,7 @@ def test_the_same_runs_give_the_same_bytes(make_runs, drawn_anew):
     ],
 )
 def test_a_broken_file_is_named_and_the_old_pages_stay(make_runs, name, content):
-    runs = make_runs(seeds=(0, 1), metrics=[ACCURACY])
+    runs = make_runs(seeds=(0,), metrics=[ACCURACY])
     before = runs.pages()
     path = runs.run("intra", 0) / name
     path.write_text(content)
@@ -435,7 +435,7 @@ def test_variants_are_drawn_against_a_setting_and_compared_at_the_same_value(mak
 
 def test_lines_of_which_nothing_is_finished_are_not_drawn(make_runs):
     names = ("plain-0", "plain-40", "robust-0", "robust-40")
-    runs = make_runs(variants=names, seeds=(0, 1), metrics=["teacher.test_accuracy"], against="data.train_fraction")
+    runs = make_runs(variants=names, seeds=(0,), metrics=["teacher.test_accuracy"], against="data.train_fraction")
     for name, settings in runs.comparison.variants.items():
         settings.teacher.loss.weight = 0.1 if name.startswith("robust") else 0.0
         settings.data.train_fraction = 0.6 if name.endswith("40") else 1.0
