@@ -222,6 +222,7 @@ def test_a_run_that_has_only_begun(run):
 def test_unknown_values_are_dashes_and_gaps(run):
     run.summary["teacher"]["distance_ratio"] = None
     run.summary["student"]["per_class_accuracy"][1] = None
+    run.summary["student"]["per_class_robust_accuracy"] = []
     for record in run.metrics:
         record["train_loss"] = None
     run.metrics[1]["test_accuracy"] = None
