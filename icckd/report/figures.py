@@ -35,8 +35,8 @@ _STYLE: dict[Any, Any] = {
 }
 _INCHES, _SCATTER_INCHES = (4.0, 2.7), (5.4, 4.2)
 _LOG_FROM_RATIO = 20
-# The width of a legend, and of a line with the space around it, in letters.
-_LEGEND_LETTERS, _LEGEND_KEY = 50, 7
+# The width of a legend per inch of its figure, and of a line with the space around it, in letters.
+_LEGEND_LETTERS, _LEGEND_KEY = 12.5, 7
 _LONGEST_LABEL = 16
 
 
@@ -127,7 +127,7 @@ def scatter_plot(cloud: Cloud) -> str:
         axes.set_xlabel(cloud.axes[0])
         axes.set_ylabel(cloud.axes[1])
         axes.tick_params(labelbottom=False, labelleft=False, length=0)
-        _legend(axes, [kind.label for kind in cloud.kinds])
+        _legend(axes, [kind.label for kind in cloud.kinds], _SCATTER_INCHES[0])
         return _svg(figure, cloud.name)
 
 
@@ -168,15 +168,15 @@ def line_chart(chart: Chart) -> str:
         ticks = whole if chart.axis == "epoch" else MaxNLocator(6, steps=[1, 2, 5, 10])
         axes.xaxis.set_major_locator(ticks)
         axes.set_xlabel(chart.axis)
-        _legend(axes, [curve.label for curve in chart.curves])
+        _legend(axes, [curve.label for curve in chart.curves], _INCHES[0])
         return _svg(figure, chart.name)
 
 
-def _legend(axes: Axes, labels: Sequence[str]) -> None:
+def _legend(axes: Axes, labels: Sequence[str], inches: float) -> None:
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=_legend_columns(labels),
+        ncols=_legend_columns(labels, inches),
         frameon=False,
         borderpad=0,
         handlelength=1.7,
@@ -184,11 +184,11 @@ def _legend(axes: Axes, labels: Sequence[str]) -> None:
     )
 
 
-def _legend_columns(labels: Sequence[str]) -> int:
-    """Into how many columns, three at most, the labels can be divided within the chart's width."""
+def _legend_columns(labels: Sequence[str], inches: float) -> int:
+    """Into how many columns, three at most, the labels can be divided within a figure of that width."""
     for columns in (3, 2):
         longest = [max(map(len, part)) for part in np.array_split(labels, columns) if len(part)]
-        if sum(longest) + columns * _LEGEND_KEY <= _LEGEND_LETTERS:
+        if sum(longest) + columns * _LEGEND_KEY <= _LEGEND_LETTERS * inches:
             return columns
     return 1
 
