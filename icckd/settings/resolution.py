@@ -15,6 +15,12 @@ from icckd.settings.definition import Settings
 from icckd.settings.names import flat, nested, refuse_renamed
 from icckd.settings.presets import DECISIVE, preset_defaults
 
+# How jsonargparse says, once it is one line, that a value is of none of several types; it may say so within.
+_UNION = re.compile(
+    r"Does not validate against any of the Union subtypes Subtypes: ((?!Does not).)*? Errors: (?P<errors>((?!Does not).)*?) "
+    r"Given value type: .*? Given value: (?P<value>.*?)(?= - expected |$)"
+)
+
 
 def settings_from(values: Mapping[str, Any], source: str) -> Settings:
     """The settings of which `values` gives some, nested or by dotted name; the others have their defaults.
@@ -80,4 +86,14 @@ def one_line(text: str) -> str:
     text = re.sub(
         r"Subcommand '(\w+)' does not accept option '([^']+)'", r"\2 is no setting; icckd \1 --help has all", text
     )
-    return " ".join(text.split())
+    text = " ".join(text.split())
+    while _UNION.search(text):
+        text = _UNION.sub(_alternatives, text)
+    return text
+
+
+def _alternatives(found: re.Match[str]) -> str:
+    """What is said of a value of none of several types."""
+    wanted = [error.removeprefix("- ").removeprefix("expected ") for error in found["errors"].split(" - expected ")]
+    named = dict.fromkeys("null" if error == "NoneType" else error.partition(", got ")[0] for error in wanted)
+    return f"expected {' or '.join(named)}, got {found['value']}"

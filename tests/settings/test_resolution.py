@@ -60,6 +60,20 @@ def test_what_is_wrong_is_named_with_its_source(values, words):
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("evaluation.attack", "pgdd", "expected one of 'fgsm', 'pgd' or null, got pgdd"),
+        ("student.loss.pkd.warmup_rounds", "x", "expected int or null, got x"),
+        ("data.mean", "x - y", "expected list or null, got x - y"),
+        ("data.left_out", [[1]], r"expected str or int or null, got \[\[1\]\]"),
+    ],
+)
+def test_what_may_be_of_several_types_or_null_is_said_in_a_few_words(name, value, words):
+    with pytest.raises(UserError, match=f"here: {name}: {words}$"):
+        settings_from({name: value}, "here")
+
+
 def test_a_name_of_an_earlier_version_is_told_the_new_one():
     with pytest.raises(
         UserError, match=r"student\.loss\.temperature of the file is now called student\.loss\.kd\.temperature"
