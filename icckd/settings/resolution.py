@@ -17,8 +17,8 @@ from icckd.settings.presets import DECISIVE, preset_defaults
 
 # How jsonargparse says, once it is one line, that a value is of none of several types; it may say so within.
 _UNION = re.compile(
-    r"Does not validate against any of the Union subtypes Subtypes: ((?!Does not).)*? Errors: (?P<errors>((?!Does not).)*?) "
-    r"Given value type: .*? Given value: (?P<value>.*?)(?= - expected |$)"
+    r"Does not validate against any of the Union subtypes Subtypes: ((?!Does not).)*? Errors: "
+    r"(?P<errors>((?!Does not).)*?) Given value type: .*? Given value: (?P<value>.*?)(?= - expected |$)"
 )
 
 
