@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from icckd.methods import StudentProcedure
 from icckd.report.made import MadeImages
 from icckd.report.reading import number
 from icckd.report.results import Results, student_methods
-from icckd.settings import STAGES, setting_name, shown_name
+from icckd.settings import STAGES, methods_of, setting_name, shown_name
 
 UNKNOWN = "–"
 
@@ -47,6 +48,8 @@ def title(results: Results) -> str:
     if len(archs) == 2:
         methods = student_methods(results)
         how = f"distilled from {archs['teacher']} by {' + '.join(methods)}" if methods else "trained without a teacher"
+        if _teacher_is_not_asked(results):
+            how = f"trained by {' + '.join(methods)}"
         return f"{archs['student']} {how} on {data}"
     return f"{''.join(archs.values()) or 'An empty run'} on {data}"
 
@@ -167,6 +170,8 @@ def notes(results: Results) -> list[str]:
     weights = results.settings.get("teacher.weights")
     if weights and "teacher" in results.stages:
         found.append(f"The teacher was not trained here but read from {weights}.")
+    if "student" in results.stages and _teacher_is_not_asked(results):
+        found.append("The student's training asks the teacher nothing.")
     if results.made_images is not None:
         found.append(_made(results.made_images))
     if images(results).startswith("validation"):
@@ -177,6 +182,11 @@ def notes(results: Results) -> list[str]:
         found.append("The signals are synthetic: they are made by a formula and tell nothing of people.")
     found.append("One run with one seed: small differences can be chance.")
     return found
+
+
+def _teacher_is_not_asked(results: Results) -> bool:
+    procedures = methods_of(StudentProcedure)
+    return any(name in procedures and not procedures[name].asks_teacher for name in student_methods(results))
 
 
 def _made(found: MadeImages) -> str:

@@ -1,5 +1,6 @@
 """The section on clients, in both pages."""
 
+from html import unescape as html_unescaped
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,13 @@ def read(**changes):
 def test_both_pages_tell_of_clients_bytes_and_groups(run):
     run.summary["student"]["federated"] = FOUND
     run.settings["federated"] = {"clients": 3, "rounds": 3, "local_epochs": 5}
+    run.summary["student"]["method"] = "pkd"
     run.write()
     write_report(run.path)
     html, markdown = ((run.path / name).read_text() for name in ("report.html", "report.md"))
     for page, dog in ((html, "&lt;dog&gt;"), (markdown, "&lt;dog>")):
+        assert " trained by pkd on " in page
+        assert "The student's training asks the teacher nothing." in html_unescaped(page)
         assert "Clients, and what they sent" in page
         assert "3 clients with 90 to 1,128 training images each trained in 3 rounds." in page
         assert "took 0.7 MB on their way" in page
