@@ -182,7 +182,7 @@ class StagedTraining:
     def restore(self, state: Record) -> None:
         """Go back to a state that was saved. Raises UserError where it is of another kind of training."""
         try:
-            number, self.history = int(state["number"]), list(state["earlier"])
+            number, self.history = int(state["number"]), [dict(record) for record in state["earlier"]]
             if not 1 <= number <= len(self.tasks):
                 raise ValueError(f"it is of training {number} of {len(self.tasks)}")
         except (KeyError, TypeError, ValueError) as error:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import cycle
 
 from icckd.methods.intra_class import IntraClass
-from icckd.report.figures import Chart, Curve
+from icckd.report.figures import Chart, Curve, Style
 from icckd.report.reading import number
 from icckd.report.results import Results
 from icckd.report.wording import images, unit
@@ -51,7 +51,7 @@ def _learning(results: Results) -> list[Chart]:
         Chart(
             "student-loss",
             "Student's training loss",
-            "Total = weighted sum of cross-entropy and what the methods of distillation add; those unweighted here.",
+            "Total, and its terms before their weights.",
             _curves(results, "student", _losses(results, "student")),
             logarithmic=True,
         ),
@@ -64,6 +64,8 @@ def _learning(results: Results) -> list[Chart]:
     ]
 
 
+# No two alike among as many losses as a method reports; the last two: a dash and two dots, long dashes.
+_STYLES: tuple[Style, ...] = ("-", "--", ":", "-.", (0, (4, 1, 1, 1, 1, 1)), (0, (8, 3)))
 # What begins the names of weights among what a step reports.
 _WEIGHT = "train_weight_"
 
@@ -162,12 +164,13 @@ def _both(results: Results, key: str) -> list[Curve]:
 
 
 def _curves(results: Results, stage: str, labels: dict[str, str]) -> list[Curve]:
-    """A curve for every key of `labels` that has a value in any epoch; the later ones dashed or dotted."""
+    """A curve for every key of `labels` that has a value in any epoch; the later ones dashed, dotted or both."""
     history = results.stages[stage].history if stage in results.stages else []
     epochs = [record["epoch"] or 0.0 for record in history]
     curves = []
-    for style, (key, label) in zip(cycle(("-", "--", ":", "-.")), labels.items(), strict=False):
+    styles = cycle(_STYLES)
+    for key, label in labels.items():
         values = [record.get(key) for record in history]
         if any(value is not None for value in values):
-            curves.append(Curve(label, stage, epochs, values, style))
+            curves.append(Curve(label, stage, epochs, values, next(styles)))
     return curves

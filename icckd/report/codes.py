@@ -36,6 +36,8 @@ def read_codes(path: Path, classes: int) -> Codes | None:
     count = codes.labels.numel()
     if any(x.dtype != torch.float32 or x.ndim != 2 or len(x) != count or not x.isfinite().all() for x in windows):
         raise UserError(f"{path}: both codes should be finite float32 of {count} rows, as many as labels")
+    if any(x.numel() == 0 for x in windows):
+        raise UserError(f"{path}: both codes should be of a window or more, and of a number or more each")
     if any(x.dtype != torch.int64 or x.shape != (count,) for x in (codes.labels, codes.people)):
         raise UserError(f"{path}: labels and people should be int64 of {count} rows")
     check_labels(path, "labels", codes.labels, classes)

@@ -1,6 +1,6 @@
 """Disparity learning: the swap test in words, and both codes of test windows in pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -78,15 +78,21 @@ def _people(results: Results) -> list[str]:
 
 def clouds(codes: Codes, classes: Sequence[str], people: Sequence[str] = ()) -> list[Cloud]:
     """Both codes, each by class and by person; numbers, from 1, stand in for names of people that are not given."""
-    numbers = range(len(people) + 1, int(codes.people.max()) + 2)
-    groups = {"class": (codes.labels, classes), "person": (codes.people, [*people, *(f"person {n}" for n in numbers)])}
+
+    def person(number: int) -> str:
+        return people[number] if number < len(people) else f"person {number + 1}"
+
+    groups: dict[str, tuple[Tensor, Callable[[int], str]]] = {
+        "class": (codes.labels, classes.__getitem__),
+        "person": (codes.people, person),
+    }
     found = []
     for name, code in (("class", codes.class_codes), ("disparity", codes.disparity_codes)):
         places, shares = principal_components(code)
         axes = (f"first component ({_share(shares[0])})", f"second component ({_share(shares[1])})")
-        for group, (of, names) in groups.items():
+        for group, (of, name_of) in groups.items():
             title, caption = f"{name.capitalize()} code, by {group}", _AT_BEST[name, group]
-            found.append(Cloud(f"{name}-code-by-{group}", title, caption, _kinds(places, of, names), axes))
+            found.append(Cloud(f"{name}-code-by-{group}", title, caption, _kinds(places, of, name_of), axes))
     return found
 
 
@@ -106,13 +112,13 @@ def principal_components(rows: Tensor) -> tuple[Tensor, list[float]]:
     return padded, [*shares[:2].tolist(), *(0.0,) * lacking]
 
 
-def _kinds(places: Tensor, of: Tensor, names: Sequence[str]) -> list[Points]:
+def _kinds(places: Tensor, of: Tensor, name_of: Callable[[int], str]) -> list[Points]:
     """The points of each group that there are, of the first 21 of them."""
     kinds = []
     for number in of.unique().tolist()[:_KINDS]:
         across, up = places[of == number].T.tolist()
         colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
-        kinds.append(Points(short_label(names[number]), colour, marker, across, up))
+        kinds.append(Points(short_label(name_of(number)), colour, marker, across, up))
     return kinds
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
@@ -34,9 +35,12 @@ _STYLE: dict[Any, Any] = {
 }
 _INCHES, _SCATTER_INCHES = (4.0, 2.7), (5.4, 4.2)
 _LOG_FROM_RATIO = 20
-# The width of a legend, and of a line with the space around it, in letters.
-_LEGEND_LETTERS, _LEGEND_KEY = 56, 5
+# The width of a legend per inch of its figure, and of a line with the space around it, in letters.
+_LEGEND_LETTERS, _LEGEND_KEY = 12.5, 7
 _LONGEST_LABEL = 16
+
+
+Style = str | tuple[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Curve:
     colour: str
     epochs: Sequence[float]
     values: Sequence[float | None]
-    style: str = "-"
+    style: Style = "-"
     band: tuple[Sequence[float | None], Sequence[float | None]] | None = None
 
 
@@ -123,7 +127,7 @@ def scatter_plot(cloud: Cloud) -> str:
         axes.set_xlabel(cloud.axes[0])
         axes.set_ylabel(cloud.axes[1])
         axes.tick_params(labelbottom=False, labelleft=False, length=0)
-        _legend(axes, [kind.label for kind in cloud.kinds])
+        _legend(axes, [kind.label for kind in cloud.kinds], _SCATTER_INCHES[0])
         return _svg(figure, cloud.name)
 
 
@@ -142,7 +146,7 @@ def line_chart(chart: Chart) -> str:
             axes.plot(
                 curve.epochs,
                 _gaps(curve.values),
-                curve.style,
+                linestyle=curve.style,
                 color=_COLOURS[curve.colour],
                 label=curve.label,
                 linewidth=1.8,
@@ -160,18 +164,19 @@ def line_chart(chart: Chart) -> str:
             axes.yaxis.set_minor_formatter(NullFormatter())
         if chart.percent:
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-        ticks = MaxNLocator(integer=True) if chart.axis == "epoch" else MaxNLocator(6, steps=[1, 2, 5, 10])
+        whole = MaxNLocator(integer=True, min_n_ticks=1)
+        ticks = whole if chart.axis == "epoch" else MaxNLocator(6, steps=[1, 2, 5, 10])
         axes.xaxis.set_major_locator(ticks)
         axes.set_xlabel(chart.axis)
-        _legend(axes, [curve.label for curve in chart.curves])
+        _legend(axes, [curve.label for curve in chart.curves], _INCHES[0])
         return _svg(figure, chart.name)
 
 
-def _legend(axes: Axes, labels: Sequence[str]) -> None:
+def _legend(axes: Axes, labels: Sequence[str], inches: float) -> None:
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=_legend_columns(labels),
+        ncols=_legend_columns(labels, inches),
         frameon=False,
         borderpad=0,
         handlelength=1.7,
@@ -179,9 +184,13 @@ def _legend(axes: Axes, labels: Sequence[str]) -> None:
     )
 
 
-def _legend_columns(labels: Sequence[str]) -> int:
-    """How many of the longest labels stand beside each other within the chart's width, three at most."""
-    return max(1, min(3, _LEGEND_LETTERS // (max(map(len, labels), default=0) + _LEGEND_KEY)))
+def _legend_columns(labels: Sequence[str], inches: float) -> int:
+    """Into how many columns, three at most, the labels can be divided within a figure of that width."""
+    for columns in (3, 2):
+        longest = [max(map(len, part)) for part in np.array_split(labels, columns) if len(part)]
+        if sum(longest) + columns * _LEGEND_KEY <= _LEGEND_LETTERS * inches:
+            return columns
+    return 1
 
 
 def _gaps(values: Sequence[float | None]) -> list[float]:

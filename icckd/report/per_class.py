@@ -46,8 +46,8 @@ def hardest_first(results: Results) -> list[ClassAccuracy]:
 def _further(name: str, stage: Stage) -> Iterator[tuple[str, list[str]]]:
     """Columns of further numbers of a stage: what each is called, and its text for each class."""
     for key, (column, form) in _FURTHER.items():
-        if key in stage.by_class:
-            yield f"{name}, {column}", [formatted(value, form) for value in stage.by_class[key]]
+        if values := stage.by_class.get(key):
+            yield f"{name}, {column}", [formatted(value, form) for value in values]
 
 
 def per_class_section(results: Results) -> str:

@@ -36,7 +36,7 @@ def recipe(results: Results) -> list[tuple[str, str]]:
             (f"Steps of the {name}", _steps(results, name)),
             (f"Learning rate of the {name}", _learning_rate(results, name)),
         ]
-    rows.append(("Attack on the networks", _attack(results)))
+    rows += [("Clients", _clients(results)), ("Attack on the networks", _attack(results))]
     return [(name, text) for name, text in rows if text]
 
 
@@ -178,16 +178,34 @@ def _learning_rate(results: Results, stage: str) -> str:
     rate, epochs, warmup, decay = (number(value) for value in values[:4])
     if stage == "student" and results.federation is not None:
         epochs = _passes_of_a_client(results)
+    parts = _epochs_of_parts(results, stage)
+    if parts:
+        epochs = parts[0]
     if rate is None or epochs is None or warmup is None or decay is None:
         return ""
     peak = f"{rate:g}{_scaling(results, stage)}"
     over = "1 epoch" if warmup == 1 else f"{warmup:g} epochs"
+    anew = f"; anew for each of {len(parts)} stages, of {', '.join(map(str, parts))} epochs" if parts else ""
     rising = f"rises to {peak} over {over}, then" if warmup else f"{peak}, then"
     if values[4] == "cosine":
-        return f"{rising} falls to 0 along a cosine by epoch {epochs:g}"
+        return f"{rising} falls to 0 along a cosine by epoch {epochs:g}{anew}"
     milestones = [number(value) for value in values[5]] if isinstance(values[5], list) else []
     falls = ", ".join(f"{value * epochs:g}" for value in milestones if value is not None)
-    return f"{rising} {f'× {decay:g} after epochs {falls} of' if falls else 'the same to epoch'} {epochs:g}"
+    return f"{rising} {f'× {decay:g} after epochs {falls} of' if falls else 'the same to epoch'} {epochs:g}{anew}"
+
+
+def _epochs_of_parts(results: Results, stage: str) -> list[int]:
+    """How many epochs each part of a training took that trains a network's stages one after another; else none."""
+    trained = [record["trained_stages"] for record in results.stages[stage].history if "trained_stages" in record]
+    return [trained.count(stages) for stages in dict.fromkeys(trained)]
+
+
+def _clients(results: Results) -> str:
+    if results.federation is None:
+        return ""
+    passes, skew = (_setting(results, f"federated.{name}") for name in ("local_epochs", "skew"))
+    each = "1 pass" if passes == 1 else f"{_plain(passes)} passes"
+    return f"{each} over their own images in a round; classes divided by a Dirichlet distribution of {_plain(skew)}"
 
 
 def _passes_of_a_client(results: Results) -> float | None:

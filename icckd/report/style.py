@@ -65,6 +65,9 @@ figcaption { font-size: 0.85rem; }
 .classes { width: 100%; max-width: 46rem; font-size: 0.9rem; }
 .classes th:first-child { width: 28%; overflow-wrap: anywhere; font-weight: 400; }
 .classes td:nth-child(2) { width: 36%; }
+.classes thead th { vertical-align: bottom; }
+.classes thead th:first-child { overflow-wrap: normal; }
+.classes thead .number { white-space: normal; }
 .track { position: relative; display: block; height: 1.2rem; margin: 0 0.5rem; min-width: 5rem;
   background: linear-gradient(var(--faint), var(--faint)) center / 100% 1px no-repeat; }
 .dot { position: absolute; top: 0.25rem; width: 0.7rem; height: 0.7rem; margin-left: -0.35rem; }

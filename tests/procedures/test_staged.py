@@ -208,6 +208,8 @@ def test_a_checkpoint_that_lacks_something_is_refused(whole, tmp_path, name):
     del state[name]
     with pytest.raises(UserError, match=r"^the checkpoint does not fit this training: "):
         Watched(tmp_path).training.restore(state)
+    with pytest.raises(UserError, match=r"^the checkpoint does not fit this training: "):
+        Watched(tmp_path).training.restore({**whole.checkpoint.load(), "earlier": "no records"})
     with pytest.raises(UserError, match=r"^the checkpoint does not fit this training: it is of training 4 of 3$"):
         Watched(tmp_path).training.restore({**whole.checkpoint.load(), "number": 4})
 

@@ -88,6 +88,8 @@ def test_without_another_person_of_the_class_there_are_pictures_alone(run):
         ({"class_codes": torch.full((40, 5), torch.nan)}, "finite float32"),
         ({"disparity_codes": torch.zeros(40, 5, dtype=torch.float64)}, "finite float32"),
         ({"disparity_codes": torch.zeros(40)}, "finite float32"),
+        ({"disparity_codes": torch.zeros(40, 0)}, "a number or more each"),
+        (codes(windows=0), "a window or more"),
     ],
 )
 def test_a_broken_file_is_named(run, change, words):
@@ -118,6 +120,13 @@ def test_what_does_not_vary_lies_in_the_middle(shape):
     places, shares = principal_components(torch.ones(shape))
     assert torch.equal(places, torch.zeros(shape[0], 2, dtype=torch.float64))
     assert shares == [0.0, 0.0]
+
+
+def test_people_of_any_number_are_named():
+    tensors = codes()
+    tensors["people"] += 2**62
+    found = clouds(Codes(**tensors), CLASSES, ["Ann"])
+    assert {kind.label for kind in found[1].kinds} <= {f"person {2**62 + n}"[:15] + "…" for n in (1, 2, 3)}
 
 
 def test_kinds_differ_in_colour_or_marker():

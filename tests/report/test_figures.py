@@ -57,3 +57,18 @@ def test_sparkline_runs_from_smallest_to_largest():
     assert sparkline([3.0, 3.0]) == "▁▁"
     assert sparkline([]) == ""
     assert len(sparkline([float(i) for i in range(500)])) == 30
+
+
+def test_a_single_epoch_is_marked_as_one():
+    svg = draw("accuracy", [Curve("teacher", "teacher", [1], [0.5])])
+    assert re.findall(r">([^<>]+)</text>", svg.partition(">epoch<")[0]) == ["1"]
+
+
+def test_a_legend_has_as_many_columns_as_there_is_room_for():
+    def columns(*labels):
+        svg = draw("loss", [Curve(label, "teacher", [1, 2], [3, 4]) for label in labels])
+        return len({re.search(r' x="([\d.]+)"[^>]*>' + label, svg).group(1) for label in labels})
+
+    assert columns("total", "features", "triplet") == 3
+    assert columns("total", "cross-entropy", "reconstruction", "spectrum") == 2
+    assert columns("total", "adversarial divergence", "natural divergence") == 1

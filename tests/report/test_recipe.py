@@ -142,3 +142,23 @@ def test_a_run_of_an_older_version_tells_less(run):
     found = words(run)
     assert not {"Augmentation", "Training images", "Loss of the student"} & found.keys()
     assert "SGD with Nesterov momentum 0.9" in found["Steps of the teacher"]
+
+
+def test_stages_that_are_trained_one_after_another_have_a_schedule_each(run):
+    student = [record for record in run.metrics if record["stage"] == "student"]
+    for epoch, record in enumerate(student):
+        record["trained_stages"] = 1 if epoch == 0 else 2
+    assert words(run)["Learning rate of the student"] == (
+        "rises to 0.1 over 1 epoch, then falls to 0 along a cosine by epoch 1; anew for each of 2 stages, of "
+        f"1, {len(student) - 1} epochs"
+    )
+
+
+def test_clients_are_told_of_where_there_are_any(run):
+    assert "Clients" not in words(run)
+    run.summary["student"]["federated"] = {
+        "images_by_client": [3, 4], "bytes_by_round": [1], "warmup_rounds": 1, "weak_classes": None, "groups": None
+    }  # fmt: skip
+    run.settings["federated"] = {"clients": 2, "rounds": 1, "local_epochs": 3, "skew": 0.25}
+    expected = "3 passes over their own images in a round; classes divided by a Dirichlet distribution of 0.25"
+    assert words(run)["Clients"] == expected

@@ -137,6 +137,17 @@ def test_what_a_procedure_s_losses_and_weights_of_stages_are_is_drawn(run):
     assert "Weights of the student's stages" in Page(report(run)[0]).text
 
 
+def test_no_two_of_six_losses_are_drawn_alike(run):
+    for record in run.metrics:
+        if record["stage"] == "student":
+            record |= {f"train_of_{number}": 0.5 for number in range(3)}
+    run.write()
+    charts = {chart.name: chart for section in sections(read_results(run.path)) for chart in section.charts}
+    curves = charts["student-loss"].curves
+    assert len(curves) == 6
+    assert len({curve.style for curve in curves}) == 6
+
+
 def test_soft_labels_are_shown_at_both_temperatures(run):
     run.settings["student"]["loss"]["kd"]["temperature"] = 2.5
     run.examples["logits"] = torch.tensor([[3.0, 1.0, 0.0, -2.0]]).repeat(3, 1)
@@ -222,6 +233,7 @@ def test_a_run_that_has_only_begun(run):
 def test_unknown_values_are_dashes_and_gaps(run):
     run.summary["teacher"]["distance_ratio"] = None
     run.summary["student"]["per_class_accuracy"][1] = None
+    run.summary["student"]["per_class_robust_accuracy"] = []
     for record in run.metrics:
         record["train_loss"] = None
     run.metrics[1]["test_accuracy"] = None

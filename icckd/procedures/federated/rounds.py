@@ -180,9 +180,10 @@ class Rounds:
                 raise ValueError(f"format {state['format']}, this version reads {_STATE_FORMAT}")
             self.model.load_state_dict(state["model"])
             self.epoch, self.seconds = int(state["epoch"]), float(state["seconds"])
-            self.history = list(state["history"])
+            self.history = [dict(record) for record in state["history"]]
             if state["confusion"] is not None:
-                self._divide(state["confusion"])
+                classes = self.model.classes
+                self._divide(state["confusion"].view(classes, classes))
             self._experts = [{name: torch.as_tensor(x) for name, x in each.items()} for each in state["experts"]]
             self._expert_rounds = int(state["expert_rounds"])
             self._tally = Tally.restored(state["tally"])

@@ -168,6 +168,9 @@ def test_what_cannot_be_done_is_said_before_anything_is_trained(changes, words):
 def test_another_training_s_checkpoint_is_refused(tmp_path):
     training = federation().training()
     state = training.state()
+    for changes in ({"history": [1]}, {"confusion": torch.zeros(3, 3, dtype=torch.int64)}):
+        with pytest.raises(UserError, match="does not fit"):
+            training.restore(state | changes)
     for name in state:
         with pytest.raises(UserError, match="does not fit"):
             training.restore({key: value for key, value in state.items() if key != name})
