@@ -1,7 +1,6 @@
 """What may be written behind `icckd`: commands, options, every setting; and what is said of what may not."""
 
 import argparse
-from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -79,14 +78,15 @@ def parse(arguments: list[str], *, restarted: bool = False) -> tuple[str, Any]:
 
         return "bench", options.parse(arguments[1:])
     if not arguments:
-        _parser([]).print_help()
+        _parser()[0].print_help()
         raise UserError(f"no command given; it should be one of {', '.join(_COMMANDS)}")
     refuse_renamed({name.partition("=")[0].removeprefix("--"): None for name in arguments if name.startswith("--")})
     if arguments[0] == "compare":
         return "compare", _comparison_options(arguments)
     arguments = _with_saved_config(arguments)
     try:
-        parser = _parser(arguments[:1], _preset(arguments))
+        parser, of_command = _parser(arguments[0])
+        of_command.set_defaults(_preset(parser, arguments))
         parsed = parser.parse_args(arguments)
     except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"--config does not name a readable YAML file: {error}") from error
@@ -101,17 +101,17 @@ def _comparison_options(arguments: list[str]) -> Namespace:
     """The options of `icckd compare`; those settings that are given stand in `overrides`, by dotted name."""
     if any(argument.partition("=")[0] == "--seed" for argument in arguments):
         raise UserError("--seed is no option of icckd compare: its file has the seeds; --seeds 0-9 replaces them")
-    parser = _parser(arguments[:1])
+    parser, _ = _parser("compare")
     options = parser.parse_args(arguments)["compare"].as_dict()
     given = parser.parse_args(arguments, defaults=False).get("compare", Namespace()).as_dict()
     own = {name: value for name, value in options.items() if name not in Settings.__dataclass_fields__}
     return Namespace(**own, overrides=flat({name: value for name, value in given.items() if name not in own}))
 
 
-def _preset(arguments: list[str]) -> dict[str, Any]:
+def _preset(parser: ArgumentParser, arguments: list[str]) -> dict[str, Any]:
     """The defaults, by dotted name, that the arguments' preset puts under them."""
     shown = [name for name in arguments if not name.startswith("--print_config")]
-    parsed = _parser(arguments[:1]).parse_args(shown, defaults=False)
+    parsed = parser.parse_args(shown, defaults=False)
     return defaults_under(flat(parsed.get(parsed.command, Namespace()).as_dict()))
 
 
@@ -146,33 +146,34 @@ class _Parser(ArgumentParser):
         return super().parse_string(text, *arguments, **options)
 
 
-def _parser(wanted: list[str], defaults: Mapping[str, Any] | None = None) -> ArgumentParser:
-    """The parser of all commands; only those that are `wanted` know their options, which take a while to collect.
+def _parser(wanted: str | None = None) -> tuple[ArgumentParser, ArgumentParser]:
+    """The parser of all commands, and that of the one `wanted`: the first, too, if there is no such command.
 
-    `defaults`, by dotted name, take the place of the settings' own.
+    It alone knows its options, which take a while to collect.
     """
     parser = _Parser(prog="icckd", description=_DESCRIPTION, epilog=_EPILOG, version=__version__)
     commands = parser.add_subcommands(dest="command", required=True)
+    of_wanted: ArgumentParser = parser
     for name, meaning in _COMMANDS.items():
         known: ArgumentParser = _Parser()
-        if name in wanted:
-            known = _parser_of(name, meaning, defaults or {})
+        if name == wanted:
+            known = of_wanted = _parser_of(name, meaning)
         commands.add_subcommand(name, known, help=meaning)
         if name in ("compare", "federated"):
             known.formatter_class = _Verbatim  # Which would be its parent's otherwise.
-    return parser
+    return parser, of_wanted
 
 
-def _parser_of(name: str, meaning: str, defaults: Mapping[str, Any]) -> ArgumentParser:
+def _parser_of(name: str, meaning: str) -> ArgumentParser:
     if name == "compare":
         return _comparison_parser()
     if name == "federated":
-        return _federated_parser(defaults)
+        return _federated_parser()
     usage = f"icckd {name} [--config FILE] [--output DIR] [--SETTING VALUE ...]"
-    return _command_parser(usage, f"icckd {name}: {meaning}.", defaults)
+    return _command_parser(usage, f"icckd {name}: {meaning}.")
 
 
-def _command_parser(usage: str, description: str, defaults: Mapping[str, Any]) -> ArgumentParser:
+def _command_parser(usage: str, description: str) -> ArgumentParser:
     parser = _Parser(usage=usage, description=description, epilog=_EPILOG)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; later arguments override it.")
     parser.add_argument(
@@ -186,16 +187,16 @@ def _command_parser(usage: str, description: str, defaults: Mapping[str, Any]) -
     parser.add_argument("--overwrite", action="store_true", help="Replace the results of the run in --output.")
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     parser.add_class_arguments(Settings)
-    parser.set_defaults(dict(defaults))
     return parser
 
 
-def _federated_parser(defaults: Mapping[str, Any]) -> ArgumentParser:
+def _federated_parser() -> ArgumentParser:
     usage = (
         "icckd federated server [--server HOST:PORT] [--output DIR] [--SETTING VALUE ...]\n"
         "       icckd federated client --client I [--server HOST:PORT] [--SETTING VALUE ...]"
     )
-    parser = _command_parser(usage, _FEDERATED_DESCRIPTION, {"student.loss.method": "pkd", **defaults})
+    parser = _command_parser(usage, _FEDERATED_DESCRIPTION)
+    parser.set_defaults({"student.loss.method": "pkd"})
     parser.add_argument("role", choices=["server", "client"], help="Who this is.")
     parser.add_argument(
         "--server", metavar="HOST:PORT", type=str, default="127.0.0.1:8080", help="Where the server listens."

@@ -24,9 +24,14 @@ def digits():
     return load_data(DataSettings(), train=False)
 
 
-def make_lesson(teacher="convnet-small", **changes):
+@cache
+def settings_with(changes):
     rgal = {f"student.loss.rgal.{name}": value for name, value in SMALL.items()}
-    settings = settings_from(GIVEN | rgal | changes, "test")
+    return settings_from(GIVEN | rgal | dict(changes), "test")
+
+
+def make_lesson(teacher="convnet-small", **changes):
+    settings = settings_with(tuple(changes.items()))
     data = digits()
     torch.manual_seed(1)
     taught, student = (build_model(arch, 1, 10, 8) for arch in (teacher, "convnet-small"))
