@@ -108,7 +108,7 @@ def test_a_setting_s_former_name_is_told_its_new_one(tmp_path, capsys, old, valu
         (("--student.loss.method", "kdd"), "student.loss.method is 'kdd'; it should be one of attention, crd"),
         (
             ("--teacher.loss.method", "kd"),
-            "teacher.loss.method is 'kd'; it should be one of center, hierarchical, intra-class, supcon, wsc",
+            "teacher.loss.method is 'kd'; it should be one of center, hierarchical, intra-class, spectrum, supcon, wsc",
         ),
         (("--student.loss.method", "dkd", "--student.loss.dkd.beta", "-1"), "student.loss.dkd.beta is -1.0; it should"),
         (("--student.loss.method", "crd", "--student.loss.crd.momentum", "1"), "student.loss.crd.momentum is 1.0; it "),
