@@ -199,7 +199,11 @@ def _federated_parser() -> ArgumentParser:
     parser.set_defaults({"student.loss.method": "pkd"})
     parser.add_argument("role", choices=["server", "client"], help="Who this is.")
     parser.add_argument(
-        "--server", metavar="HOST:PORT", type=str, default="127.0.0.1:8080", help="Where the server listens."
+        "--server",
+        metavar="HOST:PORT",
+        type=str,
+        default="127.0.0.1:8080",
+        help="Where the server listens, and clients look for it.",
     )
     parser.add_argument("--client", metavar="I", type=int | None, help="Which client this is, from 0.")
     parser.add_argument(

@@ -119,6 +119,8 @@ class FarClients:
             in_time = time.monotonic() - started < self._patience
             chosen = {number: proxy for number, proxy in there.items() if number in whom}
             if chosen and (self._begun or all_of_them or not in_time):
+                if not (self._begun or all_of_them):
+                    self._say(f"the others have not come; it begins with {len(there)} of {len(self.images)} clients")
                 self._begun = True
                 return chosen
             if not told:

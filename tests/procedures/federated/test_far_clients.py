@@ -130,6 +130,7 @@ def test_an_answer_that_is_not_finite_is_refused_and_the_round_goes_on(tmp_path)
 def test_who_does_not_belong_is_refused(tmp_path, number, settings, words):
     stranger = Connection("b", number, settings=settings)
     training, said = trained(Network(stranger, Connection("a", 0), Connection("c", 2)), tmp_path, patience=0.05)
+    assert "the others have not come; it begins with 2 of 3 clients" in said
     assert any(line.startswith("a client is refused: ") and words in line for line in said)
     assert stranger.asked == 0
     assert training.history[-1]["clients"] == 2
