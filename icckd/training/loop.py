@@ -267,7 +267,7 @@ class Training:
             self.optimizer.load_state_dict(state["optimizer"])
             self.epoch, self.step = int(state["epoch"]), int(state["step"])
             self.seconds = float(state["seconds"])
-            self.history = list(state["history"])
+            self.history = [dict(record) for record in state["history"]]
             self.counts.restore(state["steps"])
             set_random_state(state["rng"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -241,6 +241,12 @@ def test_another_networks_checkpoint_is_refused(tmp_path):
         other.restore(Checkpoint(tmp_path).load())
 
 
+def test_a_checkpoint_whose_records_are_none_is_refused(tmp_path):
+    fit(training(epochs=1), tmp_path)
+    with pytest.raises(UserError, match="does not fit this training"):
+        training().restore(Checkpoint(tmp_path).load() | {"history": [3]})
+
+
 @pytest.mark.parametrize("name", ["task", "optimizer", "rng", "epoch", "history", "format"])
 def test_a_checkpoint_that_lacks_something_is_refused(tmp_path, name):
     fit(training(epochs=1), tmp_path)

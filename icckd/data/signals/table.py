@@ -58,6 +58,8 @@ def _channels(header: Sequence[str], path: Path) -> list[str]:
                 f"{path} has {found} and lacks {name}; there should be person, activity, one column per channel and, "
                 "for several windows, window"
             )
+    if not channels:
+        raise UserError(f"{path} has no columns besides {', '.join(header)[:100]}; there should be one per channel")
     twice = [name for place, name in enumerate(header) if name in header[:place] or not name]
     if twice:
         raise UserError(f"{path} has the column {twice[0]!r} twice, or without a name; each should have one of its own")

@@ -224,7 +224,7 @@ def set_field(row, column, value):
         (lambda rows: rows[20].append("1"), "line 21 has 6 fields"),
         (lambda rows: rows.__setitem__(slice(1, None), []), "holds no rows beneath its header"),
         (lambda rows: rows.clear(), "has no header"),
-        (lambda rows: [row.__delitem__(slice(3, 5)) for row in rows], "windows of 0 channels"),
+        (lambda rows: [row.__delitem__(slice(3, 5)) for row in rows], "has no columns besides window, person"),
         (lambda rows: rows.__setitem__(slice(8, None), []), "windows of 7 samples"),
     ],
 )
