@@ -20,6 +20,7 @@ from icckd.methods.base import (
     above_zero,
     register,
 )
+from icckd.methods.stages import paired_stages
 from icckd.methods.triplets import Distances, triplet_loss
 from icckd.models.layers import convolution
 
@@ -96,18 +97,19 @@ class Rgal(StudentProcedure):
     data_free = True
     of_pixels = True
     settings: RgalSettings
+    student_stages: tuple[str, ...] = ()
+    teacher_stages: tuple[str, ...] = ()
 
     def __init__(self, settings: Any, pair: Pair, backend: str):
         super().__init__(settings, pair, backend)
-        count = min(len(pair.student.maps), len(pair.teacher.maps)) if self.settings.features else 0
-        if self.settings.features and not count:
+        if self.settings.features and not (pair.student.maps and pair.teacher.maps):
             side = "student" if not pair.student.maps else "teacher"
             raise UserError(
                 f"student.loss.rgal.features is {self.settings.features:g}, but the {side} has no stages to compare; "
                 "set it to 0, or use another network"
             )
-        self.student_stages = tuple(pair.student.maps)[len(pair.student.maps) - count :]
-        self.teacher_stages = tuple(pair.teacher.maps)[len(pair.teacher.maps) - count :]
+        if self.settings.features:
+            self.student_stages, self.teacher_stages = paired_stages(self.name, pair, None, None, last=True)
         shapes = [
             (pair.student.maps[own], pair.teacher.maps[other])
             for own, other in zip(self.student_stages, self.teacher_stages, strict=True)
