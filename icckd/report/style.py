@@ -6,12 +6,14 @@ STYLE = """
   --page: #ffffff; --ink: #1d2330; --quiet: #586174; --faint: #dfe3ea; --panel: #f5f7fa;
   --teacher: #0b66b5; --student: #c4510a;
   --series-1: #0b66b5; --series-2: #c4510a; --series-3: #007f5c;
+  --series-4: #8a4fc9; --series-5: #b3235f;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #14171d; --ink: #e6e9ef; --quiet: #a3acbb; --faint: #333a46; --panel: #1d222b;
     --teacher: #6cb6ff; --student: #ffa657;
     --series-1: #6cb6ff; --series-2: #ffa657; --series-3: #4fd1a5;
+    --series-4: #c8a2ff; --series-5: #ff8fb5;
   }
 }
 * { box-sizing: border-box; stroke-linejoin: round; }
@@ -99,6 +101,13 @@ summary { cursor: pointer; font-weight: 600; }
 .series-1 { color: var(--series-1); }
 .series-2 { color: var(--series-2); }
 .series-3 { color: var(--series-3); }
+.series-4 { color: var(--series-4); }
+.series-5 { color: var(--series-5); }
+.groups .interval { margin: 0.35rem 0; }
+.groups th { font-weight: 400; vertical-align: middle; }
+.legend { display: flex; flex-wrap: wrap; gap: 0.1rem 1.2rem; padding: 0; margin: 0.5rem 0; list-style: none;
+  font-size: 0.9rem; }
+.legend li::before { content: "●\00a0"; }
 .scroll { overflow-x: auto; }
 .runs { font-size: 0.9rem; }
 a { color: var(--teacher); }
@@ -117,7 +126,8 @@ a { color: var(--teacher); }
 @media print {
   :root { --page: #fff; --ink: #000; --quiet: #444; --faint: #ccc; --panel: #fff;
     --teacher: #0b66b5; --student: #c4510a;
-    --series-1: #0b66b5; --series-2: #c4510a; --series-3: #007f5c; }
+    --series-1: #0b66b5; --series-2: #c4510a; --series-3: #007f5c;
+    --series-4: #8a4fc9; --series-5: #b3235f; }
   html { font-size: 11px; }
   h2, h3 { break-after: avoid; }
   .intervals { break-inside: avoid; }

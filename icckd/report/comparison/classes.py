@@ -25,9 +25,7 @@ class ClassDifference:
 def class_differences(results: Results, variant: str) -> list[ClassDifference]:
     """Every class with two pairs of runs or more, the largest gain first."""
     stage = _stage(results)
-    ours, base = (
-        _accuracies(results.runs_of(name), stage) for name in (variant, results.comparison.baseline_of(variant))
-    )
+    ours, base = (_accuracies(results.runs_of(name), stage) for name in (variant, results.baseline_of[variant]))
     counts = {len(values) for of in (ours, base) for values in of.values()}
     if len(counts) != 1:
         return []

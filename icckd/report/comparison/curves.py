@@ -7,7 +7,7 @@ from icckd.report.comparison.metrics import Metric, metric_of
 from icckd.report.comparison.results import Results
 from icckd.report.comparison.runs import Run
 from icckd.report.comparison.statistics import Estimate, estimate, paired
-from icckd.report.figures import Chart, Curve
+from icckd.report.figures import SERIES, Chart, Curve
 from icckd.report.shell import figure
 
 # A chart shows the baseline and so many others: each has a line style and a colour of its own.
@@ -27,12 +27,18 @@ class Look:
 
 
 def looks(results: Results) -> dict[str, Look]:
-    """By variant."""
-    others = {
-        variant: Look(f"series-{place % _TOGETHER + 1}", _STYLES[place % _TOGETHER])
-        for place, variant in enumerate(results.others)
-    }
-    return {**dict.fromkeys(results.baselines, Look(*_BASELINE)), **others}
+    """By variant. One line has one colour; where there are none, variants have them by turns."""
+    found = dict.fromkeys(results.baselines, Look(*_BASELINE))
+    line_of = {variant: number for number, line in enumerate(results.lines) for variant in line.variants.values()}
+    for place, variant in enumerate(results.others):
+        colour = series(line_of[variant]) if len(results.lines) > 1 else f"series-{place % _TOGETHER + 1}"
+        found[variant] = Look(colour, _STYLES[place % _TOGETHER])
+    return found
+
+
+def series(line: int) -> str:
+    """The colour of a line by its number; the baseline's is 0."""
+    return f"series-{(line - 1) % SERIES + 1}" if line else _BASELINE[0]
 
 
 def learning_curves(results: Results) -> str:
@@ -70,7 +76,7 @@ def _together(results: Results) -> list[list[str]]:
     """The variants of each chart, their baseline first."""
     charts = []
     for baseline in results.baselines:
-        others = [name for name in results.others if results.comparison.baseline_of(name) == baseline]
+        others = [name for name in results.others if results.baseline_of[name] == baseline]
         starts = range(0, max(len(others), 1), _TOGETHER)
         charts += [[baseline, *others[start : start + _TOGETHER]] for start in starts]
     return charts

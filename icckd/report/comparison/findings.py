@@ -124,7 +124,7 @@ def _several(results: Results) -> str:
 
 
 def _finding(variant: str, metric: Metric, difference: Difference, results: Results) -> Finding:
-    baseline, found = results.comparison.baseline_of(variant), difference.estimate
+    baseline, found = results.baseline_of[variant], difference.estimate
     if found.mean is None or found.low is None or found.high is None:
         shared = "no finished pair of runs has" if found.n == 0 else "only one finished pair of runs has"
         reasons = f": {shared} this value, and an interval needs at least two."

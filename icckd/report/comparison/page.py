@@ -12,9 +12,10 @@ from icckd.report.comparison.intervals import Axis, axis_head, axis_of, interval
 from icckd.report.comparison.metrics import Metric, p_text
 from icckd.report.comparison.results import Difference, Results
 from icckd.report.results import in_force
-from icckd.report.shell import header, pairs_table, settings_table, shell, shown
+from icckd.report.shell import header, pairs_table, settings_table, shell
 from icckd.report.wording import UNKNOWN
 from icckd.settings import flat
+from icckd.settings.names import shown
 
 _FEW = 4  # Findings that are read at once.
 

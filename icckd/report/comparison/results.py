@@ -1,12 +1,14 @@
 """A comparison's finished runs and their statistics: what the pages are made of."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from icckd.report.comparison.metrics import Metric, metric_of
 from icckd.report.comparison.runs import Run, RunKey
 from icckd.report.comparison.statistics import Estimate, Needed, estimate, holm, needed, p_value, paired
-from icckd.settings.comparison import Comparison
+from icckd.settings.comparison import Comparison, Place
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,14 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Line:
+    """Variants that differ in nothing but what the metrics are drawn against, by their value of it, and a name."""
+
+    name: str
+    variants: dict[Place, str]
+
+
+@dataclass(frozen=True)
 class Results:
     """What there is: the finished runs, those that are not, and by variant and metric's name what they say."""
 
@@ -34,23 +44,38 @@ class Results:
     estimates: dict[str, dict[str, Estimate]]
     differences: dict[str, dict[str, Difference]]
 
+    @cached_property
+    def baseline_of(self) -> dict[str, str]:
+        """What each variant is compared with; a baseline with itself."""
+        return self.comparison.baselines()
+
+    @cached_property
+    def lines(self) -> list[Line]:
+        """Those of the comparison, the baseline's first."""
+        return [Line(_line_name(list(line.values())), line) for line in self.comparison.lines()]
+
+    @property
+    def by_text(self) -> bool:
+        """Are there lines, and are they over texts rather than numbers?"""
+        return any(isinstance(place, str) for line in self.lines for place in line.variants)
+
     @property
     def others(self) -> list[str]:
         """The variants that are compared with another."""
-        return [name for name in self.comparison.variants if name != self.comparison.baseline_of(name)]
+        return [name for name, baseline in self.baseline_of.items() if name != baseline]
 
     @property
     def baselines(self) -> list[str]:
         """The variants that others are compared with."""
-        return [name for name in self.comparison.variants if name == self.comparison.baseline_of(name)]
+        return [name for name, baseline in self.baseline_of.items() if name == baseline]
 
     @property
     def baseline_in_words(self) -> str:
         """What the others are compared with."""
         if len(self.baselines) == 1:
             return self.comparison.baseline
-        own, *others = self.comparison.lines()
-        missing = any(place not in own for line in others for place in line)
+        own, *others = self.lines
+        missing = any(place not in own.variants for line in others for place in line.variants)
         otherwise = f", or {self.comparison.baseline} where there is none" if missing else ""
         return f"their baseline of the same {self.comparison.against}{otherwise} ({', '.join(self.baselines)})"
 
@@ -97,7 +122,7 @@ def as_json(results: Results) -> dict[str, Any]:
     "baselines" has what each variant is compared with, where that is not one for all.
     """
     comparison = results.comparison
-    baselines = {variant: comparison.baseline_of(variant) for variant in results.others}
+    baselines = {variant: results.baseline_of[variant] for variant in results.others}
     return {
         "baseline": comparison.baseline,
         **({"baselines": baselines} if comparison.against else {}),
@@ -139,7 +164,7 @@ def _values(runs: dict[RunKey, Run | None], variant: str, metric: str) -> dict[i
 def _differences(
     comparison: Comparison, metrics: list[Metric], estimates: dict[str, dict[str, Estimate]]
 ) -> dict[str, dict[str, Difference]]:
-    baselines = {variant: comparison.baseline_of(variant) for variant in estimates}
+    baselines = comparison.baselines()
     found = {
         (variant, metric.name): paired(of[metric.name].values, estimates[baselines[variant]][metric.name].values)
         for variant, of in estimates.items()
@@ -156,3 +181,11 @@ def _differences(
         enough = None if least is None else needed(of, least)
         differences.setdefault(variant, {})[metric_name] = Difference(of, p, adjusted, enough)
     return differences
+
+
+def _line_name(variants: list[str]) -> str:
+    """What the variants' names share: their parts between hyphens, or how they begin; that of the first otherwise."""
+    parts = [name.split("-") for name in variants]
+    shared = "-".join(part for part in parts[0] if all(part in of for of in parts))
+    start = "".join(letters[0] for letters in takewhile(lambda x: len(set(x)) == 1, zip(*variants, strict=False)))
+    return shared or start.rstrip("-_+=.0") or variants[0]

@@ -471,3 +471,51 @@ def test_one_line_against_a_setting_is_compared_with_the_baseline(make_runs):
     page, _, found = runs.pages()
     assert found["differences"].keys() == {"half"}
     assert "one variant only" not in page
+
+
+def by_method(make_runs, teachers=("plain", "intra", "strong"), methods=("kd", "kd+rkd", "none"), **choices):
+    """Runs of every teacher, of growing weight, with every method, drawn against the methods."""
+    names = tuple(f"{teacher}-{method}" for teacher in teachers for method in methods)
+    runs = make_runs(variants=names, against="student.loss.method", **choices)
+    for name, settings in runs.comparison.variants.items():
+        teacher, settings.student.loss.method = name.split("-")
+        settings.teacher.loss.weight = 0.1 * teachers.index(teacher)
+    return runs
+
+
+def test_variants_are_grouped_by_a_setting_of_texts_and_compared_at_the_same_one(make_runs):
+    runs = by_method(make_runs, seeds=(0, 1, 2), metrics=[ACCURACY, TEACHER])
+    (runs.run("strong-none", 0) / "summary.json").unlink()
+    page, text, found = runs.pages()
+    methods = ("kd", "kd+rkd", "none")
+    assert found["baselines"] == {f"{teacher}-{m}": f"plain-{m}" for teacher in ("intra", "strong") for m in methods}
+    ours, base = (values_of(runs, f"{teacher}-kd+rkd", ACCURACY) for teacher in ("intra", "plain"))
+    difference = found["differences"]["intra-kd+rkd"][ACCURACY]
+    assert difference["p"] == pytest.approx(stats.ttest_rel(ours, base).pvalue)
+    assert difference["mean"] == pytest.approx(np.subtract(ours, base).mean())
+    assert "their baseline of the same student.loss.method (plain-kd, plain-kd+rkd, plain-none)" in text
+    section = page.split("<h2>Against student.loss.method</h2>")[1].split("</section>")[0]
+    labels = [svg["aria-label"] for svg in Page(section).all("svg") if "aria-label" in svg]
+    assert [label.split(":")[0] for label in labels] == ["kd", "kd+rkd", "none"] * 2
+    for place, teacher in enumerate(("plain", "intra", "strong")):
+        of = found["variants"][f"{teacher}-kd+rkd"][ACCURACY]
+        words = labels[1].removeprefix("kd+rkd: ").split("; ")[place]
+        assert words.startswith(f"{teacher} {100 * of['mean']:.2f} %, 95 % interval ")
+    assert re.findall(r'<li class="([^"]*)">([^<]*)', section) == [
+        ("ink", "plain"), ("series-1", "intra"), ("series-2", "strong")
+    ]  # fmt: skip
+    groups = re.findall(r"<tr><th.*?</tr>", section.split("<tbody>")[1])
+    assert [re.findall(r'<g class="([^"]*)"', group) for group in groups] == [["ink", "series-1", "series-2"]] * 3
+
+
+def test_metrics_of_which_nothing_is_known_have_no_groups(make_runs):
+    runs = by_method(make_runs, ("plain", "intra"), ("kd", "none"), seeds=(0, 1), metrics=[ACCURACY, TEACHER])
+    for summary in runs.summaries.values():
+        summary["teacher"]["test_accuracy"] = None
+    runs.write()
+    section = runs.pages()[0].split("<h2>Against student.loss.method</h2>")[1].split("</section>")[0]
+    assert "Student&#x27;s test accuracy" in section
+    assert "Teacher&#x27;s" not in section
+    for key in runs.summaries:
+        (runs.run(*key) / "summary.json").unlink()
+    assert "<h2>Against" not in runs.pages()[0]
