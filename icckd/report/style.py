@@ -103,11 +103,16 @@ summary { cursor: pointer; font-weight: 600; }
 .series-3 { color: var(--series-3); }
 .series-4 { color: var(--series-4); }
 .series-5 { color: var(--series-5); }
+.every { font-size: 0.9rem; margin: 0.5rem 0 1rem; }
+.every th, .every td { padding: 0.12rem 0.7rem 0.12rem 0; }
+.every thead .number { white-space: normal; vertical-align: bottom; min-width: 5.5rem; }
+.every th[scope=row] { font-weight: 400; white-space: nowrap; }
 .groups .interval { margin: 0.35rem 0; }
 .groups th { font-weight: 400; vertical-align: middle; }
+.groups th:first-child, .groups td:first-child { width: 30%; }
 .legend { display: flex; flex-wrap: wrap; gap: 0.1rem 1.2rem; padding: 0; margin: 0.5rem 0; list-style: none;
   font-size: 0.9rem; }
-.legend li::before { content: "●\00a0"; }
+.legend li::before { content: "●"; margin-right: 0.35rem; }
 .scroll { overflow-x: auto; }
 .runs { font-size: 0.9rem; }
 a { color: var(--teacher); }

@@ -12,6 +12,7 @@ from icckd.report.shell import figure
 
 # A chart shows the baseline and so many others: each has a line style and a colour of its own.
 _TOGETHER = 3
+_UNFOLDED = 12  # Charts; more are folded away.
 _STYLES = ("-", "-.", ":")
 _BASELINE = ("ink", "--")
 
@@ -43,12 +44,14 @@ def series(line: int) -> str:
 
 def learning_curves(results: Results) -> str:
     """The section as HTML, empty where no run has a record of its epochs."""
-    figures = "\n".join(figure(chart) for metric in _followed(results) for chart in charts(results, metric))
+    figures = [figure(chart) for metric in _followed(results) for chart in charts(results, metric)]
     if not figures:
         return ""
     text = "Lines are means of the seeds, bands reach from the lowest to the highest seed."
-    heading = f'<h2>Learning curves</h2>\n<p class="quiet">{text}</p>'
-    return f'<section>{heading}\n<div class="pair">\n{figures}\n</div></section>'
+    pairs = '<div class="pair">\n' + "\n".join(figures) + "\n</div>"
+    if len(figures) > _UNFOLDED:
+        pairs = f"<details><summary>All {len(figures)} charts</summary>\n{pairs}</details>"
+    return f'<section><h2>Learning curves</h2>\n<p class="quiet">{text}</p>\n{pairs}</section>'
 
 
 def _followed(results: Results) -> list[Metric]:

@@ -10,6 +10,8 @@ from icckd.report.comparison.runs import Run, RunKey
 from icckd.report.comparison.statistics import Estimate, Needed, estimate, holm, needed, p_value, paired
 from icckd.settings.comparison import Comparison, Place
 
+_NAMED = 3  # Baselines that are listed.
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -77,7 +79,9 @@ class Results:
         own, *others = self.lines
         missing = any(place not in own.variants for line in others for place in line.variants)
         otherwise = f", or {self.comparison.baseline} where there is none" if missing else ""
-        return f"their baseline of the same {self.comparison.against}{otherwise} ({', '.join(self.baselines)})"
+        many = len(self.baselines) > _NAMED
+        named = f"of the line {own.name}" if many else ", ".join(self.baselines)
+        return f"their baseline of the same {self.comparison.against}{otherwise} ({named})"
 
     @property
     def tests(self) -> int:

@@ -519,3 +519,47 @@ def test_metrics_of_which_nothing_is_known_have_no_groups(make_runs):
     for key in runs.summaries:
         (runs.run(*key) / "summary.json").unlink()
     assert "<h2>Against" not in runs.pages()[0]
+
+
+def test_many_differences_are_one_table_and_their_sentences_short(make_runs):
+    teachers = ("plain", "a", "b", "c", "d")
+    runs = by_method(make_runs, teachers, ("kd", "kd+rkd"), seeds=(0, 1, 2, 3), metrics=[ACCURACY, TEACHER])
+    for name in runs.comparison.variants:
+        change(runs, name, TEACHER, [0.5, 0.51, 0.52, 0.5] if name == "a-kd" else [0.5, 0.53, 0.5, 0.52])
+        change(runs, name, ACCURACY, 0.7 + 0.001 * runs.rng.standard_normal(4))
+    for place, name in enumerate(["a-kd+rkd", *(f"{teacher}-kd" for teacher in teachers[1:])]):
+        base = values_of(runs, f"plain-{name.split('-')[1]}", ACCURACY)
+        gained = 0.1 + 0.01 * place + 1e-4 * runs.rng.standard_normal(4) if place else [0.004, 0.01, 0.015, 0.018]
+        change(runs, name, ACCURACY, np.add(base, gained))
+    runs.write()
+    page, text, found = runs.pages()
+    assert "# a, b, c and d against plain by student.loss.method on digits" in text
+    section = page.split("<h2>What can be concluded</h2>")[1].split("</section>")[0]
+    rows = re.findall(r"<tr>(<th scope=\"row.*?)</tr>", section)
+    assert [re.findall(r">([^<>]+)</th>", row) for row in rows] == [
+        ["kd", "a"], ["b"], ["c"], ["d"], ["kd+rkd", "a"], ["b"], ["c"], ["d"]
+    ]  # fmt: skip
+    cells = [re.findall(r'<td class="number([^"]*)">([^<]*)', row) for row in rows]
+    for variant, (first, _) in zip([f"{t}-{m}" for m in ("kd", "kd+rkd") for t in teachers[1:]], cells, strict=True):
+        of = found["differences"][variant][ACCURACY]
+        assert first[1].rstrip("*") == f"{100 * of['mean']:+.2f}".replace("-", "−")
+        assert (first[0] == " quiet") == (of["p"] > 0.05)
+    assert [first[0] for first, _ in cells[:4]] == [" changed"] * 4
+    assert cells[4][0][1].endswith("*")
+    assert [of[1] for _, of in cells[1:]] == ["0.00"] * 7
+    assert "higher than their baselines: a-kd (" in text
+    assert "the same as their baselines: 7 variants" in text
+    assert page.count("<details open>") == 1
+
+
+def test_of_many_that_are_apart_the_largest_are_named(make_runs):
+    names = tuple("abcdefgh")
+    runs = make_runs(variants=names, metrics=[ACCURACY])
+    base = np.array(values_of(runs, "a", ACCURACY))
+    for place, name in enumerate(names):
+        noise = 1e-4 * runs.rng.standard_normal(4)
+        change(runs, name, ACCURACY, base + (0.01 * (8 - place) + noise if place else 0.0))
+    runs.write()
+    line = next(line for line in runs.pages()[1].splitlines() if line.startswith("- Student's test accuracy"))
+    assert re.findall(r"(\w) \(\+", line) == ["b", "c", "d", "e", "f"]
+    assert ") and 2 more." in line
