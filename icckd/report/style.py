@@ -70,6 +70,8 @@ figcaption { font-size: 0.85rem; }
 .classes thead th { vertical-align: bottom; }
 .classes thead th:first-child { overflow-wrap: normal; }
 .classes thead .number { white-space: normal; }
+.hidden th:first-child { width: 38%; }
+.hidden td .scale { font-size: 0.8rem; }
 .track { position: relative; display: block; height: 1.2rem; margin: 0 0.5rem; min-width: 5rem;
   background: linear-gradient(var(--faint), var(--faint)) center / 100% 1px no-repeat; }
 .dot { position: absolute; top: 0.25rem; width: 0.7rem; height: 0.7rem; margin-left: -0.35rem; }
