@@ -37,7 +37,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Results:
-    """What there is: the finished runs, those that are not, and by variant and metric's name what they say."""
+    """What there is: the finished runs, those that are not, and by variant and metric's name what they say.
+
+    `tests`: how many differences have a p-value; those of teachers that several variants share are one.
+    """
 
     comparison: Comparison
     metrics: list[Metric]
@@ -45,6 +48,7 @@ class Results:
     unfinished: list[RunKey]
     estimates: dict[str, dict[str, Estimate]]
     differences: dict[str, dict[str, Difference]]
+    tests: int
 
     @cached_property
     def baseline_of(self) -> dict[str, str]:
@@ -84,11 +88,6 @@ class Results:
         return f"their baseline of the same {self.comparison.against}{otherwise} ({named})"
 
     @property
-    def tests(self) -> int:
-        """How many differences have a p-value."""
-        return sum(of.p is not None for by_metric in self.differences.values() for of in by_metric.values())
-
-    @property
     def environments(self) -> dict[str, dict[str, int]]:
         """By property of the environment, how many runs had which value; dates aside."""
         counted: dict[str, dict[str, int]] = {}
@@ -110,13 +109,15 @@ def results_of(comparison: Comparison, runs: dict[RunKey, Run | None]) -> Result
         variant: {metric.name: estimate(_values(runs, variant, metric.name)) for metric in metrics}
         for variant in comparison.variants
     }
+    differences, tests = _differences(comparison, metrics, estimates)
     return Results(
         comparison=comparison,
         metrics=metrics,
         runs={key: run for key, run in runs.items() if run is not None},
         unfinished=[key for key, run in runs.items() if run is None],
         estimates=estimates,
-        differences=_differences(comparison, metrics, estimates),
+        differences=differences,
+        tests=tests,
     )
 
 
@@ -167,24 +168,35 @@ def _values(runs: dict[RunKey, Run | None], variant: str, metric: str) -> dict[i
 
 def _differences(
     comparison: Comparison, metrics: list[Metric], estimates: dict[str, dict[str, Estimate]]
-) -> dict[str, dict[str, Difference]]:
+) -> tuple[dict[str, dict[str, Difference]], int]:
+    """By variant and metric, and how many tests they are."""
     baselines = comparison.baselines()
-    found = {
-        (variant, metric.name): paired(of[metric.name].values, estimates[baselines[variant]][metric.name].values)
+    pairs = {
+        (variant, metric.name): (of[metric.name].values, estimates[baselines[variant]][metric.name].values)
         for variant, of in estimates.items()
         if variant != baselines[variant]
         for metric in metrics
     }
-    p_values = [p_value(of) for of in found.values()]
-    tested = dict(zip(found, zip(p_values, holm(p_values), strict=True), strict=True))
+    found = {key: paired(*values) for key, values in pairs.items()}
+    # What shared teachers are tested for counts once in Holm's correction.
+    test_of = {key: _test(*key, *values) for key, values in pairs.items()}
+    p_values = {test_of[key]: p_value(of) for key, of in found.items()}
+    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     smallest = {metric.name: metric.smallest for metric in metrics}
     differences: dict[str, dict[str, Difference]] = {}
     for (variant, metric_name), of in found.items():
-        least = smallest[metric_name]
-        p, adjusted = tested[variant, metric_name]
+        least, test = smallest[metric_name], test_of[variant, metric_name]
         enough = None if least is None else needed(of, least)
-        differences.setdefault(variant, {})[metric_name] = Difference(of, p, adjusted, enough)
-    return differences
+        difference = Difference(of, p_values[test], adjusted[test], enough)
+        differences.setdefault(variant, {})[metric_name] = difference
+    return differences, sum(p is not None for p in p_values.values())
+
+
+def _test(variant: str, metric: str, values: dict[int, float], baseline: dict[int, float]) -> tuple[object, ...]:
+    """What tells one test from another: the same numbers of two variants' teachers are those of one teacher."""
+    if metric.startswith("teacher."):
+        return metric, tuple(values.items()), tuple(baseline.items())
+    return metric, variant
 
 
 def _line_name(variants: list[str]) -> str:

@@ -563,3 +563,22 @@ def test_of_many_that_are_apart_the_largest_are_named(make_runs):
     line = next(line for line in runs.pages()[1].splitlines() if line.startswith("- Student's test accuracy"))
     assert re.findall(r"(\w) \(\+", line) == ["b", "c", "d", "e", "f"]
     assert ") and 2 more." in line
+
+
+def test_teachers_that_variants_share_are_tested_once(make_runs):
+    methods = ("kd", "kd+rkd", "none")
+    runs = by_method(make_runs, ("plain", "intra"), methods, metrics=[ACCURACY, TEACHER])
+    for name in runs.comparison.variants:
+        shared = f"{name.split('-')[0]}-kd"
+        change(runs, name, TEACHER, values_of(runs, shared, TEACHER))
+    runs.write()
+    results = write_comparison(runs.path, runs.comparison)
+    assert results.tests == 4
+    students = [of[ACCURACY].p for of in results.differences.values()]
+    several = sorted([*students, results.differences["intra-kd"][TEACHER].p])
+    expected = np.minimum(np.maximum.accumulate([(4 - rank) * value for rank, value in enumerate(several)]), 1)
+    of = dict(zip(several, expected, strict=True))
+    for by_metric in results.differences.values():
+        for difference in by_metric.values():
+            assert difference.adjusted == pytest.approx(of[difference.p])
+    assert "4 differences to their baseline" in (runs.path / "compare.md").read_text()
