@@ -76,19 +76,21 @@ class Comparison:
             dict(known) if len(known) == len(values) else {variant: shown(value) for variant, value in values.items()}
         )
 
+    def order(self) -> list[Place]:
+        """The places that there are: numbers by size, texts in the order of the file."""
+        order = list(dict.fromkeys(self.places().values()))
+        return order if any(isinstance(place, str) for place in order) else sorted(order, key=float)
+
     def lines(self) -> list[dict[Place, str]]:
         """The variants of each line by their value of `against`, the baseline's line first; none without `against`.
 
-        Numbers are in their order, texts in that of the file. With texts, settings that agree wherever the text does,
-        as those of a method that it names, are no other difference.
+        With texts, settings that agree wherever the text does, as those of a method that it names, are no other
+        difference.
         """
         if self.against is None:
             return []
-        places, own = self.places(), {self.against}
-        order = list(dict.fromkeys(places.values()))
-        if all(isinstance(place, float) for place in order):
-            order.sort(key=float)
-        else:
+        places, order, own = self.places(), self.order(), {self.against}
+        if any(isinstance(place, str) for place in order):
             own |= _going_with(places, self.differing())
         found: dict[str, dict[Place, str]] = {}
         for variant, settings in self.differing().items():

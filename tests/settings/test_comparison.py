@@ -183,6 +183,7 @@ def test_against_texts_lines_are_in_the_order_of_the_file():
     expected = {name: re.sub("intra|strong", "plain", name) for name in variants}
     assert comparison.baselines() == expected
     assert comparison_from(comparison.definition(), "test") == comparison
+    assert comparison.order() == ["kd+rkd", "kd", "kd+crd", "none"]
     del variants["plain-kd+rkd"]
     assert comparison_from(values, "test").baselines() == {
         **{name: baseline for name, baseline in expected.items() if name in variants},

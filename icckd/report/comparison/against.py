@@ -10,7 +10,6 @@ from icckd.report.comparison.results import Line, Results
 from icckd.report.comparison.statistics import Estimate
 from icckd.report.figures import Chart, Curve
 from icckd.report.shell import figure
-from icckd.settings.comparison import Place
 
 # As many curves over numbers as there are styles.
 _STYLES = ("--", "-", "-.", ":")
@@ -42,8 +41,7 @@ def _groups(results: Results, metric: Metric) -> str:
     if not any(of.n for of in known):
         return ""
     axis = axis_of([_without_seeds(of) for of in known])
-    places = dict.fromkeys(place for line in results.lines for place in line.variants)
-    rows = "\n".join(_group(results, metric, axis, place) for place in places)
+    rows = "\n".join(_group(metric, axis, *group) for group in _members(results, metric).items())
     cut = "Lines that reach the edge go on." if axis.cut else ""
     return f"""<figure><h3>{html.escape(metric.label)}</h3>
 <table class="intervals groups">
@@ -54,14 +52,30 @@ def _groups(results: Results, metric: Metric) -> str:
 <figcaption>{cut}</figcaption></figure>"""
 
 
-def _group(results: Results, metric: Metric, axis: Axis, place: Place) -> str:
-    lines = [(number, line) for number, line in enumerate(results.lines) if place in line.variants]
-    several = [results.estimates[line.variants[place]][metric.name] for _, line in lines]
-    colours = [series(number) for number, _ in lines]
-    words = "; ".join(f"{line.name} {_words(metric, of)}" for (_, line), of in zip(lines, several, strict=True))
-    marks = [(_without_seeds(of), colour) for of, colour in zip(several, colours, strict=True)]
-    drawing = interval_group(axis, marks, f"{place}: {words}")
-    return f'<tr><th scope="row">{html.escape(str(place))}</th><td>{drawing}</td></tr>'
+_Member = tuple[str, str, Estimate]  # The line's name and colour, and what is known of its variant.
+
+
+def _members(results: Results, metric: Metric) -> dict[str, list[_Member]]:
+    """The groups by name; one, where every line has the same values in all, as teachers that are shared have."""
+
+    def member(number: int, variant: str) -> _Member:
+        return results.lines[number].name, series(number), results.estimates[variant][metric.name]
+
+    lines = [
+        {str(place): member(number, variant) for place, variant in line.variants.items()}
+        for number, line in enumerate(results.lines)
+    ]
+    if all(members == [members[0]] * len(members) for members in (list(line.values()) for line in lines)):
+        return {"all": [next(iter(line.values())) for line in lines]}
+    places = map(str, results.comparison.order())
+    return {place: [line[place] for line in lines if place in line] for place in places}
+
+
+def _group(metric: Metric, axis: Axis, name: str, members: list[_Member]) -> str:
+    words = "; ".join(f"{line} {_words(metric, of)}" for line, _, of in members)
+    marks = [(_without_seeds(of), colour) for _, colour, of in members]
+    drawing = interval_group(axis, marks, f"{name}: {words}")
+    return f'<tr><th scope="row">{html.escape(name)}</th><td>{drawing}</td></tr>'
 
 
 def _without_seeds(of: Estimate) -> Estimate:

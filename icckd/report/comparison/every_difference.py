@@ -41,10 +41,9 @@ def _rows(results: Results) -> list[_Row]:
     """By the value at which lines are compared, where there are lines; in the order of the file otherwise."""
     if len(results.baselines) == 1:
         return [("", variant, variant) for variant in results.others]
-    places = dict.fromkeys(place for line in results.lines for place in line.variants)
     return [
         (f"{place:g}" if isinstance(place, float) else place, line.name, line.variants[place])
-        for place in places
+        for place in results.comparison.order()
         for line in results.lines
         if place in line.variants and line.variants[place] in results.others
     ]

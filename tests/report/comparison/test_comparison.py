@@ -582,3 +582,8 @@ def test_teachers_that_variants_share_are_tested_once(make_runs):
         for difference in by_metric.values():
             assert difference.adjusted == pytest.approx(of[difference.p])
     assert "4 differences to their baseline" in (runs.path / "compare.md").read_text()
+    section = (runs.path / "compare.html").read_text().split("<h2>Against")[1].split("</section>")[0]
+    labels = [
+        svg["aria-label"] for svg in Page(f"<p>{section.split('</h2>')[1]}</p>").all("svg") if "aria-label" in svg
+    ]
+    assert [label.split(":")[0] for label in labels] == [*methods, "all"]
