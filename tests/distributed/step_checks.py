@@ -47,8 +47,9 @@ def remove_normalisation(module):
 def teacher(group, positive="second-view", views="first", loss=None, **memory):
     chosen = TeacherLossSettings(weight=0.5, margin=-0.3, cross_entropy_views=views, **(loss or {}))
     settings = TeacherSettings(loss=chosen, memory=MemorySettings(**memory), positive=positive, epochs=4)
+    known = TrainingSet(torch.zeros(IMAGES, dtype=torch.int64), (1, 8, 8))
     torch.manual_seed(5)
-    return TeacherTask(network(), settings, IMAGES, group).double()
+    return TeacherTask(network(), settings, IMAGES, group, known).double()
 
 
 def neighbour(group, method, candidates=None, people=None, **settings):

@@ -7,6 +7,7 @@ import torch
 
 from icckd.data import Augmentation, Batches
 from icckd.errors import Interrupted, UserError
+from icckd.methods import TrainingSet
 from icckd.models import build_model
 from icckd.reference import intra_class_contrastive
 from icckd.settings import MemorySettings, TeacherLossSettings, TeacherSettings
@@ -26,7 +27,8 @@ def make(seed=0, epochs=2, margin=-1.0, weight=0.5, backend="auto", loss=None, *
     torch.manual_seed(seed)
     method = TeacherLossSettings(weight=weight, margin=margin, backend=backend, **(loss or {}))
     chosen = TeacherSettings(loss=method, epochs=epochs, batch_size=BATCH, learning_rate=0.02, **settings)
-    task = TeacherTask(build_model("convnet-small", 1, CLASSES, 8), chosen, IMAGES)
+    known = TrainingSet(torch.zeros(IMAGES, dtype=torch.int64), (1, 8, 8))
+    task = TeacherTask(build_model("convnet-small", 1, CLASSES, 8), chosen, IMAGES, known=known)
     batches = Batches(
         torch.randint(256, (IMAGES, 1, 8, 8), dtype=torch.uint8, generator=random),
         torch.randint(CLASSES, (IMAGES,), generator=random),

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from icckd.functional import cross_entropy_with_margin
 from icckd.losses import TeacherLoss, TeacherLossOutput
-from icckd.methods.base import Network, Outputs, Samples, TeacherMethod, register
+from icckd.methods.base import Network, Outputs, Samples, TeacherMethod, TrainingSet, register
 from icckd.methods.intra_class.course import weight_at
 from icckd.methods.intra_class.ratio import RatioControl
 from icckd.methods.intra_class.rows import ComparedRows
@@ -49,6 +49,10 @@ class IntraClass(TeacherMethod):
     @classmethod
     def strong_views_of(cls, settings: IntraClassSettings) -> int:
         return 1 if settings.strong_second_view and _views(settings) == 2 else cls.strong_views
+
+    def prepare(self, known: TrainingSet) -> None:
+        if self.control is not None:
+            self.control.images = len(known.labels)
 
     def forward(self, outputs: Outputs, samples: Samples) -> dict[str, Tensor]:
         count = len(samples.labels)

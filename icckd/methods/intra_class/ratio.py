@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-4, 10.0
 # What a class's next image leaves of the weights of earlier ones: as good as the mean of 63 images.
 _KEPT = 1 - 1 / 32
-# How far the logarithm of the weight moves in a step for each unit of the error, itself ±1 at most.
-_RATE = 0.02
+# How far the logarithm of the weight moves in an epoch for each unit of the error, itself in [−1, 1], and how far
+# against each unit that the logarithm of the ratio has moved.
+_RATE, _DAMPING = 0.6, 1.0
 # A ratio of collapsed classes is taken for this.
 _SMALLEST_RATIO = 1e-4
 
@@ -31,13 +32,15 @@ class RatioControl(nn.Module):
         v_c = m_c / √((|m_c|² − q_c) / (1 − q_c)),  |Σ v_c|² − Σ |v_c|² = Σ over pairs of the cosine, so
         inter = 1 − (|Σ v_c|² − Σ |v_c|²) / (C (C − 1))
 
-    over the classes that have been met twice. The corrections by q make both free of how few images were seen. Then
+    over the classes that have been met twice. The corrections by q make both free of how few images were seen. Then,
+    with r the ratio after this step, r' that after the step before, and B/N the share of the training images in it,
 
-        log λ ← log λ + 0.02 · (log R − log(intra / inter)),  the error in [−1, 1] and λ in [1e-4, 10],
+        log λ ← log λ + 0.6 B/N · (log R − log r) − (log r − log r'),  both differences in [−1, 1] and λ in [1e-4, 10],
 
-    where the step was taken and had an anchor: without one λ has no effect. All is this project's choice.
+    where the step was taken and had an anchor: without one λ has no effect. The first term goes on until the ratio is
+    R; the second damps, as features follow λ late. All is this project's choice.
 
-    The buffers are all that it remembers; `ratio` is 0 as long as there is no estimate.
+    The buffers are all that it remembers; `ratio` is 0 as long as there is no estimate. `images`, N, is to be set.
     """
 
     weight: Tensor
@@ -49,6 +52,7 @@ class RatioControl(nn.Module):
     def __init__(self, target: float, weight: float, classes: int, dim: int):
         super().__init__()
         self.target = target
+        self.images: int | None = None
         self.register_buffer("weight", torch.tensor(weight, dtype=torch.float32))
         self.register_buffer("ratio", torch.zeros(()))
         self.register_buffer("sums", torch.zeros(classes, dim))
@@ -65,7 +69,11 @@ class RatioControl(nn.Module):
             active: 0-dim, above 0 where there was an anchor.
             taken: 0-dim bool, whether the step was taken: nothing changes if not.
             ranks: Of several processes, how their rows are spread; all of them then have the same weight.
+
+        Raises ValueError where `images` is not set.
         """
+        if self.images is None:
+            raise ValueError("images is None; it should be the number of training images, which prepare() is told")
         rows, classes = unit(features.to(self.sums.dtype)), len(self.sums)
         rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
         # index_put adds in the same order every time, which index_add does not on a GPU.
@@ -78,8 +86,11 @@ class RatioControl(nn.Module):
         counts = kept * self.counts + new
         squares = kept.square() * self.squares + new
         ratio, known = _distance_ratio(sums, counts, squares)
+        before = torch.where(self.ratio > 0, self.ratio, ratio)
         error = (math.log(self.target) - ratio.log()).clamp(-1, 1)
-        moved = (self.weight * (_RATE * error).exp()).clamp(SMALLEST_WEIGHT, LARGEST_WEIGHT)
+        rise = (ratio.log() - before.log()).clamp(-1, 1)
+        rate = _RATE * (len(labels) if ranks is None else sum(ranks.counts)) / self.images
+        moved = (self.weight * (rate * error - _DAMPING * rise).exp()).clamp(SMALLEST_WEIGHT, LARGEST_WEIGHT)
         self.weight.copy_(torch.where(taken & known & (active > 0), moved, self.weight))
         self.ratio.copy_(torch.where(taken & known, ratio, self.ratio))
         for buffer, value in ((self.sums, sums), (self.counts, counts), (self.squares, squares)):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from icckd.methods.intra_class.ratio import _RATE as RATE
+from icckd.methods import TrainingSet
 from icckd.methods.intra_class.ratio import LARGEST_WEIGHT, SMALLEST_WEIGHT, RatioControl
 from tests.methods.intra_class.answers import CLASSES, DIM, answers, method
 
@@ -22,6 +22,12 @@ def images(seed, count, spread=0.7):
     return centres[labels] + spread * torch.randn(count, DIM, generator=random), labels
 
 
+def controlled(target, images=400):
+    control = RatioControl(target, 0.1, CLASSES, DIM)
+    control.images = images
+    return control
+
+
 def ratio_of(features, labels):
     """As the report defines it."""
     rows = normalize(features.double())
@@ -34,7 +40,7 @@ def ratio_of(features, labels):
 
 def test_what_many_images_have_is_estimated_from_the_last_ones():
     features, labels = images(1, 4000)
-    control = RatioControl(0.5, 0.1, CLASSES, DIM)
+    control = controlled(0.5)
     estimates = []
     for rows, classes in zip(features.split(10), labels.split(10), strict=True):
         control.follow(rows, classes, SOME, TAKEN, None)
@@ -46,26 +52,38 @@ def test_what_many_images_have_is_estimated_from_the_last_ones():
 
 def test_one_large_batch_tells_what_the_report_would():
     features, labels = images(2, 2000)
-    control = RatioControl(0.5, 0.1, CLASSES, DIM)
+    control = controlled(0.5)
     control.follow(features, labels, SOME, TAKEN, None)
     assert control.ratio.item() == pytest.approx(ratio_of(features, labels).item(), rel=0.01)
 
 
-def test_the_weight_moves_towards_the_target():
+def test_the_weight_moves_towards_the_target_and_against_the_ratio():
     features, labels = images(3, 400)
+    narrow, _ = images(7, 400, spread=0.5)
     ratio = ratio_of(features, labels).item()
     for target in (ratio / 2, 2 * ratio):
-        control = RatioControl(target, 0.1, CLASSES, DIM)
+        control = controlled(target, images=1000)
         control.follow(features, labels, SOME, TAKEN, None)
-        error = math.log(target) - math.log(control.ratio.item())
-        assert (error > 0) == (target > ratio)
-        assert math.log(control.weight.item() / 0.1) == pytest.approx(RATE * error, rel=1e-3)
+        first, weight = control.ratio.item(), control.weight.item()
+        assert (weight > 0.1) == (target > ratio)
+        assert math.log(weight / 0.1) == pytest.approx(0.6 * 0.4 * math.log(target / first), rel=1e-3)
+        control.follow(narrow, labels, SOME, TAKEN, None)
+        second = control.ratio.item()
+        assert second < 0.8 * first
+        error = max(-1, min(1, math.log(target / second)))
+        expected = 0.6 * 0.4 * error - math.log(second / first)
+        assert math.log(control.weight.item() / weight) == pytest.approx(expected, rel=1e-3)
+
+
+def test_it_has_to_know_how_many_images_there_are():
+    with pytest.raises(ValueError, match="images is None; it should be the number of training images"):
+        RatioControl(0.5, 0.1, CLASSES, DIM).follow(*images(1, 40), SOME, TAKEN, None)
 
 
 def test_the_weight_stays_within_its_bounds():
     features, labels = images(4, 40)
     for target, bound in ((1e-3, SMALLEST_WEIGHT), (1e3, LARGEST_WEIGHT)):
-        control = RatioControl(target, 0.1, CLASSES, DIM)
+        control = controlled(target)
         for _ in range(2000):
             control.follow(features, labels, SOME, TAKEN, None)
         assert control.weight.item() == pytest.approx(bound)
@@ -76,7 +94,7 @@ def test_without_an_anchor_or_a_step_the_weight_stays(active, taken):
     features, labels = images(5, 40)
     if taken is SKIPPED:
         features = features.fill_(torch.nan)
-    control = RatioControl(0.5, 0.1, CLASSES, DIM)
+    control = controlled(0.5)
     control.follow(features, labels, active, taken, None)
     assert control.weight.item() == pytest.approx(0.1)
     assert (control.ratio > 0) == (taken is TAKEN)
@@ -85,7 +103,7 @@ def test_without_an_anchor_or_a_step_the_weight_stays(active, taken):
 
 def test_before_two_classes_have_been_met_twice_there_is_no_ratio():
     features, _ = images(6, 6)
-    control = RatioControl(0.5, 0.1, CLASSES, DIM)
+    control = controlled(0.5)
     for labels in ([0, 0, 0, 1, 2, 3], [0, 0, 1, 1, 2, 3]):
         assert control.ratio == 0
         assert control.weight.item() == pytest.approx(0.1)
@@ -95,6 +113,7 @@ def test_before_two_classes_have_been_met_twice_there_is_no_ratio():
 
 def test_the_method_uses_the_weight_of_before_the_step():
     teacher = method(weight=0.3, target_ratio=0.01, margin=-1.0)
+    teacher.prepare(TrainingSet(torch.zeros(50), (1, 8, 8)))
     reported, ratio = [], 0.0
     for seed in range(3):
         weight = teacher.control.weight.item()
@@ -106,4 +125,4 @@ def test_the_method_uses_the_weight_of_before_the_step():
         assert losses["weight"].item() == pytest.approx(weight)
         assert losses["running_ratio"] == pytest.approx(ratio)
         ratio = teacher.control.ratio.item()
-    assert reported[0] > reported[1] > reported[2]
+    assert len({weight.item() for weight in reported}) == 3
