@@ -49,7 +49,7 @@ class StagedDistillation(Procedure):
         return self._training
 
     def findings(self, test: EvaluationSet) -> Findings:
-        """How long each stage was trained, what it reached if it was measured, and weights of stages in its last epoch."""
+        """How long each stage was trained, what it reached if it was measured, weights of stages in its last epoch."""
         assert self._training is not None
         stages, history = self.method.student_stages, self._training.history
         ends = [history[end - 1] for end in accumulate(self.epochs)]
