@@ -106,6 +106,7 @@ def federated_rules(federated: FederatedSettings) -> list[SettingRule]:
 def evaluation_rules(evaluation: EvaluationSettings) -> list[SettingRule]:
     epsilon, steps, step_size = evaluation.epsilon, evaluation.steps, evaluation.step_size
     return [
+        ("evaluation.every", evaluation.every, evaluation.every >= 1, "1 or more"),
         ("evaluation.epsilon", epsilon, 0 < epsilon <= 1, "in (0, 1]: pixels are"),
         ("evaluation.steps", steps, steps >= 1, "1 or more"),
         ("evaluation.step_size", step_size, 0 < step_size <= 1, "in (0, 1]"),
