@@ -21,7 +21,7 @@ SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 def test_two_processes_compute_what_one_does():
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(
-        [*command, str(ROOT / "examples/ddp_teacher.py"), "--epochs", "4", "--weight", "0.5"],
+        [*command, str(ROOT / "examples/ddp_teacher.py"), "--epochs", "4", "--weight", "0.1"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -34,7 +34,7 @@ def test_two_processes_compute_what_one_does():
     together, alone, difference, anchors = map(float, said.groups())
     assert together == pytest.approx(alone, abs=2e-5)
     assert difference < 1e-4
-    assert anchors > 50
+    assert anchors > 30
     accuracies = [float(value) for value in re.findall(r"test accuracy ([\d.]+)%", run.stdout)]
     assert len(accuracies) == 4
     assert accuracies[-1] > 80
