@@ -2,7 +2,6 @@
 
     pip install timm
     python examples/timm_teacher.py
-    python examples/timm_teacher.py --teacher resnet18 --student resnet10t --amp --compile
 
 trains on scikit-learn's digits with timm's own loader, augmentation, optimiser and schedule, on a GPU where there is
 one. The data set gives every image's two views as a tuple; timm's collation then puts all first views before all second
