@@ -506,6 +506,9 @@ def test_variants_are_grouped_by_a_setting_of_texts_and_compared_at_the_same_one
     ]  # fmt: skip
     groups = re.findall(r"<tr><th.*?</tr>", section.split("<tbody>")[1])
     assert [re.findall(r'<g class="([^"]*)"', group) for group in groups] == [["ink", "series-1", "series-2"]] * 3
+    drawn = re.findall(r'<svg class="interval ([^"]*)" role="img" aria-label="([^:"]*): mean', page)
+    colours = {"plain": "ink", "intra": "series-1", "strong": "series-2"}
+    assert drawn == [(colours[name.split("-")[0]], name) for name in runs.comparison.variants] * 2
 
 
 def test_metrics_of_which_nothing_is_known_have_no_groups(make_runs):
@@ -550,6 +553,7 @@ def test_many_differences_are_one_table_and_their_sentences_short(make_runs):
     assert "higher than their baselines: a-kd (" in text
     assert "the same as their baselines: 7 variants" in text
     assert page.count("<details open>") == 1
+    assert '<details><summary><span class="series-1">a-kd</span></summary>' in page
 
 
 def test_of_many_that_are_apart_the_largest_are_named(make_runs):
