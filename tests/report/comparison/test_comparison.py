@@ -591,3 +591,10 @@ def test_teachers_that_variants_share_are_tested_once(make_runs):
         svg["aria-label"] for svg in Page(f"<p>{section.split('</h2>')[1]}</p>").all("svg") if "aria-label" in svg
     ]
     assert [label.split(":")[0] for label in labels] == [*methods, "all"]
+
+
+def test_many_charts_are_folded_away(make_runs, monkeypatch):
+    runs = make_runs(epochs=2, seeds=(0, 1), metrics=[TEACHER])
+    assert "charts</summary>" not in runs.pages()[0]
+    monkeypatch.setattr("icckd.report.comparison.curves._UNFOLDED", 1)
+    assert "<details><summary>All 2 charts</summary>" in runs.pages()[0]
