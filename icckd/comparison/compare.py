@@ -17,7 +17,14 @@ from icckd.comparison.progress import ComparisonProgress
 from icckd.comparison.worker import Check, Done, Failed, Reply, Told, Train
 from icckd.distributed import check_available
 from icckd.errors import Interrupted, TrainingDiverged, UserError
-from icckd.experiment import FINE_NUMBERS, NUMBERS, ROBUST_NUMBERS, SWAP_NUMBERS
+from icckd.experiment import (
+    FINE_NUMBERS,
+    NUMBERS,
+    ROBUST_NUMBERS,
+    SWAP_NUMBERS,
+    TAUGHT_NUMBERS,
+    TRAINING_NUMBERS,
+)
 from icckd.methods.spectrum import Spectrum
 from icckd.report.comparison import Results, write_comparison
 from icckd.settings import Comparison, Settings
@@ -95,6 +102,14 @@ def _check_metrics(comparison: Comparison) -> None:
             raise UserError(
                 f"metrics holds {metric}, which only runs with data.labels coarse have; {fine[0]} has fine: give coarse"
             )
+        blind = [v for v, settings in comparison.variants.items() if not settings.evaluation.training_images]
+        if name in TRAINING_NUMBERS and blind:
+            raise UserError(
+                f"metrics holds {metric}, which only runs with evaluation.training_images have; {blind[0]} has 0: "
+                "give a number of images"
+            )
+        if name in TAUGHT_NUMBERS and stage != "student":
+            raise UserError(f"metrics holds {metric}, which only students have; give student.{name}")
         spared = [variant for variant, settings in comparison.variants.items() if settings.evaluation.attack is None]
         if name in ROBUST_NUMBERS and spared:
             raise UserError(

@@ -7,8 +7,24 @@ data. `examination` asks a trained one further: `probe` what it knows of finer c
 `run_folder` knows which file means what; `progress` tells how far training is, `event_files` TensorBoard.
 """
 
-from icckd.experiment.evaluation import FINE_NUMBERS, NUMBERS, ROBUST_NUMBERS, SWAP_NUMBERS
+from icckd.experiment.evaluation import (
+    FINE_NUMBERS,
+    NUMBERS,
+    ROBUST_NUMBERS,
+    SWAP_NUMBERS,
+    TAUGHT_NUMBERS,
+    TRAINING_NUMBERS,
+)
 from icckd.experiment.experiment import Experiment
 from icckd.experiment.run_folder import RunFolder
 
-__all__ = ["FINE_NUMBERS", "NUMBERS", "ROBUST_NUMBERS", "SWAP_NUMBERS", "Experiment", "RunFolder"]
+__all__ = [
+    "FINE_NUMBERS",
+    "NUMBERS",
+    "ROBUST_NUMBERS",
+    "SWAP_NUMBERS",
+    "TAUGHT_NUMBERS",
+    "TRAINING_NUMBERS",
+    "Experiment",
+    "RunFolder",
+]

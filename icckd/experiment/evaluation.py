@@ -12,7 +12,14 @@ from icckd.models.modes import evaluating
 
 CALIBRATION_BINS = 15
 # What a run's summary has besides of a network that was trained on coarse classes: `probe` says what it is.
-FINE_NUMBERS = ("fine_probe", "fine_probe_soft_labels")
+FINE_NUMBERS = ("fine_probe", "fine_probe_soft_labels", "fine_information_soft_labels")
+# What it has of a student that learned from a teacher: `relations` says what it is.
+TAUGHT_NUMBERS = ("neighbour_agreement",)
+# What it has, and the record of each epoch, where networks are asked about training images: `training_measures`.
+TRAINING_NUMBERS = (
+    *("training_accuracy", "training_intra_class_distance", "training_inter_class_distance"),
+    *("training_distance_ratio", "training_soft_label_entropy"),
+)
 # What it has of a teacher trained by spectrum, where test windows of a class are of several people.
 SWAP_NUMBERS = ("reconstruction_accuracy", "swap_accuracy")
 # What it has besides where the test images are attacked: `robustness` says what it is.
@@ -23,6 +30,8 @@ NUMBERS = (
     *("expected_calibration_error", "macro_f1", "worst_class_accuracy", "class_accuracy_gap"),
     *("class_accuracy_spread", "recall_at_1"),
     *("best_test_accuracy", "best_epoch", "seconds"),
+    *TAUGHT_NUMBERS,
+    *TRAINING_NUMBERS,
     *FINE_NUMBERS,
     *SWAP_NUMBERS,
     *ROBUST_NUMBERS,
@@ -120,6 +129,21 @@ def measure(predictions: Predictions) -> dict[str, float | list[float]]:
         "per_class_accuracy": by_class.tolist(),
         "per_class_false_positives": torch.bincount(predicted[predicted != labels], minlength=classes).tolist(),
     }
+
+
+def training_measures(predictions: Predictions) -> dict[str, float]:
+    """The measures of what a network says about training images as they are: how far it has collapsed their classes.
+
+    training_accuracy, training_intra_class_distance, training_inter_class_distance, training_distance_ratio and
+    training_soft_label_entropy are of these images what `measure` says of the test images. Raises ValueError as
+    `measure` does.
+    """
+    measured = measure(predictions) | {"accuracy": _accuracy(predictions)}
+    return {name: measured[name.removeprefix("training_")] for name in TRAINING_NUMBERS}  # type: ignore[misc]
+
+
+def _accuracy(predictions: Predictions) -> float:
+    return (predictions.logits.argmax(dim=1) == predictions.labels).double().mean().item()
 
 
 def accuracy_by_class(correct: Tensor, labels: Tensor, classes: int) -> Tensor:

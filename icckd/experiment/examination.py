@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from icckd.data import Batches, ImageData, plain_batches
+from icckd.data.image_data import Split, part_of
 from icckd.distributed import World
-from icckd.experiment.evaluation import Predictions
+from icckd.experiment.evaluation import Predictions, predict
 from icckd.experiment.networks import Trained
 from icckd.experiment.probe import FineProbe
 from icckd.experiment.requirements import is_data_free
@@ -44,6 +45,23 @@ class Examination:
 
         people = None if data.people is None else data.people.test
         return EvaluationSet((batch.views[0] for batch in batches), data.test_labels, answer, people)
+
+    def training_sample(self, stage: str, mean: Sequence[float], std: Sequence[float]) -> Batches | None:
+        """So many training images as evaluation.training_images says, as they are; None: none are wanted or to be seen.
+
+        The same ones whatever the seed, of each class its share, at least one.
+        """
+        data, wanted, part = self.data, self.settings.evaluation.training_images, (self.world.rank, self.world.size)
+        if not wanted or not len(data.train_labels) or is_data_free(stage, self.settings):
+            return None
+        every = Split(data.train_images, data.train_labels, data.name)
+        chosen = part_of(every, min(wanted / len(data.train_labels), 1.0))
+        return plain_batches(chosen.images, chosen.labels, mean, std, self.device, part)
+
+    def training_answers(self, stage: str, trained: Trained) -> Predictions | None:
+        """What `trained` says about those."""
+        sample = self.training_sample(stage, trained.description.mean, trained.description.std)
+        return None if sample is None else predict(trained.model.to(self.device), sample, self.world)
 
     def attacked(self, trained: Trained) -> Predictions | None:
         """What `trained` says about the test images once they are attacked, if that is wanted."""

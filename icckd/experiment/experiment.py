@@ -20,13 +20,14 @@ from icckd.distributed.parts import whole_tensors
 from icckd.environment import describe
 from icckd.errors import TrainingDiverged, UserError
 from icckd.experiment.class_augmentation import Trial, crop_areas, search, trials
-from icckd.experiment.evaluation import Predictions, finite, measure, predict, recall_at_1
+from icckd.experiment.evaluation import Predictions, finite, measure, predict, recall_at_1, training_measures
 from icckd.experiment.event_files import EventFiles, summary_writer
 from icckd.experiment.examination import Examination, data_in_force
 from icckd.experiment.examples import choose_examples
 from icckd.experiment.networks import Trained, load_teacher, untrained
 from icckd.experiment.progress import Progress, TrainingProgress, no_progress
 from icckd.experiment.rehearsal import rehearse, rehearse_attack
+from icckd.experiment.relations import neighbour_agreement
 from icckd.experiment.requirements import (
     check_batch_size,
     check_stage,
@@ -222,7 +223,16 @@ class Experiment:
         predictions = self._fit(folder, "student", training)
         student = self._whole("student", student)
         results = {**_of_training(training), "method": loss.method, "settings": loss.in_force()}
+        replaced = loss.procedure()
+        if replaced is None or replaced.asks_teacher:
+            results |= self._kept_of(teacher, predictions)
         self._conclude(folder, "student", student, predictions, results, procedure.findings)
+
+    def _kept_of(self, teacher: Trained, student: Predictions) -> Results:
+        """What the student's predictions on the test images keep of how its teacher relates them."""
+        test = self._examination.test_batches(teacher.description.mean, teacher.description.std)
+        taught = predict(teacher.model.to(self.device), test, self.world)
+        return self.world.from_first(lambda: {"neighbour_agreement": neighbour_agreement(student, taught)})
 
     def _teaching(self, teacher: Trained) -> Task:
         data = self.data
@@ -290,14 +300,17 @@ class Experiment:
             training.restore(checkpoint.load())
             write_metrics(training.history)
         test = self._examination.test_batches(self.data.mean, self.data.std)
+        seen = self._examination.training_sample(stage, self.data.mean, self.data.std)
 
         def evaluate() -> Results:
             predictions = predict(training.model, test, world)
+            of_seen = None if seen is None else predict(training.model, seen, world)
 
             def measured() -> Results:
                 if training.epoch + 1 == epochs:  # An epoch before may still come right.
                     _check_answers(predictions)
-                return {name: value for name, value in measure(predictions).items() if not name.startswith("per_class")}
+                measures = {k: value for k, value in measure(predictions).items() if not k.startswith("per_class")}
+                return measures | ({} if of_seen is None else training_measures(of_seen))
 
             return world.from_first(measured)
 
@@ -359,11 +372,14 @@ class Experiment:
         All of that is the first process's to do, but to ask the network about training images and attacked ones; the
         others wait.
         """
-        probe, attacked = self._examination.fine_probe(stage, trained), self._examination.attacked(trained)
+        examination = self._examination
+        probe, attacked = examination.fine_probe(stage, trained), examination.attacked(trained)
+        of_seen = examination.training_answers(stage, trained)
 
         def write() -> None:
-            found = Findings() if find is None else find(self._examination.test_set(trained))
+            found = Findings() if find is None else find(examination.test_set(trained))
             measures = {**measure(predictions), "recall_at_1": recall_at_1(predictions)}
+            measures |= {} if of_seen is None else training_measures(of_seen)
             measures |= {} if probe is None else probe.measure(predictions)
             robustness = {} if attacked is None else measure_robustness(attacked)
             self.summary[stage] = {**measures, "seconds": None, **robustness, **results, **found.numbers}

@@ -1,4 +1,4 @@
-"""What a network trained on coarse classes knows of the fine ones: a linear probe of its features and soft labels."""
+"""What a network trained on coarse classes knows of the fine ones: linear probes of its features and soft labels."""
 
 from collections.abc import Iterable
 
@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from icckd.data import Batch, FineLabels
 from icckd.distributed import ALONE, World
 from icckd.experiment.evaluation import FINE_NUMBERS, Predictions, answers
+from icckd.experiment.information import conditional_information
 
 _PENALTY = 10.0
 _SMALLEST_DEVIATION = 1e-6
 _TEMPERATURE = 4.0
+_FEATURES, _SOFT_LABELS, _INFORMATION = FINE_NUMBERS
 
 
 class Ridge:
@@ -70,7 +72,8 @@ class FineProbe:
 
     def __init__(self, fine: FineLabels):
         self.fine = fine
-        self.by_name = dict(zip(FINE_NUMBERS, (Ridge(len(fine.coarse_of)) for _ in FINE_NUMBERS), strict=True))
+        self.by_name = {name: Ridge(len(fine.coarse_of)) for name in (_FEATURES, _SOFT_LABELS)}
+        self._soft_labels: list[tuple[Tensor, Tensor]] = []
 
     def fit(self, model: nn.Module, batches: Iterable[Batch], world: World = ALONE) -> "FineProbe":
         """Ask `model` about `batches`, which hold the training images as they are and their fine labels.
@@ -79,8 +82,10 @@ class FineProbe:
         """
         for answer in answers(model, batches, world):
             if len(answer.labels):
-                for name, rows in _rows(answer).items():
-                    self.by_name[name].add(rows, answer.labels)
+                rows = _rows(answer)
+                for name, of in rows.items():
+                    self.by_name[name].add(of, answer.labels)
+                self._soft_labels.append((rows[_SOFT_LABELS], answer.labels))
         return self
 
     def measure(self, predictions: Predictions) -> dict[str, float]:
@@ -88,7 +93,9 @@ class FineProbe:
 
         The fine class of an image is said to be that of the largest score among those of its true coarse class;
         `fine_probe` is the fraction that is right by the regression on features, `fine_probe_soft_labels` by that on
-        soft labels (this project's choices). nan where what the network says is not finite.
+        soft labels (this project's choices). `fine_information_soft_labels` is of the training images, whose soft
+        labels a student learns from: the nats that these tell at least of the fine class, given the coarse one. nan
+        where what the network says is not finite.
         """
         true, coarse_of = self.fine.test, self.fine.coarse_of
         possible = coarse_of == coarse_of[true].unsqueeze(1)
@@ -97,9 +104,10 @@ class FineProbe:
             scores = self.by_name[name].scores(rows)
             right = scores.masked_fill(~possible, -torch.inf).argmax(1) == true
             found[name] = right.double().mean().item() if scores.isfinite().all() else torch.nan
-        return found
+        soft, fine = (torch.cat(parts) for parts in zip(*self._soft_labels, strict=True))
+        return {**found, _INFORMATION: conditional_information(soft, fine, coarse_of[fine])}
 
 
 def _rows(predictions: Predictions) -> dict[str, Tensor]:
     soft = (predictions.logits.double() / _TEMPERATURE).log_softmax(1)
-    return dict(zip(FINE_NUMBERS, (predictions.features, soft), strict=True))
+    return {_FEATURES: predictions.features, _SOFT_LABELS: soft}

@@ -203,7 +203,7 @@ def in_force(settings: dict[str, Any]) -> dict[str, Any]:
     if not any(getattr(METHODS.find(name, "method"), "strong_views", 0) for name in chosen if name in METHODS):
         unused += ("data.strong_augmentation.",)
     if settings.get("evaluation.attack") is None:
-        unused += ("evaluation.",)
+        unused += tuple(f"evaluation.{name}" for name in ("attack", "epsilon", "steps", "step_size"))
     return {name: value for name, value in settings.items() if not name.startswith(unused)}
 
 

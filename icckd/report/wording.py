@@ -87,6 +87,8 @@ def measures(results: Results) -> list[Measure]:
         ),
         *_measured(_ROBUST_MEASURES, results),
         *_measured(_FINE_MEASURES, results),
+        *_measured(_TAUGHT_MEASURES, results),
+        *_measured(_TRAINING_MEASURES, results),
         Measure("parameters", "Parameters", "trained numbers in the network", lambda value: f"{value:,.0f}"),
         Measure("seconds", "Training time", "evaluation after each epoch included", duration),
     ]
@@ -120,6 +122,27 @@ _FINE_MEASURES = (
         "likewise from the logarithms of the probabilities at temperature 4",
         percent,
     ),
+    Measure(
+        "fine_information_soft_labels",
+        "What soft labels tell",
+        "nats at least, of the fine class given the coarse one, over the training images; 0: nothing",
+        decimal,
+    ),
+)
+_TAUGHT_MEASURES = (
+    Measure(
+        "neighbour_agreement",
+        "Neighbours as the teacher's",
+        "of the 5 nearest in an image's class; 0: as by chance, 1: the same",
+        decimal,
+    ),
+)
+_TRAINING_MEASURES = (
+    Measure("training_accuracy", "Accuracy in training", "of training images as they are", percent),
+    Measure(
+        "training_distance_ratio", "Distance ratio in training", "of the same: near 0 where classes collapse", decimal
+    ),
+    Measure("training_soft_label_entropy", "Soft-label entropy in training", "of the same, in nats", decimal),
 )
 
 

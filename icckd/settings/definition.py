@@ -280,12 +280,17 @@ class EvaluationSettings:
         epsilon: The most that a pixel may change, of pixels in [0, 1].
         steps: Steps of pgd.
         step_size: What each of them changes a pixel by.
+        training_images: Ask the network, after each epoch and in the end, also about so many training images as they
+            are, the same ones whatever the seed and of each class its share: training_accuracy,
+            training_intra_class_distance, training_distance_ratio and training_soft_label_entropy tell how far classes
+            have collapsed where the loss could see them (0: none).
     """
 
     attack: Literal["fgsm", "pgd"] | None = None
     epsilon: float = 8 / 255
     steps: int = 20
     step_size: float = 2 / 255
+    training_images: int = 0
 
 
 @dataclass

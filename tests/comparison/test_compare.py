@@ -19,7 +19,16 @@ from scipy import stats
 
 from icckd.cli import main
 from icckd.comparison import ComparisonFolder, Run, Shard, compare
-from icckd.experiment import FINE_NUMBERS, NUMBERS, ROBUST_NUMBERS, SWAP_NUMBERS, Experiment, RunFolder
+from icckd.experiment import (
+    FINE_NUMBERS,
+    NUMBERS,
+    ROBUST_NUMBERS,
+    SWAP_NUMBERS,
+    TAUGHT_NUMBERS,
+    TRAINING_NUMBERS,
+    Experiment,
+    RunFolder,
+)
 from icckd.settings import comparison_from
 from tests.distributed.jobs import icckd
 
@@ -175,6 +184,8 @@ def test_a_folder_with_runs_is_refused_and_left_as_it_is(finished, tmp_path, cap
         ("teacher.x", "it has test_accuracy,"),
         ("teacher.fine_probe", "which only runs with data.labels coarse have; kd has fine: give coarse"),
         ("student.robust_accuracy", "which only runs with evaluation.attack have; kd has null: give fgsm or pgd"),
+        ("teacher.training_accuracy", "which only runs with evaluation.training_images have; kd has 0: give a number"),
+        ("teacher.neighbour_agreement", "which only students have; give student.neighbour_agreement"),
         ("teacher.swap_accuracy", "which only teachers with teacher.loss.method spectrum have"),
     ],
 )
@@ -189,7 +200,8 @@ def test_the_numbers_of_a_summary_are_those_that_can_be_compared(finished):
     summary = json.loads((ComparisonFolder(finished[0]).run(Run("kd", 0)).summary).read_text())
     for stage in ("teacher", "student"):
         found = {name for name, value in summary[stage].items() if isinstance(value, (int, float))}
-        assert found == set(NUMBERS) - {*FINE_NUMBERS, *ROBUST_NUMBERS, *SWAP_NUMBERS}
+        missing = {*FINE_NUMBERS, *ROBUST_NUMBERS, *SWAP_NUMBERS, *TRAINING_NUMBERS}
+        assert found == set(NUMBERS) - (missing if stage == "student" else {*missing, *TAUGHT_NUMBERS})
 
 
 def test_intervals_are_those_that_scipy_computes_from_the_summaries(finished):

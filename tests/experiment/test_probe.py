@@ -1,6 +1,7 @@
 """Probes of fine classes, against scikit-learn's ridge regression on the same design and an explicit loop."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from torch import nn
 
 from icckd.cli import main
 from icckd.data import Batch, FineLabels, load_data
-from icckd.experiment.evaluation import Predictions
+from icckd.experiment.evaluation import TRAINING_NUMBERS, Predictions
+from icckd.experiment.information import conditional_information
 from icckd.experiment.probe import FineProbe, Ridge
 from icckd.settings import DataSettings
 
@@ -104,7 +106,9 @@ def test_fine_classes_are_told_within_the_true_coarse_class():
             right += max(rivals, key=lambda c: scores[number, c]) == true
         assert found[name] == right / len(test)
     assert 0.34 < found["fine_probe_soft_labels"] < found["fine_probe"] < 1
-    assert list(found) == ["fine_probe", "fine_probe_soft_labels"]
+    assert list(found) == ["fine_probe", "fine_probe_soft_labels", "fine_information_soft_labels"]
+    expected = conditional_information(soft, train, coarse_of[train])
+    assert found["fine_information_soft_labels"] == pytest.approx(expected, abs=1e-9)
 
 
 def test_answers_that_are_not_finite_have_no_probe():
@@ -134,16 +138,29 @@ def test_a_run_on_coarse_labels_has_both_numbers(tmp_path, monkeypatch):
         for word in (f"--{stage}.{name}", value)
     ]
     data = ["--data.labels", "coarse", "--data.label_noise", "symmetric:0.2", "--data.validation", "0.3"]
+    data += ["--evaluation.training_images", "200"]
     assert run("run", "--output", tmp_path / "run", *stages, *data) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    history = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     for stage in ("teacher", "student"):
         assert 0.2 < summary[stage]["fine_probe_soft_labels"] < summary[stage]["fine_probe"] < 1
+        assert -0.1 < summary[stage]["fine_information_soft_labels"] < math.log(5)
+        last = [record for record in history if record["stage"] == stage][-1]
+        assert {name: summary[stage][name] for name in TRAINING_NUMBERS} == {
+            name: last[name] for name in TRAINING_NUMBERS
+        }
+        assert 0 < summary[stage]["training_distance_ratio"] != summary[stage]["distance_ratio"]
+    assert -0.2 < summary["student"]["neighbour_agreement"] < 1
+    assert "neighbour_agreement" not in summary["teacher"]
     assert len(summary["teacher"]["per_class_accuracy"]) == 2
     assert summary["data"]["fine_classes"] == 10
     assert summary["data"]["label_noise"]["wrong"] == pytest.approx(0.2, abs=0.002)
     assert summary["data"]["strong_augmentation"]["rotation"] == 15.0
     report = (tmp_path / "run" / "report.md").read_text()
-    for words in ("Fine classes in features", "Fine classes in soft labels", "2 coarse classes, which are made of 10"):
+    for words in (
+        *("Fine classes in features", "Fine classes in soft labels", "2 coarse classes, which are made of 10"),
+        *("What soft labels tell", "Neighbours as the teacher's", "Distance ratio in training"),
+    ):
         assert words in report
     # Those of the teacher as it was saved, by the labels as they are.
     assert (
@@ -151,7 +168,8 @@ def test_a_run_on_coarse_labels_has_both_numbers(tmp_path, monkeypatch):
     )
     again = json.loads((tmp_path / "again" / "summary.json").read_text())["teacher"]
     assert again["fine_probe"] == summary["teacher"]["fine_probe"]
-    assert again["fine_probe_soft_labels"] == summary["teacher"]["fine_probe_soft_labels"]
+    for name in ("fine_probe_soft_labels", "fine_information_soft_labels", *TRAINING_NUMBERS):
+        assert again[name] == summary["teacher"][name]
 
 
 def test_digits_are_even_and_odd_and_split_by_digit():

@@ -81,6 +81,7 @@ def evaluation_rules(evaluation: EvaluationSettings) -> list[SettingRule]:
         ("evaluation.epsilon", epsilon, 0 < epsilon <= 1, "in (0, 1]: pixels are"),
         ("evaluation.steps", steps, steps >= 1, "1 or more"),
         ("evaluation.step_size", step_size, 0 < step_size <= 1, "in (0, 1]"),
+        ("evaluation.training_images", evaluation.training_images, evaluation.training_images >= 0, "0 or more"),
     ]
 
 
