@@ -136,10 +136,12 @@ class Rule(NamedTuple):
 
 
 def not_negative(value: float) -> Rule:
+    """That of a setting that is finite, and 0 or more."""
     return Rule(0 <= value < math.inf, "a finite number, 0 or more")
 
 
 def above_zero(value: float) -> Rule:
+    """That of a setting that is finite, and above 0."""
     return Rule(0 < value < math.inf, "a finite number above 0")
 
 

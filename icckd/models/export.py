@@ -64,20 +64,23 @@ class WithNormalisation(nn.Module):
 class Export:
     """What was written: `inputs` are channels, height and width, `outputs` names and sizes.
 
-    `difference` is the largest between outputs of the file and of the network.
+    `difference` is the largest between outputs of the file and of the network, `relative` the largest beside the
+    largest number of the output, or 1 where that is smaller, as TOLERANCE means it.
     """
 
     path: Path
     inputs: tuple[int, ...]
     outputs: dict[str, int]
     difference: float
+    relative: float
 
     def __str__(self) -> str:
         batch = ", ".join(map(str, BATCH_SIZES[:-1])) + f" and {BATCH_SIZES[-1]}"
         outputs = ", ".join(f"{name} (N, {size})" for name, size in self.outputs.items())
         return (
             f"{self.path}: images (N, {', '.join(map(str, self.inputs))}) → {outputs}\n"
-            f"largest difference from the network's own outputs, of {batch} random images: {self.difference:.2g}"
+            f"largest difference from the network's own outputs, of {batch} random images: {self.difference:.2g}, "
+            f"{self.relative:.2g} of the largest number"
         )
 
 
@@ -101,10 +104,10 @@ def export_model(weights: Path, to: Path) -> Export:
     network = WithNormalisation(model, description)
     with _quietly():
         content, run = write(network, description)
-    difference = _compare(network, run, str(to))
+    difference, relative = _compare(network, run, str(to))
     write_whole(to, lambda temporary: temporary.write_bytes(content))
     sizes = {"features": model.feature_dim, "logits": model.classes}
-    return Export(to, model.image_shape, sizes, difference)
+    return Export(to, model.image_shape, sizes, difference, relative)
 
 
 def metadata(description: ModelDescription) -> dict[str, str]:
@@ -174,22 +177,25 @@ def _images(network: WithNormalisation, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def _compare(network: WithNormalisation, run: Run, name: str) -> float:
-    """The largest difference of the file's outputs. Raises UserError where it is more than rounding."""
-    largest = 0.0
+def _compare(network: WithNormalisation, run: Run, name: str) -> tuple[float, float]:
+    """The largest difference of the file's outputs, and the largest by what TOLERANCE is of.
+
+    Raises UserError where that is more than rounding.
+    """
+    largest = relative = 0.0
     for count in BATCH_SIZES:
         images = _images(network, count)
         own, exported = network(images), run(images)
         for output, expected in own.items():
             difference = (exported[output] - expected).abs().max().item()
-            allowed = TOLERANCE * max(expected.abs().max().item(), 1.0)
-            if not difference <= allowed:
+            scale = max(expected.abs().max().item(), 1.0)
+            if not difference <= TOLERANCE * scale:
                 raise UserError(
                     f"{name} is not written: its {output} of {count} random images differ from the network's by "
-                    f"{difference:.2g}, more than {allowed:.2g}"
+                    f"{difference:.2g}, more than {TOLERANCE * scale:.2g}"
                 )
-            largest = max(largest, difference)
-    return largest
+            largest, relative = max(largest, difference), max(relative, difference / scale)
+    return largest, relative
 
 
 @contextmanager
