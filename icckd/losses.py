@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from icckd.compiling import disable
 from icckd.functional import checks, cross_entropy_with_margin, intra_class_contrastive
+from icckd.functional.gate import GATES, most_confident, soft_gate
+from icckd.functional.nearest import nearest_of_class
 from icckd.memory import ClassMemory
 
 if TYPE_CHECKING:
@@ -86,7 +88,14 @@ class TeacherLossOutput(NamedTuple):
 class TeacherLoss(nn.Module):
     """Cross-entropy + weight · intra-class contrastive loss over the samples that are safely classified.
 
-    The teacher's loss of arXiv 2509.22053: samples whose classification margin exceeds `margin` are the anchors.
+    The teacher's loss of arXiv 2509.22053: samples whose classification margin exceeds `margin` are the anchors. Other
+    gates, and further positives, are this project's choice. With k = neighbours the loss of an anchor i is
+
+        ℓ_i = (ℓ(z_i, p_i) + Σ_r ℓ(z_i, p_nn(i, r))) / (1 + k)
+
+    where nn(i, r) is the row of i's class whose positive is r-th nearest to z_i by cosine, i itself excepted: a class
+    may then keep clusters rather than points. Where it has fewer others, p_i takes the places that are left. Gradients
+    flow to the positives, and not through the choice.
 
     Args:
         weight: λ ≥ 0. With 0 the intra-class loss is not computed and reported as 0.
@@ -99,6 +108,11 @@ class TeacherLoss(nn.Module):
             `icckd.exchange.Ranks`, as of `icckd.functional.intra_class_contrastive`. The means over the ranks of what
             they return are the losses, the active fraction and the mean margin of all ranks' rows together, and so are
             the gradients after averaging, also where ranks have different numbers of labelled rows, or none.
+        gate: "margin", as above; "quantile": the `gate_share` of the labelled rows with the largest margins are
+            anchors, of all ranks together; "soft": all are, with weights sigmoid((their margin − margin) / gate_width).
+        gate_share: In (0, 1].
+        gate_width: > 0, in the units of margin_space.
+        neighbours: k ≥ 0.
 
     Raises:
         TypeError, ValueError: A setting has a wrong type or value.
@@ -113,6 +127,11 @@ class TeacherLoss(nn.Module):
         label_smoothing: float = 0.0,
         backend: str = "auto",
         group: "ProcessGroup | Ranks | None" = None,
+        *,
+        gate: str = "margin",
+        gate_share: float = 0.5,
+        gate_width: float = 0.1,
+        neighbours: int = 0,
     ):
         super().__init__()
         checks.number_within("weight", weight, 0, float("inf"))
@@ -120,9 +139,16 @@ class TeacherLoss(nn.Module):
         checks.one_of("margin_space", margin_space, ("probability", "logit"))
         checks.temperature("temperature", temperature)
         checks.number_within("label_smoothing", label_smoothing, 0, 1)
+        checks.one_of("gate", gate, GATES)
+        checks.positive_number("gate_share", gate_share)
+        checks.number_within("gate_share", gate_share, 0, 1)
+        checks.positive_number("gate_width", gate_width)
+        if neighbours != 0:
+            checks.positive_integer("neighbours", neighbours)
         self.weight, self.margin, self.margin_space = weight, margin, margin_space
         self.temperature, self.label_smoothing, self.backend = temperature, label_smoothing, backend
         self.group = group
+        self.gate, self.gate_share, self.gate_width, self.neighbours = gate, gate_share, gate_width, neighbours
 
     def forward(
         self,
@@ -134,6 +160,7 @@ class TeacherLoss(nn.Module):
         *,
         anchors: Tensor | None = None,
         group: "ProcessGroup | Ranks | None" = None,
+        weight: float | Tensor | None = None,
     ) -> TeacherLossOutput:
         """The loss and what it is made of.
 
@@ -146,12 +173,14 @@ class TeacherLoss(nn.Module):
                 group, and makes all rows travel to the owner of their class.
             anchors: (N,) bool, the rows that may be anchors at all (None: all); the others are negatives still.
             group: Takes the place of the module's own, if given.
+            weight: A number or a 0-dim tensor that takes the place of the module's own λ in `total`, if given and that
+                is above 0.
 
         Returns:
-            total, cross_entropy and intra_class as above; active_fraction, the share of labelled rows that are anchors;
-            and mean_margin, the labelled rows' mean margin. The last two are 0 where no row is labelled, and have no
-            gradient. With a group cross_entropy is 0 there too, and each of a rank's numbers is its own rows' sum
-            divided by the ranks' mean number of labelled rows.
+            total, cross_entropy and intra_class as above; active_fraction, the share of labelled rows that are anchors,
+            or their mean weight as such; and mean_margin, the labelled rows' mean margin. The last two are 0 where no
+            row is labelled, and have no gradient. With a group cross_entropy is 0 there too, and each of a rank's
+            numbers is its own rows' sum divided by the ranks' mean number of labelled rows.
         """
         values = (
             {"features": features, "positive_features": positive_features} if self.weight > 0 else {"logits": logits}
@@ -166,8 +195,9 @@ class TeacherLoss(nn.Module):
             reduction="mean" if ranks is None else "sum",
             backend=self.backend,
         )
-        gate, labels = margin > self.margin, labels.long()
+        labels = labels.long()
         labelled = labels != _IGNORED_LABEL
+        gate = self._gate(margin, labelled, ranks)
         count: Tensor | float
         if ranks is None:
             count = labelled.sum().clamp(min=1)
@@ -176,32 +206,74 @@ class TeacherLoss(nn.Module):
             cross_entropy = cross_entropy / count
         if anchors is not None:
             checks.boolean_vector("anchors", anchors, len(labels))
-            gate = gate & anchors
+            gate = gate * anchors
         if self.weight > 0:
-            memory_rows, memory_labels = _tensors(memory)
-            intra_class = intra_class_contrastive(
-                features,
-                positive_features,
-                labels,
-                gate=gate,
-                memory=memory_rows,
-                memory_labels=memory_labels,
-                temperature=self.temperature,
-                num_classes=logits.shape[1],
-                group=ranks,
-                backend=self.backend,
-            )
-            total = torch.add(cross_entropy, intra_class, alpha=self.weight)
+            positives = self._positives(features, positive_features, labels, ranks)
+            of_each = [self._contrast(features, x, labels, gate, memory, logits.shape[1], ranks) for x in positives]
+            intra_class = of_each[0] if len(of_each) == 1 else torch.stack(of_each).mean()
+            weight = self.weight if weight is None else weight
+            if isinstance(weight, Tensor):
+                total = cross_entropy + weight * intra_class
+            else:
+                total = torch.add(cross_entropy, intra_class, alpha=weight)
         else:
             intra_class, total = torch.zeros_like(cross_entropy.detach()), cross_entropy
         mean_margin = torch.where(labelled, margin, 0).sum() / count
         return TeacherLossOutput(total, cross_entropy, intra_class, gate.sum() / count, mean_margin)
 
+    def _gate(self, margin: Tensor, labelled: Tensor, ranks: "Ranks | None") -> Tensor:
+        """The anchors' weights (N,), or which rows are anchors, bool (N,)."""
+        if self.gate == "quantile":
+            return most_confident(margin, labelled, self.gate_share, ranks)
+        if self.gate == "soft":
+            return soft_gate(margin, labelled, self.margin, self.gate_width)
+        return margin > self.margin
+
+    def _positives(self, features: Tensor, positive: Tensor, labels: Tensor, ranks: "Ranks | None") -> list[Tensor]:
+        """The own positives (N, D), and as many more of the same shape as there are to be neighbours."""
+        if not self.neighbours:
+            return [positive]
+        rows, of_rows, first = (positive, labels, 0) if ranks is None else _all_positives(positive, labels, ranks)
+        own = torch.arange(first, first + len(labels), device=labels.device)
+        nearest = nearest_of_class(features, labels, rows, of_rows, own, self.neighbours)
+        return [positive, *(rows[places] for places in nearest.unbind(1))]
+
+    def _contrast(
+        self,
+        features: Tensor,
+        positive: Tensor,
+        labels: Tensor,
+        gate: Tensor,
+        memory: ClassMemory | None,
+        num_classes: int,
+        ranks: "Ranks | None",
+    ) -> Tensor:
+        memory_rows, memory_labels = _tensors(memory)
+        return intra_class_contrastive(
+            features,
+            positive,
+            labels,
+            gate=gate,
+            memory=memory_rows,
+            memory_labels=memory_labels,
+            temperature=self.temperature,
+            num_classes=num_classes,
+            group=ranks,
+            backend=self.backend,
+        )
+
     def extra_repr(self) -> str:
         return (
             f"weight={self.weight}, margin={self.margin}, margin_space={self.margin_space!r}, "
-            f"temperature={self.temperature}, label_smoothing={self.label_smoothing}, backend={self.backend!r}"
+            f"temperature={self.temperature}, label_smoothing={self.label_smoothing}, backend={self.backend!r}, "
+            f"gate={self.gate!r}, neighbours={self.neighbours}"
         )
+
+
+@disable
+def _all_positives(positive: Tensor, labels: Tensor, ranks: "Ranks") -> tuple[Tensor, Tensor, int]:
+    """All ranks' positives, with gradient, and their labels; and where this rank's begin."""
+    return ranks.gather_with_gradient(positive), ranks.gather(labels), ranks.own.start
 
 
 def _tensors(memory: ClassMemory | None) -> tuple[Tensor | None, Tensor | None]:

@@ -130,6 +130,50 @@ def test_only_the_rows_named_are_anchors(generator, backend):
         module(logits, labels, features, positive, anchors=anchors[:3])
 
 
+@pytest.mark.parametrize("neighbours", [1, 3, 30])
+def test_the_nearest_of_the_class_are_further_positives(generator, backend, neighbours):
+    logits, labels, features, positive = batch(generator)
+    labels[labels == 2] = 1
+    labels[5] = 2  # Alone.
+    gate = reference.classification_margin(logits, labels) > -0.5
+    cosine = torch.nn.functional.normalize(features.detach()) @ torch.nn.functional.normalize(positive.detach()).T
+    expected = reference.intra_class_contrastive(features, positive, labels, gate=gate)
+    for place in range(neighbours):
+        chosen = []
+        for i in range(24):
+            others = sorted((j for j in range(24) if j != i and labels[j] == labels[i]), key=lambda j: -cosine[i, j])
+            chosen.append(others[place] if place < len(others) else i)
+        expected = expected + reference.intra_class_contrastive(features, positive[chosen], labels, gate=gate)
+    expected = expected / (1 + neighbours)
+    losses = TeacherLoss(1.0, -0.5, backend=backend, neighbours=neighbours)(logits, labels, features, positive)
+    torch.testing.assert_close(losses.intra_class, expected, rtol=1e-4, atol=1e-5)
+    inputs = (features, positive)
+    pairs = zip(torch.autograd.grad(losses.intra_class, inputs), torch.autograd.grad(expected, inputs), strict=True)
+    for x, y in pairs:
+        torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.7, torch.tensor(0.7), 0.0])
+def test_another_weight_takes_the_place_of_its_own(generator, weight):
+    inputs = batch(generator)
+    losses = TeacherLoss(0.2, -1.0)(*inputs, weight=weight)
+    torch.testing.assert_close(losses.total, losses.cross_entropy + weight * losses.intra_class)
+    assert losses.intra_class > 0
+
+
+@pytest.mark.parametrize("gate", ["quantile", "soft"])
+def test_rows_without_a_label_are_no_anchors(generator, gate):
+    logits, labels, features, positive = batch(generator)
+    module = TeacherLoss(1.0, 0.2, gate=gate, gate_share=0.4)
+    losses, kept = module(logits, labels, features, positive), labels >= 0
+    expected = module(*(x[kept] for x in (logits, labels, features, positive)))
+    for x, y in zip(losses, expected, strict=True):
+        torch.testing.assert_close(x, y)
+    anchors = torch.arange(24) % 2 == 0
+    fewer = module(logits, labels, features, positive, anchors=anchors)
+    assert 0 < fewer.active_fraction < losses.active_fraction
+
+
 def test_modules_show_their_settings():
     assert "temperature=0.2" in repr(IntraClassContrastiveLoss(0.2))
     assert "margin=0.3" in repr(TeacherLoss(margin=0.3))
@@ -144,6 +188,12 @@ def test_modules_show_their_settings():
         ({"margin_space": "log"}, ValueError, "margin_space is 'log'; it should be 'probability' or 'logit'"),
         ({"temperature": 0.0}, ValueError, "temperature is 0.0; it should be"),
         ({"label_smoothing": 2.0}, ValueError, "label_smoothing is 2.0; it should be"),
+        ({"gate": "hard"}, ValueError, "gate is 'hard'; it should be 'margin', 'quantile' or 'soft'"),
+        ({"gate_share": 0}, ValueError, "gate_share is 0; it should be"),
+        ({"gate_share": 1.5}, ValueError, "gate_share is 1.5; it should be"),
+        ({"gate_width": 0.0}, ValueError, "gate_width is 0.0; it should be"),
+        ({"neighbours": -1}, ValueError, "neighbours is -1; it should be"),
+        ({"neighbours": 1.5}, TypeError, "neighbours is 1.5; it should be"),
     ],
 )
 def test_wrong_settings(change, error, message):

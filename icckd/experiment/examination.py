@@ -96,7 +96,7 @@ def data_in_force(settings: Settings, data: ImageData, stages: Sequence[str]) ->
         "std": list(data.std),
         "augmentation": data.augmentation._asdict(),
     }
-    if "teacher" in stages and settings.teacher.loss.method_class().strong_views:
+    if "teacher" in stages and settings.teacher.loss.strong_views():
         in_force["strong_augmentation"] = data.strong_augmentation._asdict()
     if data.people is not None:
         in_force["people"] = data.people.by_split()

@@ -303,11 +303,14 @@ class Experiment:
         seen = self._examination.training_sample(stage, self.data.mean, self.data.std)
 
         def evaluate() -> Results:
+            done = training.epoch + 1
+            if done % self.settings.evaluation.every and done < epochs:
+                return {}
             predictions = predict(training.model, test, world)
             of_seen = None if seen is None else predict(training.model, seen, world)
 
             def measured() -> Results:
-                if training.epoch + 1 == epochs:  # An epoch before may still come right.
+                if done == epochs:  # An epoch before may still come right.
                     _check_answers(predictions)
                 measures = {k: value for k, value in measure(predictions).items() if not k.startswith("per_class")}
                 return measures | ({} if of_seen is None else training_measures(of_seen))
@@ -465,8 +468,9 @@ class Experiment:
 
 
 def _of_training(training: Trainable) -> Results:
-    """What a summary tells of a training: its seconds, and the best epoch on the test images that chose it."""
-    best = max(training.history, key=lambda record: record["test_accuracy"])
+    """What a summary tells of a training: its seconds, and the best measured epoch on the test images that chose it."""
+    measured = (record for record in training.history if "test_accuracy" in record)
+    best = max(measured, key=lambda record: record["test_accuracy"])
     return {
         "seconds": training.seconds,
         "best_test_accuracy": best["test_accuracy"],

@@ -63,11 +63,10 @@ class TrainingProgress:
 
     def epoch(self, record: dict[str, Any]) -> None:
         """An epoch with the numbers in `record` is done."""
-        numbers = [
-            f"loss {record.get('train_loss', float('nan')):.4f}",
-            f"accuracy {record['test_accuracy']:.4f}",
-        ]
-        if self.stage == "teacher":
+        numbers = [f"loss {record.get('train_loss', float('nan')):.4f}"]
+        if "test_accuracy" in record:  # After this epoch the network was measured.
+            numbers.append(f"accuracy {record['test_accuracy']:.4f}")
+        if self.stage == "teacher" and "distance_ratio" in record:
             numbers.append(f"distance ratio {record['distance_ratio']:.3f}")
         if record["skipped_steps"]:
             numbers.append(f"skipped steps {record['skipped_steps']}")

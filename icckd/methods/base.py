@@ -267,7 +267,8 @@ class TeacherMethod(Method):
         settings: Annotate it with a subclass of MethodSettings.
         views: How many augmented views of each image it needs.
         strong_views: How many of them, the last ones, are varied by data.strong_augmentation; fewer than all. Set it in
-            the class: that setting is shown where the method in force has any.
+            the class, or, where it depends on the settings, let `strong_views_of` say it and set it in `__init__`: that
+            setting is shown where the method in force has any.
         takes_positives: Whether of a second view it needs no more than features to compare with, which `samples` can
             then hold instead (`teacher.positive`).
         detaches_features: Whether the gradient of the logits stops at the features: the network's classifier learns,
@@ -285,6 +286,11 @@ class TeacherMethod(Method):
 
     def __init__(self, settings: Any, network: Network, backend: str):
         super().__init__(settings, backend)
+
+    @classmethod
+    def strong_views_of(cls, settings: Any) -> int:
+        """`strong_views` with these settings."""
+        return cls.strong_views
 
     def prepare(self, known: TrainingSet) -> None:
         """Called once, before training and before any checkpoint is read. Raises UserError for data that it cannot use.
@@ -312,6 +318,8 @@ METHODS: Registry[type[Method]] = Registry("method", "icckd.methods")
 _TAKEN = (
     *("none", "loss", "method", "backend", "cross-entropy-weight"),
     *("weight", "margin", "margin-space", "temperature", "label-smoothing", "cross-entropy-views"),
+    *("space", "projection-dim", "gate", "gate-share", "gate-width", "weight-warmup", "weight-decline"),
+    *("target-ratio", "neighbours", "strong-second-view"),
 )
 
 

@@ -49,14 +49,14 @@ class StagedDistillation(Procedure):
         return self._training
 
     def findings(self, test: EvaluationSet) -> Findings:
-        """How long each stage was trained, what it reached, and the weights of stages in its last epoch."""
+        """How long each stage was trained, what it reached if it was measured, weights of stages in its last epoch."""
         assert self._training is not None
         stages, history = self.method.student_stages, self._training.history
         ends = [history[end - 1] for end in accumulate(self.epochs)]
         found = {
             stage: {
                 "epochs": epochs,
-                "test_accuracy": end["test_accuracy"],
+                "test_accuracy": end.get("test_accuracy"),
                 "weights": {name: end.get(f"train_weight_{name}") for name in stages[: number + 1]},
             }
             for number, (stage, epochs, end) in enumerate(zip(stages, self.epochs, ends, strict=True))

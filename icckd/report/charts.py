@@ -166,11 +166,13 @@ def _both(results: Results, key: str) -> list[Curve]:
 def _curves(results: Results, stage: str, labels: dict[str, str]) -> list[Curve]:
     """A curve for every key of `labels` that has a value in any epoch; the later ones dashed, dotted or both."""
     history = results.stages[stage].history if stage in results.stages else []
-    epochs = [record["epoch"] or 0.0 for record in history]
     curves = []
     styles = cycle(_STYLES)
     for key, label in labels.items():
-        values = [record.get(key) for record in history]
+        # Not every epoch need have been measured; what was and is unknown leaves a gap.
+        records = history if key.startswith("train_") else [record for record in history if key in record]
+        values = [record.get(key) for record in records]
         if any(value is not None for value in values):
+            epochs = [record["epoch"] or 0.0 for record in records]
             curves.append(Curve(label, stage, epochs, values, next(styles)))
     return curves

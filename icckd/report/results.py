@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from icckd.errors import UserError
-from icckd.methods import METHODS
+from icckd.methods import METHODS, TeacherMethod, settings_type
 from icckd.methods.intra_class import IntraClass, IntraClassSettings
 from icckd.methods.kd import Kd
 from icckd.methods.spectrum import Spectrum
@@ -200,11 +200,23 @@ def in_force(settings: dict[str, Any]) -> dict[str, Any]:
     unused = tuple(f"{stage}.loss.{setting_name(name)}." for stage in STAGES for name in METHODS if name not in chosen)
     if settings.get("teacher.loss.method", IntraClass.name) != IntraClass.name:
         unused += tuple(f"teacher.loss.{field.name}" for field in fields(IntraClassSettings))
-    if not any(getattr(METHODS.find(name, "method"), "strong_views", 0) for name in chosen if name in METHODS):
+    if not _strong_views(settings):
         unused += ("data.strong_augmentation.",)
     if settings.get("evaluation.attack") is None:
         unused += tuple(f"evaluation.{name}" for name in ("attack", "epsilon", "steps", "step_size"))
     return {name: value for name, value in settings.items() if not name.startswith(unused)}
+
+
+def _strong_views(settings: dict[str, Any]) -> int:
+    """How many views of the teacher's method in force are strong."""
+    name = str(settings.get("teacher.loss.method"))
+    method = METHODS.find(name, "method") if name in METHODS else None
+    if method is None or not issubclass(method, TeacherMethod):
+        return 0
+    prefix = "teacher.loss." if method is IntraClass else f"teacher.loss.{setting_name(name)}."
+    own = settings_type(method)
+    given = {each.name: settings[prefix + each.name] for each in fields(own) if prefix + each.name in settings}
+    return method.strong_views_of(own(**given))
 
 
 def _is_plain(value: Any) -> bool:

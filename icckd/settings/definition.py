@@ -271,7 +271,7 @@ class StudentSettings(TrainingSettings):
 
 @dataclass
 class EvaluationSettings:
-    """What is measured of a trained network besides.
+    """When networks are measured, and what is measured of them besides.
 
     Args:
         attack: Change the test images so that the network errs, and measure what it still names rightly: by one step
@@ -280,10 +280,12 @@ class EvaluationSettings:
         epsilon: The most that a pixel may change, of pixels in [0, 1].
         steps: Steps of pgd.
         step_size: What each of them changes a pixel by.
-        training_images: Ask the network, after each epoch and in the end, also about so many training images as they
+        training_images: Ask the network, whenever it is measured, also about so many training images as they
             are, the same ones whatever the seed and of each class its share: training_accuracy,
             training_intra_class_distance, training_distance_ratio and training_soft_label_entropy tell how far classes
             have collapsed where the loss could see them (0: none).
+        every: Measure a network after every so many epochs, and after the last: on few training images the test images
+            take as long as an epoch. Lines of other epochs in metrics.jsonl have no measures.
     """
 
     attack: Literal["fgsm", "pgd"] | None = None
@@ -291,6 +293,7 @@ class EvaluationSettings:
     steps: int = 20
     step_size: float = 2 / 255
     training_images: int = 0
+    every: int = 1
 
 
 @dataclass
@@ -323,7 +326,7 @@ class Settings:
         data: The images to train and test on.
         teacher: The teacher and how it is trained.
         student: The student and how it is distilled.
-        evaluation: What is measured of a trained network besides.
+        evaluation: When networks are measured, and what is measured of them besides.
         federated: How training images are divided among clients, for a student's method that is federated.
         seed: Seed of everything random: the same seed on the same machine gives the same bits.
         device: Where to compute; auto takes a GPU where there is one.

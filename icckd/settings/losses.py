@@ -58,6 +58,10 @@ class _TeacherLoss(IntraClassSettings):
         """The settings of the method in force."""
         return self if self.method == IntraClass.name else _settings_of(self, self.method)
 
+    def strong_views(self) -> int:
+        """How many views of each image the method in force wants varied strongly."""
+        return self.method_class().strong_views_of(self.method_settings())
+
 
 @dataclass
 class _StudentLoss:

@@ -44,10 +44,12 @@ def remove_normalisation(module):
         remove_normalisation(child)
 
 
-def teacher(group, positive="second-view", views="first", **memory):
-    loss = TeacherLossSettings(weight=0.5, margin=-0.3, cross_entropy_views=views)
-    settings = TeacherSettings(loss=loss, memory=MemorySettings(**memory), positive=positive)
-    return TeacherTask(network(), settings, IMAGES, group).double()
+def teacher(group, positive="second-view", views="first", loss=None, **memory):
+    chosen = TeacherLossSettings(weight=0.5, margin=-0.3, cross_entropy_views=views, **(loss or {}))
+    settings = TeacherSettings(loss=chosen, memory=MemorySettings(**memory), positive=positive, epochs=4)
+    known = TrainingSet(torch.zeros(IMAGES, dtype=torch.int64), (1, 8, 8))
+    torch.manual_seed(5)
+    return TeacherTask(network(), settings, IMAGES, group, known).double()
 
 
 def neighbour(group, method, candidates=None, people=None, **settings):
@@ -79,6 +81,13 @@ TASKS = {
     "memory of an average": lambda group: teacher(group, "second-view-detached", capacity=3, average=0.5),
     "memory": lambda group: teacher(group, capacity=2),
     "previous epoch": lambda group: teacher(group, "previous-epoch"),
+    "projection": lambda group: teacher(
+        group, loss={"space": "projection", "projection_dim": 8, "gate": "quantile", "target_ratio": 0.4}
+    ),
+    "soft labels": lambda group: teacher(
+        group, loss={"space": "soft-labels", "gate": "soft", "weight_warmup": 0.5, "neighbours": 2}
+    ),
+    "neighbours in memory": lambda group: teacher(group, capacity=2, loss={"neighbours": 1}),
     "supcon": lambda group: neighbour(group, "supcon", dim=8),
     "hierarchical": lambda group: neighbour(group, "hierarchical"),
     "center": lambda group: neighbour(group, "center"),

@@ -7,6 +7,7 @@ import torch
 
 from icckd.data import Augmentation, Batches
 from icckd.errors import Interrupted, UserError
+from icckd.methods import TrainingSet
 from icckd.models import build_model
 from icckd.reference import intra_class_contrastive
 from icckd.settings import MemorySettings, TeacherLossSettings, TeacherSettings
@@ -17,13 +18,17 @@ from tests.training.test_loop import fit, without_time
 CLASSES, IMAGES, BATCH = 3, 26, 8
 
 
-def make(seed=0, epochs=2, margin=-1.0, weight=0.5, backend="auto", **settings):
-    """The training of a small teacher on random images; every sample is an anchor unless a margin is given."""
+def make(seed=0, epochs=2, margin=-1.0, weight=0.5, backend="auto", loss=None, **settings):
+    """The training of a small teacher on random images; every sample is an anchor unless a margin is given.
+
+    loss: Further settings of it.
+    """
     random = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    loss = TeacherLossSettings(weight=weight, margin=margin, backend=backend)
-    chosen = TeacherSettings(loss=loss, epochs=epochs, batch_size=BATCH, learning_rate=0.02, **settings)
-    task = TeacherTask(build_model("convnet-small", 1, CLASSES, 8), chosen, IMAGES)
+    method = TeacherLossSettings(weight=weight, margin=margin, backend=backend, **(loss or {}))
+    chosen = TeacherSettings(loss=method, epochs=epochs, batch_size=BATCH, learning_rate=0.02, **settings)
+    known = TrainingSet(torch.zeros(IMAGES, dtype=torch.int64), (1, 8, 8))
+    task = TeacherTask(build_model("convnet-small", 1, CLASSES, 8), chosen, IMAGES, known=known)
     batches = Batches(
         torch.randint(256, (IMAGES, 1, 8, 8), dtype=torch.uint8, generator=random),
         torch.randint(CLASSES, (IMAGES,), generator=random),
@@ -108,6 +113,8 @@ RESUMED = [
     {"positive": "second-view-detached"},
     {"positive": "previous-epoch"},
     {"positive": "previous-epoch", "memory": MemorySettings(capacity=4, dtype="float8", average=0.9)},
+    {"loss": {"space": "projection", "projection_dim": 8, "gate": "quantile", "target_ratio": 0.4}},
+    {"loss": {"space": "soft-labels", "gate": "soft", "weight_warmup": 0.5, "weight_decline": 0.5, "neighbours": 2}},
 ]
 
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from icckd.data import Batch
 from icckd.exchange import route
 from icckd.functional import checks
-from icckd.methods import StudentMethod
+from icckd.methods import StudentMethod, TrainingSet
 from icckd.models import build_model
 from icckd.ops import values
 from icckd.settings import StudentLossSettings, TrainingSettings, methods_of, settings_from
@@ -74,7 +74,8 @@ def training(task, settings):
 
 def teacher(**given):
     chosen = settings_from({f"teacher.{name}": value for name, value in given.items()}, "test").teacher
-    return training(TeacherTask(network(), chosen, IMAGES), chosen)
+    known = TrainingSet(torch.arange(IMAGES) % CLASSES, (1, 8, 8))
+    return training(TeacherTask(network(), chosen, IMAGES, known=known), chosen)
 
 
 def student(method):
@@ -118,6 +119,9 @@ TEACHERS = {
     "memory of an average": {"memory.capacity": 4, "memory.average": 0.9, "memory.dtype": "float8"},
     "second view detached": {"positive": "second-view-detached"},
     "previous epoch": {"positive": "previous-epoch"},
+    "projection": {"loss.space": "projection", "loss.gate": "quantile", "loss.neighbours": 2},
+    "soft labels": {"loss.space": "soft-labels", "loss.gate": "soft", "loss.weight_warmup": 0.5},
+    "target": {"loss.target_ratio": 0.5},
     "accumulated": {"accumulate": 2},
     "LARS": {"optimizer": "lars"},
     "LAMB": {"optimizer": "lamb"},

@@ -28,6 +28,7 @@ def teacher_rules(teacher: TeacherSettings) -> list[SettingRule]:
         ("teacher.memory.warmup_epochs", memory.warmup_epochs, memory.warmup_epochs >= 0, "0 or more"),
         ("teacher.memory.average", memory.average, 0 <= memory.average < 1, "in [0, 1)"),
         *_positive_rules(teacher, method),
+        *(_intra_class_rules(teacher) if method is IntraClass else []),
         *_method_rules(prefix, loss),
     ]
 
@@ -35,19 +36,46 @@ def teacher_rules(teacher: TeacherSettings) -> list[SettingRule]:
 def strong_views_rule(settings: Settings) -> SettingRule:
     method, streaming = settings.teacher.loss.method_class(), settings.data.streaming
     wanted = f"false with teacher.loss.method {method.name}, whose strong views are not made of images in files"
-    return "data.streaming", streaming, not (streaming and method.strong_views), wanted
+    return "data.streaming", streaming, not (streaming and settings.teacher.loss.strong_views()), wanted
 
 
 def _positive_rules(teacher: TeacherSettings, method: type[TeacherMethod]) -> list[SettingRule]:
-    positive, views = teacher.positive, teacher.loss.cross_entropy_views
+    positive = teacher.positive
     if positive == "second-view":
         return []
     wanted = f"second-view with teacher.loss.method {method.name}, which learns from its second view"
-    rules: list[SettingRule] = [("teacher.positive", positive, method.takes_positives, wanted)]
-    if method is IntraClass:
-        wanted = f"first where teacher.positive is {positive}: there is no second view with a gradient"
-        rules.append(("teacher.loss.cross_entropy_views", views, views == "first", wanted))
-    return rules
+    return [("teacher.positive", positive, method.takes_positives, wanted)]
+
+
+def _intra_class_rules(teacher: TeacherSettings) -> list[SettingRule]:
+    """What the intra-class loss's settings have to do with the positives and the memory."""
+    loss, capacity = teacher.loss, teacher.memory.capacity
+    remembers = f"features where teacher.memory.capacity is {capacity}: the memory holds features"
+    rules: list[SettingRule] = [
+        ("teacher.loss.space", loss.space, loss.space == "features" or capacity == 0, remembers)
+    ]
+    if teacher.positive == "second-view":
+        return rules
+    of_positive = f"where teacher.positive is {teacher.positive}"
+    no_gradient = f"{of_positive}: there is no second view with a gradient"
+    unseen = teacher.positive == "previous-epoch"
+    return [
+        *rules,
+        *(
+            (f"teacher.loss.{name}", value, value == usual, f"{usual} {no_gradient}")
+            for name, value, usual in (
+                ("cross_entropy_views", loss.cross_entropy_views, "first"),
+                ("space", loss.space, "features"),
+                ("neighbours", loss.neighbours, 0),
+            )
+        ),
+        (
+            "teacher.loss.strong_second_view",
+            loss.strong_second_view,
+            not (loss.strong_second_view and unseen),
+            f"false {of_positive}: there is no second view",
+        ),
+    ]
 
 
 def student_rules(student: StudentSettings) -> list[SettingRule]:
@@ -78,6 +106,7 @@ def federated_rules(federated: FederatedSettings) -> list[SettingRule]:
 def evaluation_rules(evaluation: EvaluationSettings) -> list[SettingRule]:
     epsilon, steps, step_size = evaluation.epsilon, evaluation.steps, evaluation.step_size
     return [
+        ("evaluation.every", evaluation.every, evaluation.every >= 1, "1 or more"),
         ("evaluation.epsilon", epsilon, 0 < epsilon <= 1, "in (0, 1]: pixels are"),
         ("evaluation.steps", steps, steps >= 1, "1 or more"),
         ("evaluation.step_size", step_size, 0 < step_size <= 1, "in (0, 1]"),

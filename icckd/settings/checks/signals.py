@@ -22,9 +22,8 @@ def signal_rules(settings: Settings, stages: Sequence[str]) -> list[SettingRule]
         wanted = "left out for signals, which are not augmented"
         rules.append((f"data.strong_augmentation.{name}", value, value == usual[name], wanted))
     if "teacher" in stages:
-        method = settings.teacher.loss.method_class()
-        wanted = "one without strong views for signals, which are not augmented"
-        rules.append(("teacher.loss.method", method.name, not method.strong_views, wanted))
+        loss, wanted = settings.teacher.loss, "one without strong views for signals, which are not augmented"
+        rules.append(("teacher.loss.method", loss.method_class().name, not loss.strong_views(), wanted))
     if "student" in stages and (procedure := settings.student.loss.procedure()) is not None:
         wanted = "one that takes signals, which are no pixels in [0, 1]"
         rules.append(("student.loss.method", procedure.name, not procedure.of_pixels, wanted))
