@@ -7,6 +7,8 @@
 # make cuda    compile the CUDA sources with nvcc, no GPU needed, and report on the machine code
 # make compat  compile all of that for the oldest PyTorch and Triton that are allowed for: downloads 1.5 GB of their wheels
 # make oracles compare the distillation losses with torchdistill's: setup with that package, which nothing else needs
+# make wheel   the source distribution, and from it the wheel with the kernels of this machine's kind, into dist
+# make docs    setup with pdoc, then the pages of the public modules into build/docs
 # Each does only what is out of date.
 
 PYTHON ?= python3
@@ -14,8 +16,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find icckd csrc configs -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.yaml')
+# Whose names, and no others, others may rely on; icckd.functional is found through icckd.
+DOCUMENTED := icckd icckd.reference icckd.models icckd.data icckd.settings icckd.methods icckd.exchange
 
-.PHONY: setup demo test lint oracles bench aot cuda compat clean
+.PHONY: setup demo test lint oracles bench aot cuda compat wheel docs clean
 setup: $(VENV)/extension.stamp
 
 $(BIN)/python:
@@ -75,5 +79,23 @@ cuda: $(VENV)/dependencies.stamp
 compat: setup
 	$(BIN)/python -m bench.compat
 
+# Of the source distribution rather than of the tree, so that one that lacks a file is noticed.
+wheel: $(VENV)/dependencies.stamp
+	rm -f dist/icckd-*
+	$(BIN)/python setup.py -q sdist --dist-dir dist
+	$(PIP) wheel -q --no-deps --no-build-isolation --wheel-dir dist dist/icckd-*.tar.gz
+	@ls dist/icckd-*
+
+# pdoc does not see where a class that is made from registered methods has its members from, nor what is imported for types
+# alone; every other warning is an error. The files of functions that are called like them are no pages.
+docs: setup
+	$(PIP) install -q --constraint constraints.txt --no-build-isolation --editable '.[docs]'
+	rm -rf build/docs
+	$(BIN)/python -W error -W "ignore:Cannot determine where icckd.settings" \
+		-W "ignore:Error parsing type annotation ForwardRef('Ranks" \
+		-m pdoc --docformat google --no-show-source --template-directory docs/api --output-directory build/docs \
+		$(DOCUMENTED) '!icckd[.](functional|reference)[.]'
+	@echo "Open build/docs/index.html in a browser."
+
 clean:
-	rm -rf build runs/demo icckd/_C*.so icckd/_cuda.so $(VENV)
+	rm -rf build dist runs/demo icckd/_C*.so icckd/_cuda.so $(VENV)

@@ -19,6 +19,7 @@ _COMMANDS = {
     "evaluate": "measure a trained network (--teacher.weights) on the test images",
     "compare": "train several variants of a run with several seeds, and say what their differences amount to",
     "federated": "train a student on images that stay where they are: federated server, and federated client there",
+    "export": "write a trained network for other programs: as ONNX, or as torch.export has it",
     "report": "write the pages of the run or comparison in --output again, from the files there",
     "bench": "time the losses on this machine, beside PyTorch, other packages and a recorded machine",
     "doctor": "say which versions, devices, backends and networks there are here, and why a backend is missing",
@@ -62,6 +63,18 @@ there: one that dies and is started again takes part from the next question on. 
 --resume, and its clients find it again. While all answer, the results are those of icckd run, to the bit on like
 machines. Networks travel as plain arrays and nothing that comes is run or unpickled, but nothing is encrypted either,
 and nobody proves who he is: use it on one machine, or where machines and their network are trusted."""
+_EXPORT_DESCRIPTION = """icckd export: write a trained network for other programs, as ONNX (FILE.onnx; pip install
+'icckd[export]') or as PyTorch's torch.export has it (FILE.pt2).
+
+  icckd export --weights runs/demo/student --to student.onnx
+  icckd export --weights runs/demo/student --to student.pt2
+
+The file takes one input, images: float32 (N, channels, height, width) in [0, 1], any N, which it normalises itself.
+Signals, (N, channels, 1, length), it takes as they were recorded. It gives two outputs, features (N, F) and logits
+(N, classes); the names of the classes are among its metadata. Before it is written its outputs are compared with the
+network's own, in float32 on a CPU, of batches of 1, 2 and 7 random images, and the largest difference is printed. Where
+that is more than 1e-4 of the largest number (or of 1), nothing is written, and the exit code is 2. A FILE that is there
+is replaced; nothing that is written needs icckd."""
 _EPILOG = """exit codes: 0 done; 1 one of several processes died; 2 the input or a setting is wrong, one line on
 standard error says what; 3 training diverged, the last good checkpoint is kept; 130/143 stopped by a signal, after
 saving a checkpoint."""
@@ -83,6 +96,8 @@ def parse(arguments: list[str], *, restarted: bool = False) -> tuple[str, Any]:
     refuse_renamed({name.partition("=")[0].removeprefix("--"): None for name in arguments if name.startswith("--")})
     if arguments[0] == "compare":
         return "compare", _comparison_options(arguments)
+    if arguments[0] == "export":  # Whose options are no settings either.
+        return "export", _parser("export")[0].parse_args(arguments)["export"]
     arguments = _with_saved_config(arguments)
     try:
         parser, of_command = _parser(arguments[0])
@@ -159,7 +174,7 @@ def _parser(wanted: str | None = None) -> tuple[ArgumentParser, ArgumentParser]:
         if name == wanted:
             known = of_wanted = _parser_of(name, meaning)
         commands.add_subcommand(name, known, help=meaning)
-        if name in ("compare", "federated"):
+        if name in ("compare", "export", "federated"):
             known.formatter_class = _Verbatim  # Which would be its parent's otherwise.
     return parser, of_wanted
 
@@ -167,10 +182,20 @@ def _parser(wanted: str | None = None) -> tuple[ArgumentParser, ArgumentParser]:
 def _parser_of(name: str, meaning: str) -> ArgumentParser:
     if name == "compare":
         return _comparison_parser()
+    if name == "export":
+        return _export_parser()
     if name == "federated":
         return _federated_parser()
     usage = f"icckd {name} [--config FILE] [--output DIR] [--SETTING VALUE ...]"
-    return _command_parser(usage, f"icckd {name}: {meaning}.")
+    parser = _command_parser(usage, f"icckd {name}: {meaning}.")
+    if name in ("run", "teacher", "distill"):
+        parser.add_argument(
+            "--tensorboard",
+            action="store_true",
+            help="Write the numbers of every epoch to event files in DIR/tensorboard too, for TensorBoard (pip install "
+            "'icckd[tensorboard]'). To go on with them, --resume needs this again.",
+        )
+    return parser
 
 
 def _command_parser(usage: str, description: str) -> ArgumentParser:
@@ -187,6 +212,17 @@ def _command_parser(usage: str, description: str) -> ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="Replace the results of the run in --output.")
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     parser.add_class_arguments(Settings)
+    return parser
+
+
+def _export_parser() -> ArgumentParser:
+    usage = "icckd export --weights PATH --to FILE.onnx|FILE.pt2"
+    parser = _Parser(usage=usage, description=_EXPORT_DESCRIPTION)
+    parser.add_argument(
+        "--weights", metavar="PATH", type=str | None, help="A run's student/ or teacher/ folder, or model.safetensors."
+    )
+    parser.add_argument("--to", metavar="FILE", type=str | None, help="What to write; .onnx or .pt2 says the format.")
+    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     return parser
 
 

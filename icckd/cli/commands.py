@@ -77,6 +77,8 @@ def _dispatch(command: str, options: Any, launch: Launch, world: World) -> int:
 
         print(diagnose())
         return 0
+    if command == "export":
+        return _export(options)
     if command == "report":
         return _report(options)
     if command == "compare":
@@ -90,6 +92,16 @@ def _dispatch(command: str, options: Any, launch: Launch, world: World) -> int:
     from icckd.bench.command import bench
 
     bench(options)
+    return 0
+
+
+def _export(options: Namespace) -> int:
+    from icckd.models.export import export_model
+
+    for name, wanted in (("weights", "PATH, the network to export"), ("to", "FILE.onnx or FILE.pt2, what to write")):
+        if getattr(options, name) is None:
+            raise UserError(f"icckd export needs --{name} {wanted}")
+    print(export_model(Path(options.weights), Path(options.to)))
     return 0
 
 
@@ -130,7 +142,8 @@ def _experiment(command: str, options: Namespace, launch: Launch, world: World) 
     _check_same(settings, world)
     folder = RunFolder(Path(output)) if output else None
     stop = partial(StopSignal, launched=world.size > 1)
-    experiment = Experiment(settings, _TRAINED[command], world=world, stop=stop)
+    tensorboard = bool(options.get("tensorboard"))
+    experiment = Experiment(settings, _TRAINED[command], world=world, stop=stop, tensorboard=tensorboard)
     if folder is None or command == "evaluate":
         summary = experiment.evaluate(folder, resume=options.resume, overwrite=options.overwrite)
     else:

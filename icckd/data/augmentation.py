@@ -21,11 +21,12 @@ _PIXELS = 1 << 22  # Resampled at a time: what that takes beside the images is t
 class Augmentation(NamedTuple):
     """How a training image is varied, in this order.
 
-    flip: Mirror it left to right with probability 1/2.
-    crop_padding: Pad it with so many zero pixels a side, and crop it back to its size at a random place.
-    resized_crop: Crop a random box whose area is between these fractions of the image's, and resize that to the
-        image's size; None: do not.
-    rotation: Turn it by an angle between −rotation and +rotation, in degrees.
+    Attributes:
+        flip: Mirror it left to right with probability 1/2.
+        crop_padding: Pad it with so many zero pixels a side, and crop it back to its size at a random place.
+        resized_crop: Crop a random box whose area is between these fractions of the image's, and resize that to the
+            image's size; None: do not.
+        rotation: Turn it by an angle between −rotation and +rotation, in degrees.
     """
 
     crop_padding: int

@@ -21,9 +21,10 @@ _PLAIN_BATCH = 500
 class WholeBatch(NamedTuple):
     """What the host knows of a batch of which several ranks have a part each.
 
-    counts: Images of each rank; their parts follow one another.
-    labels: Of all its images, int64 (B,).
-    indices: Their places among all images, int64 (B,).
+    Attributes:
+        counts: Images of each rank; their parts follow one another.
+        labels: Of all its images, int64 (B,).
+        indices: Their places among all images, int64 (B,).
     """
 
     counts: tuple[int, ...]
@@ -34,10 +35,11 @@ class WholeBatch(NamedTuple):
 class Batch(NamedTuple):
     """Some of the images, and what is known of them.
 
-    views: The same B images, augmented independently, each float32 (B, C, H, W); strong views come last.
-    labels: int64 (B,).
-    indices: Their places among all images, int64 (B,).
-    whole: The batch that this is a rank's part of; None where it is all.
+    Attributes:
+        views: The same B images, augmented independently, each float32 (B, C, H, W); strong views come last.
+        labels: int64 (B,).
+        indices: Their places among all images, int64 (B,).
+        whole: The batch that this is a rank's part of; None where it is all.
     """
 
     views: tuple[Tensor, ...]

@@ -32,9 +32,10 @@ class CoarseClasses(NamedTuple):
 class FineLabels(NamedTuple):
     """The true fine labels of images whose labels are coarse.
 
-    train: int64 (N,), in [0, F).
-    test: int64 (M,), likewise.
-    coarse_of: The coarse class of each fine one, int64 (F,); −1 for one that no image is of.
+    Attributes:
+        train: int64 (N,), in [0, F).
+        test: int64 (M,), likewise.
+        coarse_of: The coarse class of each fine one, int64 (F,); −1 for one that no image is of.
     """
 
     train: Tensor
@@ -45,9 +46,10 @@ class FineLabels(NamedTuple):
 class People(NamedTuple):
     """Whose the windows of signals are: of nobody both in training and in the test.
 
-    train: int64 (N,), in [0, len(names)).
-    test: int64 (M,), likewise.
-    names: The people's names, of those too who with data.validation are in neither.
+    Attributes:
+        train: int64 (N,), in [0, len(names)).
+        test: int64 (M,), likewise.
+        names: The people's names, of those too who with data.validation are in neither.
     """
 
     train: Tensor

@@ -4,7 +4,7 @@
 `requirements` says early what is missing, `rehearsal` what would fail; `networks` makes or reads a network for the
 data. `examination` asks a trained one further: `probe` what it knows of finer classes than it was trained on,
 `robustness` what an attack leaves of its accuracy; `evaluation` measures its answers, `examples` chooses some to show.
-`run_folder` knows which file means what; `progress` tells how far training is.
+`run_folder` knows which file means what; `progress` tells how far training is, `event_files` TensorBoard.
 """
 
 from icckd.experiment.evaluation import (

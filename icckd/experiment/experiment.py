@@ -21,6 +21,7 @@ from icckd.environment import describe
 from icckd.errors import TrainingDiverged, UserError
 from icckd.experiment.class_augmentation import Trial, crop_areas, search, trials
 from icckd.experiment.evaluation import Predictions, finite, measure, predict, recall_at_1, training_measures
+from icckd.experiment.event_files import EventFiles, summary_writer
 from icckd.experiment.examination import Examination, data_in_force
 from icckd.experiment.examples import choose_examples
 from icckd.experiment.networks import Trained, load_teacher, untrained
@@ -54,6 +55,7 @@ class Experiment:
     `stages` are those to be trained; a teacher that is given (teacher.weights) is not. What only other stages would
     need is not asked for. `data`, where given, is what load_data makes of settings.data. `progress(stage, epochs,
     steps)` and `stop()` are entered for each training: the one is told how far it is, the other says when to end it.
+    With `tensorboard`, each training's numbers are kept in event files too.
     `procedure` makes the student's, where it is not to be trained as its settings name alone would say.
     The processes of `world` make the run together: each with an Experiment of its own, in the same order of calls.
     Raises UserError for settings and files that are wrong.
@@ -69,11 +71,15 @@ class Experiment:
         stop: Callable[[], AbstractContextManager[StopSignal]] = StopSignal,
         world: World = ALONE,
         procedure: Callable[[Lesson], Procedure] = procedure_of,
+        tensorboard: bool = False,
     ):
         self.stages = to_be_trained(settings, stages)
         check(settings, self.stages)
         self.settings = settings
         self.world = world
+        self._tensorboard = tensorboard and world.first
+        if self._tensorboard:
+            summary_writer()
         self.device = world.connect(device_of(settings.device))
         for stage in self.stages:
             check_stage(stage, getattr(settings, stage), self.device, world.size)
@@ -282,9 +288,17 @@ class Experiment:
         """
         world, epochs = self.world, training.settings.epochs
         checkpoint = folder.checkpoint(stage, world)
+        events = EventFiles(folder.events(stage), self.settings) if self._tensorboard else None
+
+        def write_metrics(history: list[Results]) -> None:
+            if world.first:
+                folder.write_metrics(stage, history)
+            if events is not None:
+                events.write(history)
+
         if checkpoint.exists():
             training.restore(checkpoint.load())
-            self._write_metrics(folder, stage, training.history)
+            write_metrics(training.history)
         test = self._examination.test_batches(self.data.mean, self.data.std)
         seen = self._examination.training_sample(stage, self.data.mean, self.data.std)
 
@@ -304,7 +318,7 @@ class Experiment:
             return world.from_first(measured)
 
         def on_epoch(history: list[Results]) -> None:
-            self._write_metrics(folder, stage, history)
+            write_metrics(history)
             progress.epoch(history[-1])
 
         try:
@@ -327,11 +341,10 @@ class Experiment:
                 f"the {stage}'s training diverged: {error}; start again, with a lower {stage}.learning_rate or a "
                 f"longer {stage}.warmup_epochs"
             ) from error
+        finally:
+            if events is not None:
+                events.close()
         return predictions
-
-    def _write_metrics(self, folder: RunFolder, stage: str, history: list[Results]) -> None:
-        if self.world.first:
-            folder.write_metrics(stage, history)
 
     def _prepared(self, task: Task, settings: TrainingSettings) -> Task:
         """`task` on the device, its networks laid out, compiled and shared among processes as `settings` say."""

@@ -20,7 +20,7 @@ from icckd.training import Checkpoint
 
 _RESULTS = (
     *("config.yaml", "inputs.json", "metrics.jsonl", "summary.json", "report.html", "report.md"),
-    *("class_augmentation", *STAGES),
+    *("class_augmentation", "tensorboard", *STAGES),
 )
 # What may be another when a run is continued: no result depends on it but by rounding.
 _FREE = ("data.workers", *(f"{stage}.shard_parameters" for stage in STAGES))
@@ -60,6 +60,10 @@ class RunFolder:
     def findings(self, stage: str) -> Path:
         """Tensors that a stage's training left besides the network."""
         return self.stage(stage) / "findings.safetensors"
+
+    def events(self, stage: str) -> Path:
+        """The folder of a stage's event files, for TensorBoard."""
+        return self.path / "tensorboard" / stage
 
     def trial(self, name: str) -> "RunFolder":
         """That of a trial of class augmentation: a run of its own within this one."""

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 class Outputs(NamedTuple):
     """What a network says about B images.
 
-    features: (B, F) float, what its classifier sees.
-    logits: (B, C) float.
-    maps: By name, the maps (B, channels, H, W) of the stages that the method asked for.
+    Attributes:
+        features: (B, F) float, what its classifier sees.
+        logits: (B, C) float.
+        maps: By name, the maps (B, channels, H, W) of the stages that the method asked for.
     """
 
     features: Tensor
@@ -32,18 +33,19 @@ class Outputs(NamedTuple):
 class Samples(NamedTuple):
     """Which images they are, and what a teacher remembers of others.
 
-    labels: int64 (B,).
-    indices: Their places in the training data, int64 (B,).
-    memory: Earlier embeddings, for a teacher's method that uses them; None where there are none yet.
-    positives: For a teacher's method that takes them, in place of the second view's features: (B, F) float, without
-        gradient.
-    anchors: Of which images these are known, bool (B,); None: of all.
-    ranks: Where several processes have a part of the batch each, and these are one's: how its rows are spread. Losses
-        that compare rows take it as `group`.
-    progress: The share of a teacher's epochs that are over.
-    images: For a teacher's method, what the network saw of them first: the first views, float (B, C, H, W).
-    ask: For a teacher's method: what the network, as it is, says about further images (B', C, H, W), in evaluation
-        mode; gradients reach these images, and nothing of the network.
+    Attributes:
+        labels: int64 (B,).
+        indices: Their places in the training data, int64 (B,).
+        memory: Earlier embeddings, for a teacher's method that uses them; None where there are none yet.
+        positives: For a teacher's method that takes them, in place of the second view's features: (B, F) float, without
+            gradient.
+        anchors: Of which images these are known, bool (B,); None: of all.
+        ranks: Where several processes have a part of the batch each, and these are one's: how its rows are spread.
+            Losses that compare rows take it as `group`.
+        progress: The share of a teacher's epochs that are over.
+        images: For a teacher's method, what the network saw of them first: the first views, float (B, C, H, W).
+        ask: For a teacher's method: what the network, as it is, says about further images (B', C, H, W), in evaluation
+            mode; gradients reach these images, and nothing of the network.
     """
 
     labels: Tensor
@@ -85,10 +87,11 @@ class Pair(NamedTuple):
 class TrainingSet(NamedTuple):
     """What a teacher's method may know of all N training images.
 
-    labels: int64 (N,).
-    shape: Of an image: channels, height and width.
-    candidates: Which classes the label of each may be, bool (N, C), where labels are sets (data.label_noise).
-    people: Whose signal each is, int64 (N,), where data are of people.
+    Attributes:
+        labels: int64 (N,).
+        shape: Of an image: channels, height and width.
+        candidates: Which classes the label of each may be, bool (N, C), where labels are sets (data.label_noise).
+        people: Whose signal each is, int64 (N,), where data are of people.
     """
 
     labels: Tensor
@@ -100,10 +103,11 @@ class TrainingSet(NamedTuple):
 class EvaluationSet(NamedTuple):
     """The M test images, for what a teacher's method finds out about them after the training.
 
-    images: All in order, in batches: normalised, float (B, C, H, W).
-    labels: int64 (M,).
-    ask: What the trained network says about images, in evaluation mode, without gradient.
-    people: Whose signal each is, int64 (M,), where data are of people.
+    Attributes:
+        images: All in order, in batches: normalised, float (B, C, H, W).
+        labels: int64 (M,).
+        ask: What the trained network says about images, in evaluation mode, without gradient.
+        people: Whose signal each is, int64 (M,), where data are of people.
     """
 
     images: Iterable[Tensor]
@@ -115,8 +119,9 @@ class EvaluationSet(NamedTuple):
 class Findings(NamedTuple):
     """What a training leaves besides the network.
 
-    numbers: By name, for the network's entry in the summary: numbers, texts, lists and dictionaries of such.
-    tensors: By name, kept in a file beside the network, which the report reads.
+    Attributes:
+        numbers: By name, for the network's entry in the summary: numbers, texts, lists and dictionaries of such.
+        tensors: By name, kept in a file beside the network, which the report reads.
     """
 
     numbers: Mapping[str, Any] = {}
@@ -131,10 +136,12 @@ class Rule(NamedTuple):
 
 
 def not_negative(value: float) -> Rule:
+    """That of a setting that is finite, and 0 or more."""
     return Rule(0 <= value < math.inf, "a finite number, 0 or more")
 
 
 def above_zero(value: float) -> Rule:
+    """That of a setting that is finite, and above 0."""
     return Rule(0 < value < math.inf, "a finite number above 0")
 
 
