@@ -1,0 +1,88 @@
+"""Fills the tables of a Markdown file from the comparisons in results/, so that no number is typed by hand.
+
+`python -m bench.claim FILE.md …` replaces what stands between `<!-- comparison: FOLDER METRIC … -->` and
+`<!-- end -->`. FOLDER is one of results/; of it no more is read than compare.yaml and the runs' summaries. Where the
+comparison is against texts, as students' methods are, a table has a row for each of them and a column for each line,
+metric by metric; else a row for each variant and a column for each metric.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from icckd.comparison.folder import ComparisonFolder
+from icckd.report.comparison.findings import overview
+from icckd.report.comparison.metrics import Metric
+from icckd.report.comparison.results import Results, results_of
+from icckd.report.comparison.runs import read_runs
+from icckd.report.tables import table
+
+RESULTS = Path(__file__).parent.parent / "results"
+_LEVEL = 0.05
+_TABLE = re.compile(r"(<!-- comparison: (\S+)((?: \S+)+) -->)\n.*?(<!-- end -->)", re.DOTALL)
+
+
+def fill(text: str, folder: Path = RESULTS) -> str:
+    """`text` with every table made anew from what there is below `folder`."""
+
+    def made(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{comparison_table(folder / match[2], match[3].split())}\n{match[4]}"
+
+    return _TABLE.sub(made, text)
+
+
+def comparison_table(path: Path, names: list[str]) -> str:
+    """The table of the metrics `names` of the comparison in `path`, and how its numbers came about."""
+    comparison = ComparisonFolder(path).read()
+    results = results_of(comparison, read_runs(path, comparison))
+    metrics = [next(metric for metric in results.metrics if metric.name == name) for name in names]
+    parts = [_by_place(results, metric) for metric in metrics] if results.by_text else [_by_variant(results, metrics)]
+    return "\n\n".join([*parts, _conditions(results)])
+
+
+def _by_variant(results: Results, metrics: list[Metric]) -> str:
+    rows = [[variant, *(_cell(results, variant, metric) for metric in metrics)] for variant in results.estimates]
+    return table([results.comparison.baseline + " and others", *(metric.label for metric in metrics)], rows)
+
+
+def _by_place(results: Results, metric: Metric) -> str:
+    rows = [
+        [
+            str(place),
+            *(_cell(results, line.variants[place], metric) if place in line.variants else "" for line in results.lines),
+        ]
+        for place in results.comparison.order()
+    ]
+    return table([metric.label, *(line.name for line in results.lines)], rows)
+
+
+def _cell(results: Results, variant: str, metric: Metric) -> str:
+    """The mean and the seeds' standard deviation; below it the difference to what the variant is compared with."""
+    found = results.estimates[variant][metric.name]
+    if variant not in results.differences:
+        return f"{metric.value(found.mean)} ± {metric.spread(found.sd)}"
+    of = results.differences[variant][metric.name]
+    difference = metric.difference(of.estimate.mean)
+    stands = of.adjusted is not None and of.adjusted <= _LEVEL
+    difference = f"**{difference}**" if stands else difference
+    return f"{metric.value(found.mean)}; {difference} [{metric.between(of.estimate.low, of.estimate.high)}]"
+
+
+def _conditions(results: Results) -> str:
+    where = {name: ", ".join(values) for name, values in results.environments.items()}
+    days = sorted({run.environment["date"][:10] for run in results.runs.values() if "date" in run.environment})
+    when = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
+    return (
+        f"{overview(results)[0]} After a semicolon: less {results.baseline_in_words}, paired by seed, with its 95 % "
+        f"interval; bold where it stands after Holm's correction over {results.tests} differences. "
+        f"{where.get('processor', '')}, torch {where.get('torch', '')}, {when}."
+    )
+
+
+def main() -> None:
+    for path in map(Path, sys.argv[1:]):
+        path.write_text(fill(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

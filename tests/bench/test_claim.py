@@ -1,0 +1,50 @@
+"""The tables that documents make of the comparisons in results/, beside numbers from the summaries."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bench.claim import RESULTS, fill
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = sorted(
+    path for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if "<!-- comparison:" in path.read_text()
+)
+COMPARISONS = sorted(path.parent for path in RESULTS.rglob("compare.yaml"))
+
+
+def values(folder, variant, stage, number):
+    summaries = sorted((folder / "runs" / variant).glob("*/summary.json"), key=lambda path: int(path.parent.name))
+    return np.array([json.loads(path.read_text())[stage][number] for path in summaries])
+
+
+def test_a_cell_is_what_the_summaries_come_to():
+    pilot = RESULTS / "claim" / "digits-pilot"
+    of, base = (values(pilot, name, "student", "fine_probe") for name in ("weight-0.1-kd+rkd", "plain-kd+rkd"))
+    low, high = stats.ttest_rel(of, base).confidence_interval()
+    text = fill("<!-- comparison: claim/digits-pilot student.fine_probe -->\nWhat was.\n<!-- end -->\n")
+    cells = next(line for line in text.splitlines() if line.startswith("| kd+rkd")).split("|")
+    assert cells[2].strip() == f"{100 * base.mean():.2f} % ± {100 * base.std(ddof=1):.2f}"
+    found = re.fullmatch(r"(\S+) %; \*?\*?\+(\S+?)\*?\*? \[\+(\S+) to \+(\S+)\]", cells[4].strip())
+    expected = [of.mean(), (of - base).mean(), low, high]
+    assert [float(number) for number in found.groups()] == pytest.approx([100 * x for x in expected], abs=0.005)
+    assert "What was." not in text
+    assert fill(text) == text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_a_page_s_tables_are_those_of_the_results(page):
+    text = page.read_text(encoding="utf-8")
+    assert fill(text) == text
+
+
+@pytest.mark.parametrize("folder", COMPARISONS, ids=lambda path: path.name)
+def test_a_page_tells_of_all_runs_that_are_kept(folder):
+    kept = {f"{path.parent.parent.name}/{path.parent.name}" for path in folder.glob("runs/*/*/summary.json")}
+    found = json.loads((folder / "compare.json").read_text())
+    told = {f"{variant}/{seed}" for variant in found["variants"] for seed in found["seeds"]} - set(found["unfinished"])
+    assert kept == told
