@@ -312,11 +312,7 @@ def _asked(
 
     ranks = line_up(group, values, labels=labels, num_classes=num_classes)
     if memory is not None and memory.ranks > 1:
-        if (memory.rank, memory.ranks) != (ranks.rank, ranks.size):
-            raise ValueError(
-                f"memory holds part {memory.rank} of {memory.ranks}; it should hold part {ranks.rank} of {ranks.size}, "
-                "as group divides it"
-            )
+        memory.check_divided_among(ranks)
         ranks.strategy = "owner"
     elif memory is not None and ranks.size > 1 and ranks.strategy == "owner":
         raise ValueError("memory holds all classes; with the strategy 'owner' it should be made with the group")

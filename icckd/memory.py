@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from icckd import backends
+from icckd.compiling import disable
 from icckd.functional import checks
 from icckd.ops.class_memory import class_memory_push
 from icckd.ops.transforms import mapped
@@ -14,6 +15,8 @@ from icckd.ops.values import labels_below, labels_owned
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+    from icckd.exchange import Ranks
 
 _FLOAT8 = torch.float8_e4m3fn
 _LARGEST_CODE = 448.0
@@ -31,10 +34,10 @@ class ClassMemory(nn.Module):
     but `len()`.
 
     With a group each rank holds the classes that it owns, c with c mod ranks = rank, ⌈C / ranks⌉ at most, so what fits
-    grows with the ranks. Rows are pushed where they are owned: a loss leaves those in `icckd.exchange.Ranks.arrived`,
-    and `Ranks.to_owners` sends others. All parts together hold what one process's memory would. Without a group every
-    rank has a memory of its own. Under DistributedDataParallel use broadcast_buffers=False, or keep it out of the
-    wrapped module.
+    grows with the ranks. Rows are kept where they are owned: `push` sends them there if it is given the group, and a
+    loss leaves those that it has moved itself in `icckd.exchange.Ranks.arrived`. All parts together hold what one
+    process's memory would. Without a group every rank has a memory of its own. Under DistributedDataParallel use
+    broadcast_buffers=False, or keep it out of the wrapped module.
 
     torch.float8_e4m3fn (4 significant bits, exponents from −6 to 8) keeps each row x as codes times a scale s of the
     row's own, a power of two, by which the row's largest magnitude lands in (224, 448], just below the largest code; s
@@ -93,18 +96,21 @@ class ClassMemory(nn.Module):
         return _FLOAT8 if self.slots.dtype == torch.uint8 else self.slots.dtype
 
     @torch.no_grad()
-    def push(self, features: Tensor, labels: Tensor) -> None:
+    def push(self, features: Tensor, labels: Tensor, group: "ProcessGroup | Ranks | None" = None) -> None:
         """Store rows, in order, as the newest of their classes.
 
         Args:
             features: (N, D) float. A row with a number that is not finite, or would not be in the memory's dtype, is
                 skipped: one batch that overflowed must not spoil the losses of all that come after it.
-            labels: (N,) integers; rows with a negative label are skipped. With a group they are of classes that this
-                rank owns: push what has come to it, not its own rows (see above).
+            labels: (N,) integers; rows with a negative label are skipped. In a memory that is divided they are of
+                classes that this rank owns, unless `group` is given.
+            group: What the memory is divided among, or an `icckd.exchange.Ranks` of it. All ranks then call this with
+                rows of their own, any number of any classes, which travel to their classes' owners.
 
         Raises:
-            TypeError, ValueError: A wrong type, shape, device or label. A label of C or more, or of a class that
-                another rank owns, is noticed on the CPU only; a GPU skips the row.
+            TypeError, ValueError: A wrong type, shape, device or label, or a group that the memory is not divided
+                among. A label of C or more, or of a class that another rank owns, is noticed on the CPU only; a GPU
+                skips the row.
             RuntimeError: Within torch.vmap; or the memory was made under torch.inference_mode(), and this is outside.
         """
         self._check_changeable()
@@ -113,6 +119,8 @@ class ClassMemory(nn.Module):
         checks.same_device("features", features, "the memory", self.slots)
         checks.same_device("labels", labels, "the memory", self.slots)
         features, labels = features.detach(), labels.long()
+        if group is not None:
+            features, labels = self._to_owners(group, features, labels)
         if self.ranks > 1:
             labels_below("labels", labels, self.num_classes)
             labels_owned("labels", labels, self.rank, self.ranks)
@@ -171,6 +179,22 @@ class ClassMemory(nn.Module):
         for name, buffer in self.named_buffers():
             own = self._by_class(state[name], self.num_classes)[self.rank :: self.ranks]
             self._by_class(buffer, len(self.pushed))[: len(own)].copy_(own)
+
+    def check_divided_among(self, ranks: "Ranks") -> None:
+        """Raise ValueError unless this is the part of the memory that the rank holds, of as many parts as ranks."""
+        if (self.rank, self.ranks) != (ranks.rank, ranks.size):
+            raise ValueError(
+                f"memory holds part {self.rank} of {self.ranks}; it should hold part {ranks.rank} of {ranks.size}, "
+                "as group divides it"
+            )
+
+    @disable
+    def _to_owners(self, group: "ProcessGroup | Ranks", features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        from icckd.exchange import line_up
+
+        ranks = line_up(group, {"features": features}, labels=labels, num_classes=self.num_classes)
+        self.check_divided_among(ranks)
+        return ranks.to_owners(features, labels)
 
     def _by_class(self, buffer: Tensor, classes: int) -> Tensor:
         """What a buffer of so many classes holds of each, (classes, …)."""

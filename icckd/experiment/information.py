@@ -4,8 +4,6 @@ import warnings
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 _STRENGTH = 1.0  # scikit-learn's C: the inverse of the penalty on squared weights.
@@ -54,6 +52,10 @@ def _halves(fine: np.ndarray) -> np.ndarray:
 
 def _cross_entropy(rows: np.ndarray, fine: np.ndarray, others: np.ndarray, other_fine: np.ndarray) -> float:
     """The sum over `others` of −log of the probability that a regression on `rows` gives their fine class."""
+    # Imported here: it takes a second, which most commands have no use for.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     mean, deviation = rows.mean(axis=0), rows.std(axis=0) + _SMALLEST_DEVIATION
     regression = LogisticRegression(C=_STRENGTH, max_iter=_ITERATIONS)
     with warnings.catch_warnings():

@@ -61,7 +61,7 @@ def labels_owned(name: str, labels: Tensor, rank: int, ranks: int) -> None:
     if len(others):
         label = int(others[0])
         raise ValueError(
-            f"{name} holds {label}, a class that rank {label % ranks} owns, not {rank}: give what "
+            f"{name} holds {label}, a class that rank {label % ranks} owns, not {rank}: give the group too, or what "
             "icckd.exchange.Ranks has sent here, its `arrived` or what `to_owners` returns"
         )
 

@@ -1,6 +1,6 @@
 """Which curves the report shows, in which order, and what a reader should know about each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 
 from icckd.methods.intra_class import IntraClass
@@ -12,10 +12,11 @@ from icckd.report.wording import images, unit
 
 @dataclass(frozen=True)
 class Section:
-    """Charts that answer one question."""
+    """Charts that answer one question, and what a reader should know before."""
 
     heading: str
     charts: list[Chart]
+    text: str = ""
 
 
 def sections(results: Results) -> list[Section]:
@@ -23,10 +24,11 @@ def sections(results: Results) -> list[Section]:
     every = [
         Section("Learning curves", _learning(results)),
         Section("Distances within and between classes", _distances(results)),
+        Section("Collapse", _collapse(results), _COLLAPSE),
         Section("Margin and intra-class loss", _anchors(results)),
         Section("Soft labels over training", _soft_labels(results)),
     ]
-    kept = [Section(section.heading, [chart for chart in section.charts if chart.curves]) for section in every]
+    kept = [replace(section, charts=[chart for chart in section.charts if chart.curves]) for section in every]
     return [section for section in kept if section.charts]
 
 
@@ -110,6 +112,44 @@ def _distances(results: Results) -> list[Chart]:
             "Distance ratio",
             "Intra-class / inter-class: the spread within classes relative to that between them.",
             _both(results, "distance_ratio"),
+        ),
+    ]
+
+
+_COLLAPSE = (
+    "A network that is trained long enough may give all training images of a class nearly one answer: their distance "
+    "and the entropy of their soft labels fall towards 0 while the accuracy rises to 100 %, and little is left that a "
+    "student could learn besides the classes. Measured on training images as they are, without augmentation."
+)
+
+
+def _collapse(results: Results) -> list[Chart]:
+    """How far classes have fallen together where the loss could see them, if training images were asked about."""
+    return [
+        Chart(
+            "training-intra-class-distance",
+            "Intra-class distance in training",
+            "Mean cosine distance of two training images of one class: 0 where a class is one point.",
+            _both(results, "training_intra_class_distance"),
+        ),
+        Chart(
+            "training-distance-ratio",
+            "Distance ratio in training",
+            "The same over the distance between classes' mean features.",
+            _both(results, "training_distance_ratio"),
+        ),
+        Chart(
+            "training-entropy",
+            "Soft-label entropy in training",
+            "In nats: 0 where the network is certain of every training image.",
+            _both(results, "training_soft_label_entropy"),
+        ),
+        Chart(
+            "training-accuracy",
+            "Accuracy in training",
+            "Of the same images.",
+            _both(results, "training_accuracy"),
+            percent=True,
         ),
     ]
 

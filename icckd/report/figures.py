@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 # Matplotlib wants real colours: it is given these, and the SVG then gets the variables' names in their place.
-_NAMES = ("teacher", "student", "ink", "faint", "series-1", "series-2", "series-3")
+SERIES = 5  # How many colours a page has for what is compared with a baseline.
+_NAMES = ("teacher", "student", "ink", "faint", *(f"series-{number + 1}" for number in range(SERIES)))
 _COLOURS = {name: f"#{place:06x}" for place, name in enumerate(_NAMES, start=1)}
 _INK, _FAINT = _COLOURS["ink"], _COLOURS["faint"]
 _STYLE: dict[Any, Any] = {

@@ -7,6 +7,7 @@ from icckd.report.class_augmentation import class_augmentation_text
 from icckd.report.disparity import disparity_text
 from icckd.report.federated import federated_text
 from icckd.report.figures import Curve
+from icckd.report.hidden import hidden_text
 from icckd.report.per_class import SHOWN_CLASSES, hardest_first, numbers_of
 from icckd.report.recipe import recipe
 from icckd.report.results import Results
@@ -24,6 +25,7 @@ def markdown_page(results: Results) -> str:
     parts += [_main_numbers(results), "\n".join(f"- {escaped(note)}" for note in notes(results))]
     parts += [
         _curves(results),
+        hidden_text(results),
         disparity_text(results),
         class_augmentation_text(results.class_augmentation),
         federated_text(results.federation),

@@ -6,13 +6,16 @@ from icckd.report.charts import Section, sections
 from icckd.report.class_augmentation import class_augmentation_section
 from icckd.report.disparity import disparity_section
 from icckd.report.federated import federated_section
+from icckd.report.hidden import hidden_section
 from icckd.report.made_images import made_images_section
 from icckd.report.per_class import per_class_section
 from icckd.report.recipe import effective, recipe
 from icckd.report.results import Results
-from icckd.report.shell import figure, header, pairs_table, settings_table, shell
+from icckd.report.shell import figure, header, pairs_table, paragraphs, settings_table, shell
 from icckd.report.soft_labels import soft_label_section
 from icckd.report.wording import findings, formatted, measures, notes, title
+
+_SQUARE = 4  # So many charts stand in two rows of two.
 
 
 def html_page(results: Results) -> str:
@@ -23,6 +26,7 @@ def html_page(results: Results) -> str:
         _notes(results),
         *(_charts(section) for section in sections(results)),
         made_images_section(results.made_images, results.classes),
+        hidden_section(results),
         disparity_section(results),
         soft_label_section(results),
         class_augmentation_section(results.class_augmentation),
@@ -62,7 +66,9 @@ def _notes(results: Results) -> str:
 
 def _charts(section: Section) -> str:
     figures = "\n".join(figure(chart) for chart in section.charts)
-    return f'<section><h2>{html.escape(section.heading)}</h2>\n<div class="grid">\n{figures}\n</div></section>'
+    heading = f"<h2>{html.escape(section.heading)}</h2>\n{paragraphs([section.text] if section.text else [])}"
+    grid = "pair" if len(section.charts) == _SQUARE else "grid"
+    return f'<section>{heading}<div class="{grid}">\n{figures}\n</div></section>'
 
 
 def _settings(results: Results) -> str:

@@ -5,9 +5,9 @@ from typing import Any
 
 from icckd.report.reading import number
 from icckd.report.results import Results
-from icckd.report.shell import shown
 from icckd.report.wording import data_name, unit
 from icckd.settings import Settings, flat
+from icckd.settings.names import shown
 
 # How steps are computed, where a setting says so.
 _WAYS = {

@@ -9,6 +9,7 @@ from typing import Any
 from icckd.report.figures import Chart, line_chart
 from icckd.report.style import STYLE
 from icckd.settings import Settings, flat
+from icckd.settings.names import shown
 
 _SECURITY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -86,13 +87,6 @@ def pairs_table(caption: str, pairs: Iterable[tuple[str, str]]) -> str:
     if not rows:
         return ""
     return f'<table class="pairs"><caption>{caption}</caption>\n<tbody>\n{rows}\n</tbody></table>'
-
-
-def shown(value: Any) -> str:
-    """A setting's value as YAML has it."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _description(chart: Chart) -> str:

@@ -6,12 +6,14 @@ STYLE = """
   --page: #ffffff; --ink: #1d2330; --quiet: #586174; --faint: #dfe3ea; --panel: #f5f7fa;
   --teacher: #0b66b5; --student: #c4510a;
   --series-1: #0b66b5; --series-2: #c4510a; --series-3: #007f5c;
+  --series-4: #8a4fc9; --series-5: #b3235f;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #14171d; --ink: #e6e9ef; --quiet: #a3acbb; --faint: #333a46; --panel: #1d222b;
     --teacher: #6cb6ff; --student: #ffa657;
     --series-1: #6cb6ff; --series-2: #ffa657; --series-3: #4fd1a5;
+    --series-4: #c8a2ff; --series-5: #ff8fb5;
   }
 }
 * { box-sizing: border-box; stroke-linejoin: round; }
@@ -68,6 +70,8 @@ figcaption { font-size: 0.85rem; }
 .classes thead th { vertical-align: bottom; }
 .classes thead th:first-child { overflow-wrap: normal; }
 .classes thead .number { white-space: normal; }
+.hidden th:first-child { width: 38%; }
+.hidden td .scale { font-size: 0.8rem; }
 .track { position: relative; display: block; height: 1.2rem; margin: 0 0.5rem; min-width: 5rem;
   background: linear-gradient(var(--faint), var(--faint)) center / 100% 1px no-repeat; }
 .dot { position: absolute; top: 0.25rem; width: 0.7rem; height: 0.7rem; margin-left: -0.35rem; }
@@ -99,6 +103,18 @@ summary { cursor: pointer; font-weight: 600; }
 .series-1 { color: var(--series-1); }
 .series-2 { color: var(--series-2); }
 .series-3 { color: var(--series-3); }
+.series-4 { color: var(--series-4); }
+.series-5 { color: var(--series-5); }
+.every { font-size: 0.9rem; margin: 0.5rem 0 1rem; }
+.every th, .every td { padding: 0.12rem 0.7rem 0.12rem 0; }
+.every thead .number { white-space: normal; vertical-align: bottom; min-width: 5.5rem; }
+.every th[scope=row] { font-weight: 400; white-space: nowrap; }
+.groups .interval { margin: 0.35rem 0; }
+.groups th { font-weight: 400; vertical-align: middle; }
+.groups th:first-child, .groups td:first-child { width: 30%; }
+.legend { display: flex; flex-wrap: wrap; gap: 0.1rem 1.2rem; padding: 0; margin: 0.5rem 0; list-style: none;
+  font-size: 0.9rem; }
+.legend li::before { content: "●"; margin-right: 0.35rem; }
 .scroll { overflow-x: auto; }
 .runs { font-size: 0.9rem; }
 a { color: var(--teacher); }
@@ -117,7 +133,8 @@ a { color: var(--teacher); }
 @media print {
   :root { --page: #fff; --ink: #000; --quiet: #444; --faint: #ccc; --panel: #fff;
     --teacher: #0b66b5; --student: #c4510a;
-    --series-1: #0b66b5; --series-2: #c4510a; --series-3: #007f5c; }
+    --series-1: #0b66b5; --series-2: #c4510a; --series-3: #007f5c;
+    --series-4: #8a4fc9; --series-5: #b3235f; }
   html { font-size: 11px; }
   h2, h3 { break-after: avoid; }
   .intervals { break-inside: avoid; }

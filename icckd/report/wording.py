@@ -86,12 +86,16 @@ def measures(results: Results) -> list[Measure]:
             percent,
         ),
         *_measured(_ROBUST_MEASURES, results),
-        *_measured(_FINE_MEASURES, results),
-        *_measured(_TAUGHT_MEASURES, results),
+        *(() if has_fine_numbers(results) else _measured(_TAUGHT_MEASURES, results)),
         *_measured(_TRAINING_MEASURES, results),
         Measure("parameters", "Parameters", "trained numbers in the network", lambda value: f"{value:,.0f}"),
         Measure("seconds", "Training time", "evaluation after each epoch included", duration),
     ]
+
+
+def has_fine_numbers(results: Results) -> bool:
+    """Were networks asked about finer classes than theirs? A section of its own then has what they said."""
+    return any(key.startswith("fine_") for stage in results.stages.values() for key in stage.measures)
 
 
 def _measured(several: tuple[Measure, ...], results: Results) -> tuple[Measure, ...]:
@@ -106,26 +110,6 @@ _ROBUST_MEASURES = (
         "robust_accuracy_spread",
         "Spread of classes, attacked",
         "standard deviation of robust accuracies over the mean",
-        decimal,
-    ),
-)
-_FINE_MEASURES = (
-    Measure(
-        "fine_probe",
-        "Fine classes in features",
-        "told within the true coarse class by a ridge regression on features",
-        percent,
-    ),
-    Measure(
-        "fine_probe_soft_labels",
-        "Fine classes in soft labels",
-        "likewise from the logarithms of the probabilities at temperature 4",
-        percent,
-    ),
-    Measure(
-        "fine_information_soft_labels",
-        "What soft labels tell",
-        "nats at least, of the fine class given the coarse one, over the training images; 0: nothing",
         decimal,
     ),
 )

@@ -14,7 +14,7 @@ import yaml
 
 from icckd.errors import UserError
 from icckd.settings.definition import STAGES, Settings
-from icckd.settings.names import flat, refuse_renamed
+from icckd.settings.names import flat, refuse_renamed, shown
 from icckd.settings.resolution import settings_from
 
 _KEYS = ("base", "variants", "baseline", "against", "seeds", "metrics", "smallest_difference")
@@ -24,6 +24,9 @@ _METRIC = re.compile(rf"({'|'.join(STAGES)})\.[a-z][a-z0-9_]*")
 _NAME = re.compile(r"[A-Za-z0-9._+=-]{1,100}")
 # What is one for all runs of a comparison.
 _SHARED = ("device",)
+
+# Where a variant lies on what the metrics are drawn against: at a number, or in the group of a text.
+Place = float | str
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ class Comparison:
         seeds: The seeds that every variant runs with.
         metrics: Numbers of summary.json by dotted name, "student.test_accuracy".
         smallest_difference: By metric, the smallest difference that would interest; those not given are not in it.
-        against: A setting that the metrics are drawn against. Variants that differ in nothing else are one line, and a
-            variant is compared with that of the baseline's line at the same value.
+        against: A setting of numbers or texts that the metrics are drawn against. Variants that differ in nothing else
+            are one line, and a variant is compared with that of the baseline's line at the same value.
     """
 
     variants: dict[str, Settings]
@@ -64,24 +67,45 @@ class Comparison:
         names = [name for name in first if len({repr(of[name]) for of in values.values()}) > 1]
         return {variant: {name: of[name] for name in names} for variant, of in values.items()}
 
-    def lines(self) -> list[dict[float, str]]:
-        """The variants of each line by their value of `against`, the baseline's line first; none without `against`."""
+    def places(self) -> dict[str, Place]:
+        """Where each variant lies on `against`, in the order of the file: at numbers if all have one, else at texts."""
+        values = {variant: settings[str(self.against)] for variant, settings in self.differing().items()}
+        numbers = {variant: place_of(value) for variant, value in values.items()}
+        known = {variant: place for variant, place in numbers.items() if place is not None}
+        return (
+            dict(known) if len(known) == len(values) else {variant: shown(value) for variant, value in values.items()}
+        )
+
+    def order(self) -> list[Place]:
+        """The places that there are: numbers by size, texts in the order of the file."""
+        order = list(dict.fromkeys(self.places().values()))
+        return order if any(isinstance(place, str) for place in order) else sorted(order, key=float)
+
+    def lines(self) -> list[dict[Place, str]]:
+        """The variants of each line by their value of `against`, the baseline's line first; none without `against`.
+
+        With texts, settings that agree wherever the text does, as those of a method that it names, are no other
+        difference.
+        """
         if self.against is None:
             return []
-        found: dict[str, dict[float, str]] = {}
+        places, order, own = self.places(), self.order(), {self.against}
+        if any(isinstance(place, str) for place in order):
+            own |= _going_with(places, self.differing())
+        found: dict[str, dict[Place, str]] = {}
         for variant, settings in self.differing().items():
-            others = repr({name: value for name, value in settings.items() if name != self.against})
-            found.setdefault(others, {})[place_of(settings[self.against]) or 0.0] = variant
+            others = repr({name: value for name, value in settings.items() if name not in own})
+            found.setdefault(others, {})[places[variant]] = variant
         ordered = sorted(found.values(), key=lambda line: self.baseline not in line.values())
-        return [dict(sorted(line.items())) for line in ordered]
+        return [dict(sorted(line.items(), key=lambda of: order.index(of[0]))) for line in ordered]
 
-    def baseline_of(self, variant: str) -> str:
-        """What `variant` is compared with: itself where it is the baseline, or one of the baseline's line."""
+    def baselines(self) -> dict[str, str]:
+        """What each variant is compared with: itself where it is the baseline, or one of the baseline's line."""
         lines = self.lines()
         if len(lines) < 2:
-            return self.baseline
-        places = (place for line in lines for place, name in line.items() if name == variant)
-        return next((lines[0].get(place, self.baseline) for place in places), self.baseline)
+            return dict.fromkeys(self.variants, self.baseline)
+        found = {name: lines[0].get(place, self.baseline) for line in lines for place, name in line.items()}
+        return {variant: found[variant] for variant in self.variants}
 
     def definition(self) -> dict[str, Any]:
         """What `comparison_from` makes this comparison of again: every setting, as dicts, lists and plain values."""
@@ -179,19 +203,25 @@ def place_of(value: Any) -> float | None:
     return None
 
 
+def _going_with(places: Mapping[str, Place], differing: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """The settings whose values are known where the variant's place is."""
+
+    def pairs(name: str) -> set[tuple[Place, str]]:
+        return {(places[variant], repr(settings[name])) for variant, settings in differing.items()}
+
+    values = set(places.values())
+    return {name for settings in differing.values() for name in settings if len(pairs(name)) == len(values)}
+
+
 def _check_against(comparison: Comparison, source: str) -> None:
     against = comparison.against
     if against is None:
         return
-    for variant, settings in comparison.differing().items():
+    for settings in comparison.differing().values():
         if not isinstance(against, str) or against not in settings:
             raise UserError(
                 f"{source}: against is {against!r}; it should be a setting in which the variants differ: "
                 f"{', '.join(settings) or 'there is none'}"
-            )
-        if place_of(settings[against]) is None:
-            raise UserError(
-                f"{source}: against is {against}, which is {settings[against]!r} in {variant}; it should be a number"
             )
     if sum(map(len, comparison.lines())) < len(comparison.variants):
         raise UserError(f"{source}: against is {against}, but two variants of one line have the same value of it")

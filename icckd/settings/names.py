@@ -36,6 +36,13 @@ def nested(values: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def shown(value: Any) -> str:
+    """A setting's value as YAML has it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def refuse_renamed(values: dict[str, Any], file: str = "") -> None:
     """Raise UserError, saying the new name, where a setting in `values` (of `file`) has that of an earlier version."""
     for name in flat(values):

@@ -26,7 +26,10 @@ def check_a_memory_in_parts_is_one(here, dtype):
         assert ranks.strategy == "owner"
         # Autograd is done with what arrived before it is pushed.
         loss.backward()
-        part.push(*(ranks.to_owners(anchor, own_labels) if step == 1 else ranks.arrived))
+        if step == 0:
+            part.push(*ranks.arrived)
+        else:
+            part.push(anchor, own_labels, group=here.group if step == 1 else ranks)
         single.push(rows.anchor, rows.labels)
         check_whole(here, part, single)
     rows_of, labels = single.tensors()
@@ -64,7 +67,9 @@ def check_its_rows_are_negatives_of_all_ranks(here, part, single):
 def check_rows_of_others_are_refused(here):
     part = ClassMemory(CLASSES, CAPACITY, DIM, group=here.group)
     other = 0 if here.rank else 1
-    with pytest.raises(ValueError, match=f"labels holds {other}, a class that rank {other} owns, not {here.rank}"):
+    with pytest.raises(
+        ValueError, match=f"labels holds {other}, a class that rank {other} owns, not {here.rank}: give the group"
+    ):
         part.push(torch.ones(CLASSES, DIM), torch.arange(CLASSES))
     assert len(part) == 0
     own = torch.arange(here.rank, CLASSES, here.size)
@@ -73,6 +78,10 @@ def check_rows_of_others_are_refused(here):
     assert len(part) == len(range(here.rank, CLASSES, here.size))
     with pytest.raises(ValueError, match=f"labels reach {CLASSES}; they should be below num_classes = {CLASSES}"):
         part.push(torch.ones(1, DIM), torch.tensor([CLASSES]))
+    with pytest.raises(ValueError, match=f"labels reach {CLASSES}; they should be below num_classes = {CLASSES}"):
+        part.push(torch.ones(1, DIM), torch.tensor([CLASSES]), group=here.group)
+    with pytest.raises(ValueError, match=f"memory holds part 0 of 1; it should hold part {here.rank} of {here.size}"):
+        ClassMemory(CLASSES, CAPACITY, DIM).push(torch.ones(1, DIM), torch.tensor([0]), group=here.group)
     held = part.tensors()[0]
     assert memory_bytes(CLASSES, CAPACITY, DIM, torch.float32, here.size) == held.numel() * held.element_size()
 

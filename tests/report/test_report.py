@@ -46,8 +46,24 @@ def test_probes_of_fine_classes_are_shown_where_there_are_any(run):
     page, markdown = report(run)
     for text in (Page(page).text, markdown):
         for shown in ("Fine classes in features", "76.54 %", "Fine classes in soft labels", "43.21 %"):
-            assert shown in text
+            assert text.count(shown) == 1
         assert "4 coarse classes, which are made of 12 fine ones" in text
+
+
+def test_collapse_is_drawn_where_training_images_were_asked_about(run):
+    assert all("Collapse" not in text for text in report(run))
+    names = ("intra_class_distance", "distance_ratio", "soft_label_entropy", "accuracy")
+    for place, record in enumerate(run.metrics):
+        record |= {f"training_{name}": 0.1 * place + 0.01 * number for number, name in enumerate(names)}
+    run.write()
+    page, markdown = report(run)
+    section = page.split("<h2>Collapse</h2>")[1].split("</section>")[0]
+    labels = [svg["aria-label"] for svg in Page(section).all("svg")]
+    assert len(labels) == 4
+    assert labels[1] == (
+        "Distance ratio in training: teacher 0.01 at epoch 1, 0.21 at epoch 3; student 0.31 at epoch 1, 0.51 at epoch 3"
+    )
+    assert "Soft-label entropy in training" in markdown
 
 
 def test_an_attack_is_shown_with_what_it_left_of_each_class(run):

@@ -1,6 +1,7 @@
 """The definition of a comparison: what may stand in its file, and what is said of what may not."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -159,9 +160,45 @@ def test_against_is_a_setting_in_which_the_variants_differ():
     ):
         with pytest.raises(UserError, match=words):
             comparison_from({**values, "against": against}, "test")
-    variants |= {"words": {"data.train_fraction": 0.5, "data.name": "fashion-mnist"}}
-    with pytest.raises(UserError, match=r"against is data\.name, which is 'digits' in noise-0\.5; it should be a"):
-        comparison_from({**values, "against": "data.name"}, "test")
+    variants |= {"again": {"data.train_fraction": 0.5}}
+    with pytest.raises(UserError, match="two variants of one line have the same value of it"):
+        comparison_from(values, "test")
+
+
+def test_against_texts_lines_are_in_the_order_of_the_file():
+    methods = ("kd+rkd", "kd", "kd+crd", "none")
+    own = {"kd+crd": {"student.loss.crd.weight": 0.5}}
+    variants = {
+        f"{teacher}-{method}": {"teacher.loss.weight": weight, "student.loss.method": method, **own.get(method, {})}
+        for teacher, weight, of in (("intra", 0.1, methods[:3]), ("plain", 0, methods), ("strong", 0.5, methods[1:]))
+        for method in of
+    }
+    values = {"variants": variants, "baseline": "plain-kd", "seeds": [0], "against": "student.loss.method"}
+    comparison = comparison_from(values, "test")
+    # What goes with a method, as crd's weight, is no difference between lines.
+    assert [list(line.items()) for line in comparison.lines()] == [
+        [(method, f"{teacher}-{method}") for method in of]
+        for teacher, of in (("plain", methods), ("intra", methods[:3]), ("strong", methods[1:]))
+    ]
+    expected = {name: re.sub("intra|strong", "plain", name) for name in variants}
+    assert comparison.baselines() == expected
+    assert comparison_from(comparison.definition(), "test") == comparison
+    assert comparison.order() == ["kd+rkd", "kd", "kd+crd", "none"]
+    del variants["plain-kd+rkd"]
+    assert comparison_from(values, "test").baselines() == {
+        **{name: baseline for name, baseline in expected.items() if name in variants},
+        "intra-kd+rkd": "plain-kd",
+    }
+
+
+def test_values_of_which_one_is_no_number_are_texts():
+    shares = ([0.5, 1.0], None, [1.0, 1.0])
+    variants = {f"v{i}": {"data.augmentation.resized_crop": share} for i, share in enumerate(shares)}
+    values = {"variants": variants, "baseline": "v0", "seeds": [0], "against": "data.augmentation.resized_crop"}
+    assert list(comparison_from(values, "test").lines()[0]) == [0.0, 0.5, 1.0]
+    variants = {f"v{i}": {"data.augmentation.flip": flip} for i, flip in enumerate((True, None, False))}
+    values |= {"variants": variants, "against": "data.augmentation.flip"}
+    assert list(comparison_from(values, "test").lines()[0]) == ["true", "null", "false"]
 
 
 def test_a_value_s_place_is_its_number():

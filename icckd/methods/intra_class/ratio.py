@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-4, 10.0
 # What a class's next image leaves of the weights of earlier ones: as good as the mean of 63 images.
 _KEPT = 1 - 1 / 32
-# How far the logarithm of the weight moves in an epoch for each unit of the error, itself in [−1, 1], and how far
-# against each unit that the logarithm of the ratio has moved.
-_RATE, _DAMPING = 0.6, 1.0
+# How far the logarithm of the level moves in an epoch for each unit of the error, and how far that of the weight is
+# from that of the level.
+_RATE, _GAIN = 1.0, 8.0
 # A ratio of collapsed classes is taken for this.
 _SMALLEST_RATIO = 1e-4
 
@@ -33,17 +33,19 @@ class RatioControl(nn.Module):
         inter = 1 − (|Σ v_c|² − Σ |v_c|²) / (C (C − 1))
 
     over the classes that have been met twice. The corrections by q make both free of how few images were seen. Then,
-    with r the ratio after this step, r' that after the step before, and B/N the share of the training images in it,
+    with e = log R − log(intra / inter) in [−1, 1], a level l and the share B/N of the training images in this step,
 
-        log λ ← log λ + 0.6 B/N · (log R − log r) − (log r − log r'),  both differences in [−1, 1] and λ in [1e-4, 10],
+        log l ← log l + B/N · e,    log λ = log l + 8 e,    l and λ in [1e-4, 10],
 
-    where the step was taken and had an anchor: without one λ has no effect. The first term goes on until the ratio is
-    R; the second damps, as features follow λ late. All is this project's choice.
+    where the step was taken and had an anchor: without one λ has no effect. A spread once lost or gained is kept for
+    long, which is why λ answers the error at once, and the level, which takes the rest of it away, moves slowly. All is
+    this project's choice.
 
     The buffers are all that it remembers; `ratio` is 0 as long as there is no estimate. `images`, N, is to be set.
     """
 
     weight: Tensor
+    level: Tensor
     ratio: Tensor
     sums: Tensor
     counts: Tensor
@@ -54,6 +56,7 @@ class RatioControl(nn.Module):
         self.target = target
         self.images: int | None = None
         self.register_buffer("weight", torch.tensor(weight, dtype=torch.float32))
+        self.register_buffer("level", torch.tensor(weight, dtype=torch.float32))
         self.register_buffer("ratio", torch.zeros(()))
         self.register_buffer("sums", torch.zeros(classes, dim))
         self.register_buffer("counts", torch.zeros(classes, 1))
@@ -86,15 +89,19 @@ class RatioControl(nn.Module):
         counts = kept * self.counts + new
         squares = kept.square() * self.squares + new
         ratio, known = _distance_ratio(sums, counts, squares)
-        before = torch.where(self.ratio > 0, self.ratio, ratio)
         error = (math.log(self.target) - ratio.log()).clamp(-1, 1)
-        rise = (ratio.log() - before.log()).clamp(-1, 1)
         rate = _RATE * (len(labels) if ranks is None else sum(ranks.counts)) / self.images
-        moved = (self.weight * (rate * error - _DAMPING * rise).exp()).clamp(SMALLEST_WEIGHT, LARGEST_WEIGHT)
-        self.weight.copy_(torch.where(taken & known & (active > 0), moved, self.weight))
+        level = _within_bounds(self.level * (rate * error).exp())
+        moves = taken & known & (active > 0)
+        self.level.copy_(torch.where(moves, level, self.level))
+        self.weight.copy_(torch.where(moves, _within_bounds(level * (_GAIN * error).exp()), self.weight))
         self.ratio.copy_(torch.where(taken & known, ratio, self.ratio))
         for buffer, value in ((self.sums, sums), (self.counts, counts), (self.squares, squares)):
             buffer.copy_(torch.where(taken, value, buffer))
+
+
+def _within_bounds(weight: Tensor) -> Tensor:
+    return weight.clamp(SMALLEST_WEIGHT, LARGEST_WEIGHT)
 
 
 def _distance_ratio(sums: Tensor, counts: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:

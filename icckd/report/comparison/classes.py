@@ -12,6 +12,7 @@ from icckd.report.comparison.statistics import LEVEL, Estimate, paired
 
 _SHOWN = 6  # Of the gains and of the losses each; the others are folded away.
 _FEW = 15
+_UNFOLDED = 4  # Variants; of more each is folded away.
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,7 @@ class ClassDifference:
 def class_differences(results: Results, variant: str) -> list[ClassDifference]:
     """Every class with two pairs of runs or more, the largest gain first."""
     stage = _stage(results)
-    ours, base = (
-        _accuracies(results.runs_of(name), stage) for name in (variant, results.comparison.baseline_of(variant))
-    )
+    ours, base = (_accuracies(results.runs_of(name), stage) for name in (variant, results.baseline_of[variant]))
     counts = {len(values) for of in (ours, base) for values in of.values()}
     if len(counts) != 1:
         return []
@@ -61,10 +60,13 @@ def _variant(results: Results, variant: str, rows: list[ClassDifference]) -> str
     axis = axis_of([of.estimate for of in gains + losses], zero=True)
     colour = looks(results)[variant].colour
     tables = "".join(_table(part, axis, metric, colour) for part in (gains, losses) if part)
-    section = f'<h3 class="{colour}">{html.escape(variant)}</h3>\n<p>{text}</p>\n<div class="pair">{tables}</div>'
+    section = f'<p>{text}</p>\n<div class="pair">{tables}</div>'
     if others:
         section += f"\n<details><summary>The other {len(others)} classes</summary>\n{_folded(others, metric)}</details>"
-    return section
+    name = f'<span class="{colour}">{html.escape(variant)}</span>'
+    if len(results.others) > _UNFOLDED:
+        return f"<details><summary>{name}</summary>\n{section}</details>"
+    return f"<h3>{name}</h3>\n{section}"
 
 
 def _parts(rows: list[ClassDifference]) -> tuple[list[ClassDifference], list[ClassDifference], list[ClassDifference]]:

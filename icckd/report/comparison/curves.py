@@ -7,11 +7,12 @@ from icckd.report.comparison.metrics import Metric, metric_of
 from icckd.report.comparison.results import Results
 from icckd.report.comparison.runs import Run
 from icckd.report.comparison.statistics import Estimate, estimate, paired
-from icckd.report.figures import Chart, Curve
+from icckd.report.figures import SERIES, Chart, Curve
 from icckd.report.shell import figure
 
 # A chart shows the baseline and so many others: each has a line style and a colour of its own.
 _TOGETHER = 3
+_UNFOLDED = 12  # Charts; more are folded away.
 _STYLES = ("-", "-.", ":")
 _BASELINE = ("ink", "--")
 
@@ -27,22 +28,30 @@ class Look:
 
 
 def looks(results: Results) -> dict[str, Look]:
-    """By variant."""
-    others = {
-        variant: Look(f"series-{place % _TOGETHER + 1}", _STYLES[place % _TOGETHER])
-        for place, variant in enumerate(results.others)
-    }
-    return {**dict.fromkeys(results.baselines, Look(*_BASELINE)), **others}
+    """By variant. One line has one colour; where there are none, variants have them by turns."""
+    found = dict.fromkeys(results.baselines, Look(*_BASELINE))
+    line_of = {variant: number for number, line in enumerate(results.lines) for variant in line.variants.values()}
+    for place, variant in enumerate(results.others):
+        colour = series(line_of[variant]) if len(results.lines) > 1 else f"series-{place % _TOGETHER + 1}"
+        found[variant] = Look(colour, _STYLES[place % _TOGETHER])
+    return found
+
+
+def series(line: int) -> str:
+    """The colour of a line by its number; the baseline's is 0."""
+    return f"series-{(line - 1) % SERIES + 1}" if line else _BASELINE[0]
 
 
 def learning_curves(results: Results) -> str:
     """The section as HTML, empty where no run has a record of its epochs."""
-    figures = "\n".join(figure(chart) for metric in _followed(results) for chart in charts(results, metric))
+    figures = [figure(chart) for metric in _followed(results) for chart in charts(results, metric)]
     if not figures:
         return ""
     text = "Lines are means of the seeds, bands reach from the lowest to the highest seed."
-    heading = f'<h2>Learning curves</h2>\n<p class="quiet">{text}</p>'
-    return f'<section>{heading}\n<div class="pair">\n{figures}\n</div></section>'
+    pairs = '<div class="pair">\n' + "\n".join(figures) + "\n</div>"
+    if len(figures) > _UNFOLDED:
+        pairs = f"<details><summary>All {len(figures)} charts</summary>\n{pairs}</details>"
+    return f'<section><h2>Learning curves</h2>\n<p class="quiet">{text}</p>\n{pairs}</section>'
 
 
 def _followed(results: Results) -> list[Metric]:
@@ -70,7 +79,7 @@ def _together(results: Results) -> list[list[str]]:
     """The variants of each chart, their baseline first."""
     charts = []
     for baseline in results.baselines:
-        others = [name for name in results.others if results.comparison.baseline_of(name) == baseline]
+        others = [name for name in results.others if results.baseline_of[name] == baseline]
         starts = range(0, max(len(others), 1), _TOGETHER)
         charts += [[baseline, *others[start : start + _TOGETHER]] for start in starts]
     return charts

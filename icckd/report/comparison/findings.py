@@ -11,6 +11,7 @@ from icckd.report.wording import UNKNOWN
 _SIGNIFICANT = 1 - LEVEL
 _NAMED_RUNS = 5
 _NAMED_VARIANTS = 3
+_NAMED = 5  # Of lines, and of variants of which one verdict holds.
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,13 @@ class Finding:
 
 def title(results: Results) -> str:
     comparison, others = results.comparison, results.others
-    data = sorted({settings.data.shown_name for settings in comparison.variants.values()})
+    data = " and ".join(sorted({settings.data.shown_name for settings in comparison.variants.values()}))
+    if len(results.baselines) > 1:
+        own, *lines = [line.name for line in results.lines]
+        who = listed(lines) if len(lines) <= _NAMED else f"{len(lines)} lines of variants"
+        return f"{who} against {own} by {comparison.against} on {data}"
     who = ", ".join(others) if len(others) <= _NAMED_VARIANTS else f"{len(others)} variants"
-    against = f"{who} against {', '.join(results.baselines)}" if others else f"{comparison.baseline} alone"
-    return f"{against} on {' and '.join(data)}"
+    return f"{who} against {comparison.baseline} on {data}" if others else f"{comparison.baseline} alone on {data}"
 
 
 def overview(results: Results) -> list[str]:
@@ -36,25 +40,52 @@ def overview(results: Results) -> list[str]:
 
 
 def at_a_glance(results: Results, metric: Metric) -> str:
-    """Which variants are higher, lower, or not told apart, and how many seeds would be enough, in a line or two."""
-    by_verdict: dict[str, list[str]] = {}
+    """Which variants are higher, lower, or not told apart, and how many seeds would be enough, in a line or two.
+
+    Of many that are apart those with the largest differences are named, of others how many there are.
+    """
+    verdicts: dict[tuple[int, str], list[str]] = {}
     for variant, of in results.differences.items():
-        difference = of[metric.name]
-        found = _finding(variant, metric, difference, results)
-        apart = difference.p is not None and difference.p <= _SIGNIFICANT
-        size = f" ({metric.difference(difference.estimate.mean)} {metric.unit}".rstrip() + ")" if apart else ""
-        hint = apart and (difference.adjusted or 0.0) > _SIGNIFICANT
-        verdict = found.verdict + (", though not after Holm's correction" if hint else "")
-        by_verdict.setdefault(verdict, []).append(f"{variant}{size}")
-    sentences = [f"{verdict}: {listed(variants)}" for verdict, variants in by_verdict.items()]
+        apart, hint = is_apart(of[metric.name]), is_hint(of[metric.name])
+        baseline = results.baseline_of[variant] if len(results.baselines) == 1 else "their baselines"
+        verdict = _finding(variant, metric, of[metric.name], baseline, results.tests).verdict
+        verdict += ", though not after Holm's correction" if hint else ""
+        verdicts.setdefault((2 - apart - (apart and not hint), verdict), []).append(variant)
+    sentences = [
+        f"{verdict}: {_counted(variants) if doubt == 2 else _sized(variants, results, metric)}"
+        for (doubt, verdict), variants in sorted(verdicts.items(), key=lambda of: of[0][0])
+    ]
     return f"{'; '.join(sentences)}.{_at_least(results, metric)}"
+
+
+def is_apart(difference: Difference) -> bool:
+    """Does its p say that it is not chance?"""
+    return difference.p is not None and difference.p <= _SIGNIFICANT
+
+
+def is_hint(difference: Difference) -> bool:
+    """Does it say so, but no longer after Holm's correction?"""
+    return is_apart(difference) and (difference.adjusted or 0.0) > _SIGNIFICANT
+
+
+def _counted(variants: list[str]) -> str:
+    return listed(variants) if len(variants) <= _NAMED else f"{len(variants)} variants"
+
+
+def _sized(variants: list[str], results: Results, metric: Metric) -> str:
+    """The variants with their differences: where they are many, the largest ones."""
+    means = {variant: results.differences[variant][metric.name].estimate.mean or 0.0 for variant in variants}
+    named = sorted(variants, key=lambda variant: -abs(means[variant]))[:_NAMED]
+    sizes = {variant: f"{metric.difference(means[variant])} {metric.unit}".rstrip() for variant in means}
+    shown = [f"{variant} ({sizes[variant]})" for variant in variants if variant in named]
+    return listed(shown + ([f"{len(variants) - len(named)} more"] if len(variants) > len(named) else []))
 
 
 def findings(results: Results, metric: Metric) -> list[Finding]:
     """What holds for every variant but the baseline; those of which the same holds are one finding."""
     found: dict[tuple[str, str], list[str]] = {}
     for variant, of in results.differences.items():
-        finding = _finding(variant, metric, of[metric.name], results)
+        finding = _finding(variant, metric, of[metric.name], results.baseline_of[variant], results.tests)
         found.setdefault((finding.verdict, finding.reasons), []).append(variant)
     return [Finding(tuple(variants), *said) for said, variants in found.items()]
 
@@ -123,8 +154,8 @@ def _several(results: Results) -> str:
     )
 
 
-def _finding(variant: str, metric: Metric, difference: Difference, results: Results) -> Finding:
-    baseline, found = results.comparison.baseline_of(variant), difference.estimate
+def _finding(variant: str, metric: Metric, difference: Difference, baseline: str, tests: int) -> Finding:
+    found = difference.estimate
     if found.mean is None or found.low is None or found.high is None:
         shared = "no finished pair of runs has" if found.n == 0 else "only one finished pair of runs has"
         reasons = f": {shared} this value, and an interval needs at least two."
@@ -137,8 +168,8 @@ def _finding(variant: str, metric: Metric, difference: Difference, results: Resu
     direction = "higher" if found.mean > 0 else "lower"
     interval = f"95 % interval {metric.between(found.low, found.high)} {metric.unit}".rstrip()
     numbers = f"{interval}, {_equals(difference.p)}, {found.n} pairs"
-    if difference.p <= _SIGNIFICANT:
-        reasons = f" by {metric.size(found.mean)} ({numbers}){_corrected(difference, results.tests)}"
+    if is_apart(difference):
+        reasons = f" by {metric.size(found.mean)} ({numbers}){_corrected(difference, tests)}"
         return Finding((variant,), f"{direction} than {baseline}", reasons)
     reasons = (
         f": {metric.difference(found.mean)} ({numbers}). The interval rules out more than {metric.size(found.high)} "
@@ -164,7 +195,7 @@ def _equals(p: float) -> str:
 def _corrected(difference: Difference, tests: int) -> str:
     if difference.adjusted is None or tests < 2:
         return "."
-    if difference.adjusted <= _SIGNIFICANT:
+    if not is_hint(difference):
         return f". It stands after Holm's correction ({_equals(difference.adjusted)})."
     return (
         f". It does not stand after Holm's correction ({_equals(difference.adjusted)}): a hint that further seeds "

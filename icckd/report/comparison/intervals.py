@@ -11,6 +11,7 @@ from icckd.report.comparison.statistics import Estimate
 _MARGIN = 0.08  # Of the axis, free on either side, so that labels and dots have room.
 _SMALLEST_SPAN = 0.02  # Where there is nothing but zeros.
 _WIDEST = 1.5  # An interval of two or three seeds may be endless: beyond so many spans of the values it is cut off.
+_GROUP_REM = 1.0  # How high a row is that shows no seeds.
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,31 @@ def interval_row(axis: Axis, of: Estimate, colour: str, description: str) -> str
     if axis.zero:
         marks.append(_vertical(axis, 0.0, "zero"))
     marks += [f'<circle class="seed" cx="{axis.place(value)}" cy="35%" r="3"/>' for value in of.values.values()]
-    if of.low is not None and of.high is not None:
-        ends = f'x1="{axis.place(of.low)}" x2="{axis.place(of.high)}"'
-        marks.append(f'<line class="range" {ends} y1="62%" y2="62%"/>')
-    if of.mean is not None:
-        marks.append(f'<circle class="mean" cx="{axis.place(of.mean)}" cy="62%" r="4.5"/>')
+    marks += _mean(axis, of, "62%")
     label = html.escape(description)
     return f'<svg class="interval {colour}" role="img" aria-label="{label}">{"".join(marks)}</svg>'
+
+
+def interval_group(axis: Axis, several: Sequence[tuple[Estimate, str]], description: str) -> str:
+    """Means and intervals without their seeds, each in its colour, one below the other."""
+    marks = [_vertical(axis, tick, "tick") for tick in axis.ticks]
+    for number, (of, colour) in enumerate(several):
+        height = f"{100 * (number + 0.5) / len(several):.1f}%"
+        marks.append(f'<g class="{colour}">{"".join(_mean(axis, of, height))}</g>')
+    style = f"height: {_GROUP_REM * len(several):.2f}rem"
+    label = html.escape(description)
+    return f'<svg class="interval" style="{style}" role="img" aria-label="{label}">{"".join(marks)}</svg>'
+
+
+def _mean(axis: Axis, of: Estimate, height: str) -> list[str]:
+    """The mean and its interval, as far as there are any."""
+    marks = []
+    if of.low is not None and of.high is not None:
+        ends = f'x1="{axis.place(of.low)}" x2="{axis.place(of.high)}"'
+        marks.append(f'<line class="range" {ends} y1="{height}" y2="{height}"/>')
+    if of.mean is not None:
+        marks.append(f'<circle class="mean" cx="{axis.place(of.mean)}" cy="{height}" r="4.5"/>')
+    return marks
 
 
 def _vertical(axis: Axis, value: float, kind: str) -> str:

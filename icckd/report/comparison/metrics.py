@@ -7,9 +7,15 @@ from icckd.settings.comparison import Comparison
 
 _HALF_A_POINT = 0.005  # Gaps below it are within the noise of the field's published tables (this project's choice).
 
-# A metric whose name has one of these words is a share of the test images: test_accuracy, recall_at_1, fine_probe,
-# class_accuracy_gap, macro_f1; but not a spread of such.
+# A metric whose name has one of these words is a share of images: test_accuracy, training_accuracy, recall_at_1,
+# fine_probe, class_accuracy_gap, macro_f1; but not a spread of such. Agreement of neighbours is a share less chance.
 _SHARES = {"accuracy", "recall", "gap", "probe", "f1"}
+# What a metric's own words do not say well.
+_NAMES = {
+    "fine_probe_soft_labels": "fine probe of soft labels",
+    "fine_information_soft_labels": "soft labels' information on fine classes (nats)",
+    "neighbour_agreement": "neighbours as the teacher's",
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def metric_of(name: str, comparison: Comparison) -> Metric:
     stage, _, key = name.partition(".")
     words = key.split("_")
     share = not _SHARES.isdisjoint(words) and "spread" not in words
-    label = f"{stage.capitalize()}'s {' '.join(words)}"
+    label = f"{stage.capitalize()}'s {_NAMES.get(key, ' '.join(words))}"
     if "best" in words:
         label += " (at an epoch chosen on the test data)"
     return Metric(

@@ -7,16 +7,19 @@ from typing import Any
 from icckd.report.comparison.against import against_section
 from icckd.report.comparison.classes import class_section
 from icckd.report.comparison.curves import learning_curves, looks
+from icckd.report.comparison.every_difference import every_difference
 from icckd.report.comparison.findings import at_a_glance, findings, listed, notes, overview, seeds_text, title
 from icckd.report.comparison.intervals import Axis, axis_head, axis_of, interval_row
 from icckd.report.comparison.metrics import Metric, p_text
 from icckd.report.comparison.results import Difference, Results
 from icckd.report.results import in_force
-from icckd.report.shell import header, pairs_table, settings_table, shell, shown
+from icckd.report.shell import header, pairs_table, settings_table, shell
 from icckd.report.wording import UNKNOWN
 from icckd.settings import flat
+from icckd.settings.names import shown
 
 _FEW = 4  # Findings that are read at once.
+_MANY = 8  # Variants whose tables fit on a screen.
 
 
 def html_page(results: Results) -> str:
@@ -24,8 +27,8 @@ def html_page(results: Results) -> str:
     parts = [
         header(title(results), overview(results)),
         _conclusions(results),
-        _numbers(results),
         against_section(results),
+        _numbers(results),
         learning_curves(results),
         class_section(results),
         _runs(results),
@@ -41,15 +44,20 @@ def _conclusions(results: Results) -> str:
     )
     further = "".join(f"<li>{html.escape(note)}</li>" for note in notes(results))
     glance = f'<ul class="findings">\n{items}</ul>\n' if found else ""
-    return f'<section><h2>What can be concluded</h2>\n{glance}<ul class="notes quiet">{further}</ul></section>'
+    table = every_difference(results) if len(results.others) > _FEW else ""
+    return f'<section><h2>What can be concluded</h2>\n{table}{glance}<ul class="notes quiet">{further}</ul></section>'
 
 
 def _numbers(results: Results) -> str:
-    parts = [
-        f"<h3>{html.escape(metric.label)}</h3>\n{_means(results, metric)}\n{_differences(results, metric)}\n"
-        f"{_findings(results, metric)}"
-        for metric in results.metrics
-    ]
+    """The tables of each metric; of many variants they are long, and folded away but for the first's."""
+    parts = []
+    for metric in results.metrics:
+        tables = f"{_means(results, metric)}\n{_differences(results, metric)}\n{_findings(results, metric)}"
+        if len(results.comparison.variants) <= _MANY:
+            parts.append(f"<h3>{html.escape(metric.label)}</h3>\n{tables}")
+        else:
+            unfolded = " open" if metric is results.metrics[0] else ""
+            parts.append(f"<details{unfolded}><summary>{html.escape(metric.label)}</summary>\n{tables}</details>")
     body = "\n".join(parts)
     return f"<section><h2>Means and differences</h2>\n{body}</section>"
 
@@ -183,22 +191,24 @@ def _in_common(results: Results) -> dict[str, Any]:
 
 
 def _differing(results: Results) -> str:
-    """What the variants differ in: a row per setting, a column per variant."""
+    """What the variants differ in: whichever are more, settings or variants, have a row each."""
     by_variant = results.comparison.differing()
     names = list(next(iter(by_variant.values())))
     if not names:
         return ""
-    heads = "".join(f'<th scope="col">{html.escape(variant)}</th>' for variant in by_variant)
-    rows = "\n".join(
-        f'<tr><th scope="row">{html.escape(name)}</th>'
-        + "".join(f"<td>{html.escape(shown(of[name]))}</td>" for of in by_variant.values())
+    cells = {(name, variant): shown(of[name]) for variant, of in by_variant.items() for name in names}
+    rows, columns = (names, list(by_variant)) if len(names) >= len(by_variant) else (list(by_variant), names)
+    heads = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
+    body = "\n".join(
+        f'<tr><th scope="row">{html.escape(row)}</th>'
+        + "".join(f"<td>{html.escape(cells.get((row, of)) or cells[of, row])}</td>" for of in columns)
         + "</tr>"
-        for name in names
+        for row in rows
     )
     return f"""<div class="scroll"><table class="pairs"><caption>What the variants differ in</caption>
-<thead><tr><th scope="col">Setting</th>{heads}</tr></thead>
+<thead><tr><td></td>{heads}</tr></thead>
 <tbody>
-{rows}
+{body}
 </tbody></table></div>"""
 
 

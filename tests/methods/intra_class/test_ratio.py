@@ -10,6 +10,8 @@ from icckd.methods import TrainingSet
 from icckd.methods.intra_class.ratio import LARGEST_WEIGHT, SMALLEST_WEIGHT, RatioControl
 from tests.methods.intra_class.answers import CLASSES, DIM, answers, method
 
+# By how much of the error the level moves in an epoch, and the weight differs from it.
+RATE, GAIN = 1.0, 8.0
 TAKEN, SKIPPED = torch.tensor(True), torch.tensor(False)
 SOME, NONE = torch.tensor(0.3), torch.tensor(0.0)
 
@@ -57,22 +59,19 @@ def test_one_large_batch_tells_what_the_report_would():
     assert control.ratio.item() == pytest.approx(ratio_of(features, labels).item(), rel=0.01)
 
 
-def test_the_weight_moves_towards_the_target_and_against_the_ratio():
+def test_the_weight_answers_the_error_and_its_level_follows():
     features, labels = images(3, 400)
-    narrow, _ = images(7, 400, spread=0.5)
+    fewer, _ = images(7, 400, spread=0.65)
     ratio = ratio_of(features, labels).item()
-    for target in (ratio / 2, 2 * ratio):
-        control = controlled(target, images=1000)
-        control.follow(features, labels, SOME, TAKEN, None)
-        first, weight = control.ratio.item(), control.weight.item()
-        assert (weight > 0.1) == (target > ratio)
-        assert math.log(weight / 0.1) == pytest.approx(0.6 * 0.4 * math.log(target / first), rel=1e-3)
-        control.follow(narrow, labels, SOME, TAKEN, None)
-        second = control.ratio.item()
-        assert second < 0.8 * first
-        error = max(-1, min(1, math.log(target / second)))
-        expected = 0.6 * 0.4 * error - math.log(second / first)
-        assert math.log(control.weight.item() / weight) == pytest.approx(expected, rel=1e-3)
+    for target in (ratio / 1.2, 1.2 * ratio):
+        control, level = controlled(target, images=1000), 0.1
+        for rows in (features, fewer):
+            control.follow(rows, labels, SOME, TAKEN, None)
+            error = math.log(target / control.ratio.item())
+            assert rows is fewer or (error > 0) == (target > ratio)
+            level *= math.exp(RATE * 0.4 * error)
+            assert control.level.item() == pytest.approx(level, rel=1e-4)
+            assert control.weight.item() == pytest.approx(level * math.exp(GAIN * error), rel=1e-3)
 
 
 def test_it_has_to_know_how_many_images_there_are():
@@ -112,7 +111,7 @@ def test_before_two_classes_have_been_met_twice_there_is_no_ratio():
 
 
 def test_the_method_uses_the_weight_of_before_the_step():
-    teacher = method(weight=0.3, target_ratio=0.01, margin=-1.0)
+    teacher = method(weight=0.3, target_ratio=4.0, margin=-1.0)
     teacher.prepare(TrainingSet(torch.zeros(50), (1, 8, 8)))
     reported, ratio = [], 0.0
     for seed in range(3):

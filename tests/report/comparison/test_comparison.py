@@ -471,3 +471,123 @@ def test_one_line_against_a_setting_is_compared_with_the_baseline(make_runs):
     page, _, found = runs.pages()
     assert found["differences"].keys() == {"half"}
     assert "one variant only" not in page
+
+
+def by_method(make_runs, teachers=("plain", "intra", "strong"), methods=("kd", "kd+rkd", "none"), **choices):
+    """Runs of every teacher, of growing weight, with every method, drawn against the methods."""
+    names = tuple(f"{teacher}-{method}" for teacher in teachers for method in methods)
+    runs = make_runs(variants=names, against="student.loss.method", **choices)
+    for name, settings in runs.comparison.variants.items():
+        teacher, settings.student.loss.method = name.split("-")
+        settings.teacher.loss.weight = 0.1 * teachers.index(teacher)
+    return runs
+
+
+def test_variants_are_grouped_by_a_setting_of_texts_and_compared_at_the_same_one(make_runs):
+    runs = by_method(make_runs, seeds=(0, 1, 2), metrics=[ACCURACY, TEACHER])
+    (runs.run("strong-none", 0) / "summary.json").unlink()
+    page, text, found = runs.pages()
+    methods = ("kd", "kd+rkd", "none")
+    assert found["baselines"] == {f"{teacher}-{m}": f"plain-{m}" for teacher in ("intra", "strong") for m in methods}
+    ours, base = (values_of(runs, f"{teacher}-kd+rkd", ACCURACY) for teacher in ("intra", "plain"))
+    difference = found["differences"]["intra-kd+rkd"][ACCURACY]
+    assert difference["p"] == pytest.approx(stats.ttest_rel(ours, base).pvalue)
+    assert difference["mean"] == pytest.approx(np.subtract(ours, base).mean())
+    assert "their baseline of the same student.loss.method (plain-kd, plain-kd+rkd, plain-none)" in text
+    section = page.split("<h2>Against student.loss.method</h2>")[1].split("</section>")[0]
+    labels = [svg["aria-label"] for svg in Page(section).all("svg") if "aria-label" in svg]
+    assert [label.split(":")[0] for label in labels] == ["kd", "kd+rkd", "none"] * 2
+    for place, teacher in enumerate(("plain", "intra", "strong")):
+        of = found["variants"][f"{teacher}-kd+rkd"][ACCURACY]
+        words = labels[1].removeprefix("kd+rkd: ").split("; ")[place]
+        assert words.startswith(f"{teacher} {100 * of['mean']:.2f} %, 95 % interval ")
+    assert re.findall(r'<li class="([^"]*)">([^<]*)', section) == [
+        ("ink", "plain"), ("series-1", "intra"), ("series-2", "strong")
+    ]  # fmt: skip
+    groups = re.findall(r"<tr><th.*?</tr>", section.split("<tbody>")[1])
+    assert [re.findall(r'<g class="([^"]*)"', group) for group in groups] == [["ink", "series-1", "series-2"]] * 3
+    drawn = re.findall(r'<svg class="interval ([^"]*)" role="img" aria-label="([^:"]*): mean', page)
+    colours = {"plain": "ink", "intra": "series-1", "strong": "series-2"}
+    assert drawn == [(colours[name.split("-")[0]], name) for name in runs.comparison.variants] * 2
+
+
+def test_metrics_of_which_nothing_is_known_have_no_groups(make_runs):
+    runs = by_method(make_runs, ("plain", "intra"), ("kd", "none"), seeds=(0, 1), metrics=[ACCURACY, TEACHER])
+    for summary in runs.summaries.values():
+        summary["teacher"]["test_accuracy"] = None
+    runs.write()
+    section = runs.pages()[0].split("<h2>Against student.loss.method</h2>")[1].split("</section>")[0]
+    assert "Student&#x27;s test accuracy" in section
+    assert "Teacher&#x27;s" not in section
+    for key in runs.summaries:
+        (runs.run(*key) / "summary.json").unlink()
+    assert "<h2>Against" not in runs.pages()[0]
+
+
+def test_many_differences_are_one_table_and_their_sentences_short(make_runs):
+    teachers = ("plain", "a", "b", "c", "d")
+    runs = by_method(make_runs, teachers, ("kd", "kd+rkd"), seeds=(0, 1, 2, 3), metrics=[ACCURACY, TEACHER])
+    for name in runs.comparison.variants:
+        change(runs, name, TEACHER, [0.5, 0.51, 0.52, 0.5] if name == "a-kd" else [0.5, 0.53, 0.5, 0.52])
+        change(runs, name, ACCURACY, 0.7 + 0.001 * runs.rng.standard_normal(4))
+    for place, name in enumerate(["a-kd+rkd", *(f"{teacher}-kd" for teacher in teachers[1:])]):
+        base = values_of(runs, f"plain-{name.split('-')[1]}", ACCURACY)
+        gained = 0.1 + 0.01 * place + 1e-4 * runs.rng.standard_normal(4) if place else [0.004, 0.01, 0.015, 0.018]
+        change(runs, name, ACCURACY, np.add(base, gained))
+    runs.write()
+    page, text, found = runs.pages()
+    assert "# a, b, c and d against plain by student.loss.method on digits" in text
+    section = page.split("<h2>What can be concluded</h2>")[1].split("</section>")[0]
+    rows = re.findall(r"<tr>(<th scope=\"row.*?)</tr>", section)
+    assert [re.findall(r">([^<>]+)</th>", row) for row in rows] == [
+        ["kd", "a"], ["b"], ["c"], ["d"], ["kd+rkd", "a"], ["b"], ["c"], ["d"]
+    ]  # fmt: skip
+    cells = [re.findall(r'<td class="number([^"]*)">([^<]*)', row) for row in rows]
+    for variant, (first, _) in zip([f"{t}-{m}" for m in ("kd", "kd+rkd") for t in teachers[1:]], cells, strict=True):
+        of = found["differences"][variant][ACCURACY]
+        assert first[1].rstrip("*") == f"{100 * of['mean']:+.2f}".replace("-", "−")
+        assert (first[0] == " quiet") == (of["p"] > 0.05)
+    assert [first[0] for first, _ in cells[:4]] == [" changed"] * 4
+    assert cells[4][0][1].endswith("*")
+    assert [of[1] for _, of in cells[1:]] == ["0.00"] * 7
+    assert "higher than their baselines: a-kd (" in text
+    assert "the same as their baselines: 7 variants" in text
+    assert page.count("<details open>") == 1
+    assert '<details><summary><span class="series-1">a-kd</span></summary>' in page
+
+
+def test_of_many_that_are_apart_the_largest_are_named(make_runs):
+    names = tuple("abcdefgh")
+    runs = make_runs(variants=names, metrics=[ACCURACY])
+    base = np.array(values_of(runs, "a", ACCURACY))
+    for place, name in enumerate(names):
+        noise = 1e-4 * runs.rng.standard_normal(4)
+        change(runs, name, ACCURACY, base + (0.01 * (8 - place) + noise if place else 0.0))
+    runs.write()
+    line = next(line for line in runs.pages()[1].splitlines() if line.startswith("- Student's test accuracy"))
+    assert re.findall(r"(\w) \(\+", line) == ["b", "c", "d", "e", "f"]
+    assert ") and 2 more." in line
+
+
+def test_teachers_that_variants_share_are_tested_once(make_runs):
+    methods = ("kd", "kd+rkd", "none")
+    runs = by_method(make_runs, ("plain", "intra"), methods, metrics=[ACCURACY, TEACHER])
+    for name in runs.comparison.variants:
+        shared = f"{name.split('-')[0]}-kd"
+        change(runs, name, TEACHER, values_of(runs, shared, TEACHER))
+    runs.write()
+    results = write_comparison(runs.path, runs.comparison)
+    assert results.tests == 4
+    students = [of[ACCURACY].p for of in results.differences.values()]
+    several = sorted([*students, results.differences["intra-kd"][TEACHER].p])
+    expected = np.minimum(np.maximum.accumulate([(4 - rank) * value for rank, value in enumerate(several)]), 1)
+    of = dict(zip(several, expected, strict=True))
+    for by_metric in results.differences.values():
+        for difference in by_metric.values():
+            assert difference.adjusted == pytest.approx(of[difference.p])
+    assert "4 differences to their baseline" in (runs.path / "compare.md").read_text()
+    section = (runs.path / "compare.html").read_text().split("<h2>Against")[1].split("</section>")[0]
+    labels = [
+        svg["aria-label"] for svg in Page(f"<p>{section.split('</h2>')[1]}</p>").all("svg") if "aria-label" in svg
+    ]
+    assert [label.split(":")[0] for label in labels] == [*methods, "all"]
