@@ -89,7 +89,7 @@ wheel: $(VENV)/dependencies.stamp
 # pdoc does not see where a class that is made from registered methods has its members from, nor what is imported for types
 # alone; every other warning is an error. The files of functions that are called like them are no pages.
 docs: setup
-	$(PIP) install -q --constraint constraints.txt --no-build-isolation --editable '.[docs]'
+	$(PIP) install -q --constraint constraints.txt pdoc
 	rm -rf build/docs
 	$(BIN)/python -W error -W "ignore:Cannot determine where icckd.settings" \
 		-W "ignore:Error parsing type annotation ForwardRef('Ranks" \
