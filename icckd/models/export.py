@@ -97,6 +97,8 @@ def export_model(weights: Path, to: Path) -> Export:
     write = _WRITERS.get(to.suffix)
     if write is None:
         raise UserError(f"--to is {to}; its name should end in .onnx (ONNX) or .pt2 (torch.export)")
+    if to.is_dir():
+        raise UserError(f"--to is {to}, which is a folder; give the name of a file")
     if to.suffix == ".onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             _imported(package)
