@@ -171,6 +171,15 @@ def test_the_command_refuses_in_a_line(tmp_path, monkeypatch, capsys, arguments,
     assert [path.name for path in tmp_path.rglob("*")] == ["folder.pt2"]
 
 
+def test_packages_that_break_are_told_of_in_a_line(tmp_path, monkeypatch):
+    (tmp_path / "onnx.py").write_text("raise TypeError('Descriptors cannot be created')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnx", raising=False)
+    weights = saved(tmp_path / "model", "convnet-small", 8)
+    with pytest.raises(UserError, match=r"onnx, which cannot be imported \(TypeError: Descriptors cannot be created\)"):
+        export_model(weights, tmp_path / "network.onnx")
+
+
 def test_the_command(tmp_path, capsys):
     weights, path = saved(tmp_path / "model", "convnet-small", 8), tmp_path / "network.pt2"
     with pytest.raises(SystemExit) as stopped:
