@@ -173,13 +173,16 @@ class TeacherLoss(nn.Module):
             anchors: (N,) bool, the rows that may be anchors at all (None: all); the others are negatives still.
             group: Takes the place of the module's own, if given.
             weight: A number or a 0-dim tensor that takes the place of the module's own λ in `total`, if given and that
-                is above 0.
+                is above 0. Under torch.compile give a tensor where it changes: each other number is compiled anew.
 
         Returns:
             total, cross_entropy and intra_class as above; active_fraction, the share of labelled rows that are anchors,
             or their mean weight as such; and mean_margin, the labelled rows' mean margin. The last two are 0 where no
             row is labelled, and have no gradient. With a group cross_entropy is 0 there too, and each of a rank's
             numbers is its own rows' sum divided by the ranks' mean number of labelled rows.
+
+        Raises:
+            TypeError, ValueError: A wrong type, shape, device or label.
         """
         if isinstance(weight, Tensor):
             checks.scalar("weight", weight)
