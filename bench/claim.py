@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from icckd.comparison.folder import ComparisonFolder
+from icckd.errors import UserError
 from icckd.report.comparison.findings import overview
 from icckd.report.comparison.metrics import Metric
 from icckd.report.comparison.results import Results, results_of
@@ -35,7 +36,11 @@ def comparison_table(path: Path, names: list[str]) -> str:
     """The table of the metrics `names` of the comparison in `path`, and how its numbers came about."""
     comparison = ComparisonFolder(path).read()
     results = results_of(comparison, read_runs(path, comparison))
-    metrics = [next(metric for metric in results.metrics if metric.name == name) for name in names]
+    known = {metric.name: metric for metric in results.metrics}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise UserError(f"{path} does not compare {missing[0]}; its metrics are {', '.join(known)}")
+    metrics = [known[name] for name in names]
     parts = [_by_place(results, metric) for metric in metrics] if results.by_text else [_by_variant(results, metrics)]
     return "\n\n".join([*parts, _conditions(results)])
 
@@ -71,7 +76,7 @@ def _cell(results: Results, variant: str, metric: Metric) -> str:
 def _conditions(results: Results) -> str:
     where = {name: ", ".join(values) for name, values in results.environments.items()}
     days = sorted({run.environment["date"][:10] for run in results.runs.values() if "date" in run.environment})
-    when = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
+    when = " to ".join(dict.fromkeys([*days[:1], *days[-1:]])) or "on days that are unknown"
     return (
         f"{overview(results)[0]} After a semicolon: less {results.baseline_in_words}, paired by seed, with its 95 % "
         f"interval; bold where it stands after Holm's correction over {results.tests} differences. "

@@ -143,8 +143,7 @@ class TeacherLoss(nn.Module):
         checks.positive_number("gate_share", gate_share)
         checks.number_within("gate_share", gate_share, 0, 1)
         checks.positive_number("gate_width", gate_width)
-        if neighbours != 0:
-            checks.positive_integer("neighbours", neighbours)
+        checks.non_negative_integer("neighbours", neighbours)
         self.weight, self.margin, self.margin_space = weight, margin, margin_space
         self.temperature, self.label_smoothing, self.backend = temperature, label_smoothing, backend
         self.group = group
@@ -174,14 +173,21 @@ class TeacherLoss(nn.Module):
             anchors: (N,) bool, the rows that may be anchors at all (None: all); the others are negatives still.
             group: Takes the place of the module's own, if given.
             weight: A number or a 0-dim tensor that takes the place of the module's own λ in `total`, if given and that
-                is above 0.
+                is above 0. Under torch.compile give a tensor where it changes: each other number is compiled anew.
 
         Returns:
             total, cross_entropy and intra_class as above; active_fraction, the share of labelled rows that are anchors,
             or their mean weight as such; and mean_margin, the labelled rows' mean margin. The last two are 0 where no
             row is labelled, and have no gradient. With a group cross_entropy is 0 there too, and each of a rank's
             numbers is its own rows' sum divided by the ranks' mean number of labelled rows.
+
+        Raises:
+            TypeError, ValueError: A wrong type, shape, device or label.
         """
+        if isinstance(weight, Tensor):
+            checks.scalar("weight", weight)
+        elif weight is not None:
+            checks.is_number("weight", weight)
         values = (
             {"features": features, "positive_features": positive_features} if self.weight > 0 else {"logits": logits}
         )
@@ -233,6 +239,8 @@ class TeacherLoss(nn.Module):
         """The own positives (N, D), and as many more of the same shape as there are to be neighbours."""
         if not self.neighbours:
             return [positive]
+        checks.float_matrix("features", features, rows=len(labels))
+        checks.float_matrix("positive_features", positive, *features.shape)
         rows, of_rows, first = (positive, labels, 0) if ranks is None else _all_positives(positive, labels, ranks)
         own = torch.arange(first, first + len(labels), device=labels.device)
         nearest = nearest_of_class(features, labels, rows, of_rows, own, self.neighbours)

@@ -174,6 +174,31 @@ def test_rows_without_a_label_are_no_anchors(generator, gate):
     assert 0 < fewer.active_fraction < losses.active_fraction
 
 
+@pytest.mark.parametrize("gate", ["margin", "quantile", "soft"])
+def test_logits_that_are_not_finite_give_a_loss_that_is_not(generator, gate):
+    logits, labels, features, positive = batch(generator)
+    losses = TeacherLoss(gate=gate)(logits * torch.nan, labels, features, positive)
+    assert losses.total.isnan()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"features": torch.randn(23, 6)}, ValueError, r"features has shape \(23, 6\); it should be \(24, D\)"),
+        ({"features": torch.randn(24)}, ValueError, r"features has shape \(24,\); it should be \(24, D\)"),
+        ({"positive_features": torch.randn(24, 5)}, ValueError, r"positive_features has shape .* be \(24, 6\)"),
+        ({"positive_features": None}, TypeError, "positive_features is a NoneType; it should be a torch.Tensor"),
+        ({"weight": torch.ones(2)}, ValueError, r"weight has shape \(2,\); it should be a number or a 0-dim tensor"),
+        ({"weight": True}, TypeError, "weight is True; it should be a number"),
+    ],
+)
+def test_wrong_arguments(generator, change, error, message):
+    names = ("logits", "labels", "features", "positive_features")
+    arguments = dict(zip(names, batch(generator), strict=True)) | change
+    with pytest.raises(error, match=message):
+        TeacherLoss(neighbours=2)(**arguments)
+
+
 def test_modules_show_their_settings():
     assert "temperature=0.2" in repr(IntraClassContrastiveLoss(0.2))
     assert "margin=0.3" in repr(TeacherLoss(margin=0.3))
@@ -192,7 +217,8 @@ def test_modules_show_their_settings():
         ({"gate_share": 0}, ValueError, "gate_share is 0; it should be"),
         ({"gate_share": 1.5}, ValueError, "gate_share is 1.5; it should be"),
         ({"gate_width": 0.0}, ValueError, "gate_width is 0.0; it should be"),
-        ({"neighbours": -1}, ValueError, "neighbours is -1; it should be"),
+        ({"neighbours": -1}, ValueError, "neighbours is -1; it should be 0 or more"),
+        ({"neighbours": 0.0}, TypeError, "neighbours is 0.0; it should be an integer"),
         ({"neighbours": 1.5}, TypeError, "neighbours is 1.5; it should be"),
     ],
 )

@@ -54,10 +54,10 @@ class EventFiles:
 
 
 def summary_writer() -> Any:
-    """PyTorch's class that writes event files. Raises UserError where TensorBoard is not installed."""
+    """PyTorch's class that writes event files. Raises UserError where TensorBoard cannot be imported."""
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
+    except Exception as error:  # Of any kind, as a TypeError where protobuf is none that it was made for.
         reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"--tensorboard is given, but TensorBoard cannot be imported ({reason}): pip install 'icckd[tensorboard]'"

@@ -61,5 +61,9 @@ def _cross_entropy(rows: np.ndarray, fine: np.ndarray, others: np.ndarray, other
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # A bound from weights that are nearly best is one too.
         regression.fit((rows - mean) / deviation, fine)
-    logs = regression.predict_log_proba((others - mean) / deviation)
-    return float(-logs[np.arange(len(others)), other_fine].sum())
+    scores = regression.decision_function((others - mean) / deviation)
+    # Of two classes it gives the second one's score less the first's. predict_log_proba's logarithm of a rounded
+    # probability is −inf for a row that lies far beyond those that it was fitted on.
+    scores = np.stack([np.zeros_like(scores), scores], axis=1) if scores.ndim == 1 else scores
+    normaliser = np.logaddexp.reduce(scores, axis=1)
+    return float((normaliser - scores[np.arange(len(others)), other_fine]).sum())

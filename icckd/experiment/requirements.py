@@ -7,6 +7,7 @@ import torch
 from icckd import backends
 from icckd.data.order import Balance
 from icckd.errors import UserError
+from icckd.methods.intra_class import IntraClass
 from icckd.models import ARCHITECTURES
 from icckd.settings import Settings, StudentSettings, TeacherSettings, TrainingSettings
 from icckd.training.optimizers import layer_wise_library
@@ -70,6 +71,10 @@ def check_batch_size(
     if settings.accumulate > most:
         among = "" if processes == 1 else f" for {processes} processes"
         raise UserError(f"{stage}.accumulate is {settings.accumulate}; {name} is {size}{among}: give {most} at most")
+    if isinstance(settings, TeacherSettings) and settings.loss.method == IntraClass.name:
+        neighbours = settings.loss.neighbours
+        if neighbours >= size:
+            raise UserError(f"teacher.loss.neighbours is {neighbours}, but {name} is {size}: give {size - 1} at most")
     if images is None:
         return
     if size > images:

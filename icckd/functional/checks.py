@@ -65,6 +65,12 @@ def vector(name: str, x: Tensor, size: int) -> None:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; it should be ({size},)")
 
 
+def scalar(name: str, x: Tensor) -> None:
+    """`x` should be 0-dim."""
+    if x.dim() != 0:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it should be a number or a 0-dim tensor")
+
+
 def same_device(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     if x.device != other.device:
         raise ValueError(f"{name} is on {x.device}; it should be on {other.device}, as {other_name} is")
@@ -112,6 +118,15 @@ def positive_integer(name: str, value: int) -> None:
         raise TypeError(f"{name} is {value!r}; it should be an integer")
     if value < 1:
         raise ValueError(f"{name} is {value}; it should be 1 or more")
+
+
+def non_negative_integer(name: str, value: int) -> None:
+    """`value` should be an integer of 0 or more."""
+    if type(value) is int and value == 0:
+        return
+    if isinstance(value, int) and value < 0:
+        raise ValueError(f"{name} is {value}; it should be 0 or more")
+    positive_integer(name, value)
 
 
 def number_within(name: str, value: float, lowest: float, highest: float) -> None:

@@ -16,9 +16,11 @@ GATES = ("margin", "quantile", "soft")
 def soft_gate(margin: Tensor, labelled: Tensor, threshold: float, width: float) -> Tensor:
     """sigmoid((margin − threshold) / width) in labelled rows, 0 in others: float (N,), of float (N,) and bool (N,).
 
-    This project's choice: the limit of a small width is the gate margin > threshold of arXiv 2509.22053.
+    This project's choice: the limit of a small width is the gate margin > threshold of arXiv 2509.22053. As of that, a
+    row is no anchor whose margin is not a number: its step is to be skipped, not to end in an error.
     """
-    return torch.where(labelled, torch.sigmoid((margin - threshold) / width), 0)
+    weight = torch.sigmoid((margin - threshold) / width)
+    return torch.where(labelled & ~weight.isnan(), weight, 0)
 
 
 def most_confident(margin: Tensor, labelled: Tensor, share: float, ranks: "Ranks | None" = None) -> Tensor:

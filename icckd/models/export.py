@@ -97,6 +97,8 @@ def export_model(weights: Path, to: Path) -> Export:
     write = _WRITERS.get(to.suffix)
     if write is None:
         raise UserError(f"--to is {to}; its name should end in .onnx (ONNX) or .pt2 (torch.export)")
+    if to.is_dir():
+        raise UserError(f"--to is {to}, which is a folder; give the name of a file")
     if to.suffix == ".onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             _imported(package)
@@ -220,10 +222,13 @@ def _quietly() -> Iterator[None]:
 
 
 def _imported(package: str) -> ModuleType:
-    """Raises UserError where it is not installed."""
+    """Raises UserError where it is not installed, or cannot be imported."""
     from importlib import import_module
 
     try:
         return import_module(package)
-    except ImportError as error:
-        raise UserError(f"ONNX needs {package}, which is not installed: pip install 'icckd[export]'") from error
+    except Exception as error:  # Of any kind, as a TypeError where protobuf is none that it was made for.
+        missing = isinstance(error, ModuleNotFoundError) and error.name == package
+        reason = " ".join(str(error).split())[:120]
+        why = "is not installed" if missing else f"cannot be imported ({type(error).__name__}: {reason})"
+        raise UserError(f"ONNX needs {package}, which {why}: pip install 'icckd[export]'") from error

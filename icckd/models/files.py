@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from icckd.environment import versions
 from icckd.errors import UserError
-from icckd.files import write_json, write_whole
+from icckd.files import is_utf8, write_json, write_whole
 from icckd.models.model import Model, build_model, not_finite
 from icckd.models.published import load_published
 
@@ -121,7 +121,7 @@ def _problem(values: Any) -> str | None:
     classes, channels, size = values["classes"], values["channels"], values["image_size"]
     if not isinstance(values["arch"], str):
         return "arch is not a string"
-    if not (isinstance(classes, list) and len(classes) >= 2 and all(isinstance(name, str) for name in classes)):
+    if not (isinstance(classes, list) and len(classes) >= 2 and all(map(_is_name, classes))):
         return "classes is not a list of two or more names"
     if not _is_count(channels, _LARGEST_CHANNELS):
         return f"channels is not a whole number in [1, {_LARGEST_CHANNELS}]"
@@ -134,6 +134,10 @@ def _problem(values: Any) -> str | None:
         if not numbers or len(value) != channels or not all(map(math.isfinite, value)):
             return f"{name} is not one finite number per channel"
     return "std has a value that is not above 0" if min(values["std"]) <= 0 else None
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and is_utf8(value)
 
 
 def _is_count(value: Any, largest: int) -> bool:

@@ -5,6 +5,7 @@ shapes agree.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -216,7 +217,9 @@ def _strong_views(settings: dict[str, Any]) -> int:
     prefix = "teacher.loss." if method is IntraClass else f"teacher.loss.{setting_name(name)}."
     own = settings_type(method)
     given = {each.name: settings[prefix + each.name] for each in fields(own) if prefix + each.name in settings}
-    return method.strong_views_of(own(**given))
+    with suppress(TypeError, ValueError):  # A weight that is a text, say.
+        return method.strong_views_of(own(**given))
+    return 0
 
 
 def _is_plain(value: Any) -> bool:

@@ -223,8 +223,12 @@ def _check_against(comparison: Comparison, source: str) -> None:
                 f"{source}: against is {against!r}; it should be a setting in which the variants differ: "
                 f"{', '.join(settings) or 'there is none'}"
             )
-    if sum(map(len, comparison.lines())) < len(comparison.variants):
-        raise UserError(f"{source}: against is {against}, but two variants of one line have the same value of it")
+    kept = {variant for line in comparison.lines() for variant in line.values()}
+    for variant, place in comparison.places().items():
+        if variant not in kept:
+            raise UserError(
+                f"{source}: against is {against}, but two variants of one line lie at {place} on it: one is {variant}"
+            )
 
 
 def _known(key: str) -> str:

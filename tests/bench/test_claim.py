@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bench.claim import RESULTS, fill
+from bench.claim import RESULTS, comparison_table, fill
+from icckd.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted(
@@ -34,6 +35,15 @@ def test_a_cell_is_what_the_summaries_come_to():
     assert [float(number) for number in found.groups()] == pytest.approx([100 * x for x in expected], abs=0.005)
     assert "What was." not in text
     assert fill(text) == text
+
+
+def test_what_is_not_there_is_told(tmp_path):
+    (tmp_path / "compare.yaml").write_text(
+        "{variants: {a: {}, b: {teacher.nesterov: true}}, baseline: a, seeds: [0], metrics: [student.test_accuracy]}"
+    )
+    assert "days that are unknown" in comparison_table(tmp_path, ["student.test_accuracy"])  # No run is finished.
+    with pytest.raises(UserError, match=r"does not compare student\.seconds; its metrics are student\.test_accuracy"):
+        comparison_table(tmp_path, ["student.seconds"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -128,6 +128,16 @@ def test_a_resumed_run_has_each_epoch_once_and_the_same_bits(tmp_path):
     assert not list(shown.iterdir())
 
 
+def test_a_tensorboard_that_breaks_is_told_of_in_a_line(monkeypatch):
+    class Broken(ModuleType):
+        def __getattr__(self, name):
+            raise TypeError("Descriptors cannot be created\ndirectly")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", Broken("torch.utils.tensorboard"))
+    with pytest.raises(UserError, match=r"cannot be imported \(Descriptors cannot be created directly\): pip install"):
+        Experiment(Settings(), ("teacher",), tensorboard=True)
+
+
 @pytest.mark.usefixtures("missing")
 def test_without_tensorboard_nothing_is_begun(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -63,3 +63,13 @@ def test_of_rows_that_are_not_finite_nothing_is_known():
     assert conditional_information(rows, fine, coarse) == pytest.approx(0, abs=1e-6)
     rows[4, 1] = torch.inf
     assert math.isnan(conditional_information(rows, fine, coarse))
+
+
+def test_a_row_far_from_all_others_costs_what_it_costs_and_no_more():
+    fine = torch.arange(40) % 2
+    rows = torch.where(fine == 1, 1e-3, 0.0)[:, None].double()
+    found = conditional_information(rows, fine, fine * 0)
+    for far in (-10.0, -1000.0):
+        rows[5] = far  # Of the class of larger rows.
+        found, before = conditional_information(rows, fine, fine * 0), found
+        assert -math.inf < found < before

@@ -27,3 +27,9 @@ def test_a_soft_gate_rises_around_the_threshold():
     torch.testing.assert_close(soft_gate(margin, labelled, 0.3, 0.1), expected)
     narrow = soft_gate(margin, labelled, 0.3, 1e-4)
     torch.testing.assert_close(narrow[1:], torch.tensor([1.0, 0.0, 0.0]))
+
+
+def test_a_margin_that_is_no_number_makes_no_anchor():
+    margin, labelled = torch.tensor([torch.nan, 0.4, 1.0, torch.inf]), torch.tensor([True] * 4)
+    found = soft_gate(margin, labelled, 1.0, 1e-300)  # A width that is 0 in float32.
+    assert found.tolist() == [0, 0, 0, 1]

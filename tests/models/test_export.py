@@ -152,6 +152,7 @@ def test_a_network_that_pytorch_makes_no_graph_of(tmp_path, monkeypatch):
         ([], "icckd export needs --weights PATH"),
         (["--weights", "w"], "icckd export needs --to FILE.onnx or FILE.pt2"),
         (["--weights", "w", "--to", "network.pth"], "--to is network.pth; its name should end in .onnx"),
+        (["--weights", "w", "--to", "folder.pt2"], "--to is folder.pt2, which is a folder; give the name of a file"),
         (["--weights", "w", "--to", "a.onnx"], "ONNX needs onnxscript, which is not installed: pip install 'icckd[exp"),
         (["--weights", "w", "--to", "a.pt2"], "w does not exist; give a run's teacher/ folder"),
         (["--seed", "1"], "unrecognized arguments: --seed 1"),
@@ -159,6 +160,7 @@ def test_a_network_that_pytorch_makes_no_graph_of(tmp_path, monkeypatch):
 )
 def test_the_command_refuses_in_a_line(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.pt2").mkdir()
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setitem(sys.modules, "onnx", sys)
     with pytest.raises(SystemExit) as stopped:
@@ -166,7 +168,16 @@ def test_the_command_refuses_in_a_line(tmp_path, monkeypatch, capsys, arguments,
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"icckd: error: {message}")
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder.pt2"]
+
+
+def test_packages_that_break_are_told_of_in_a_line(tmp_path, monkeypatch):
+    (tmp_path / "onnx.py").write_text("raise TypeError('Descriptors cannot be created')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnx", raising=False)
+    weights = saved(tmp_path / "model", "convnet-small", 8)
+    with pytest.raises(UserError, match=r"onnx, which cannot be imported \(TypeError: Descriptors cannot be created\)"):
+        export_model(weights, tmp_path / "network.onnx")
 
 
 def test_the_command(tmp_path, capsys):

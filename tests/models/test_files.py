@@ -70,6 +70,7 @@ def test_the_digest_is_of_weights_and_description(saved):
         ({"arch": "no-such-net"}, "no-such-net"),
         ({"arch": 3}, "arch is not a string"),
         ({"classes": ["a"]}, "classes is not a list of two or more names"),
+        ({"classes": ["a", "\ud800"]}, "classes is not a list of two or more names"),
         ({"classes": "abc"}, "classes is not a list"),
         ({"channels": 0}, "channels is not a whole number"),
         ({"image_size": 10**9}, "image_size is not a whole number"),

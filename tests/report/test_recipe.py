@@ -32,6 +32,8 @@ def test_strong_views_and_noise_are_told_where_there_are_any(run, monkeypatch):
     assert strong not in read_results(run.path).settings
     monkeypatch.setattr("icckd.methods.intra_class.IntraClass.strong_views", 1)
     assert strong in read_results(run.path).settings
+    run.settings["teacher"]["loss"].update(strong_second_view=True, weight="much")  # A file that nobody checked.
+    assert words(run)["Augmentation"] == found["Augmentation"]
     run.settings["data"]["label_noise"] = "partial:0.1"
     run.summary["data"]["label_noise"] = {"wrong": 0.3561, "mean_candidates": 1.949}
     run.summary["data"]["strong_augmentation"] = {"crop_padding": 0, "flip": False, "rotation": 15.0}

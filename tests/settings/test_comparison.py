@@ -161,7 +161,7 @@ def test_against_is_a_setting_in_which_the_variants_differ():
         with pytest.raises(UserError, match=words):
             comparison_from({**values, "against": against}, "test")
     variants |= {"again": {"data.train_fraction": 0.5}}
-    with pytest.raises(UserError, match="two variants of one line have the same value of it"):
+    with pytest.raises(UserError, match=r"two variants of one line lie at 0\.5 on it: one is noise-0\.5"):
         comparison_from(values, "test")
 
 

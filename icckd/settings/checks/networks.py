@@ -35,7 +35,8 @@ def teacher_rules(teacher: TeacherSettings) -> list[SettingRule]:
 
 def strong_views_rule(settings: Settings) -> SettingRule:
     method, streaming = settings.teacher.loss.method_class(), settings.data.streaming
-    wanted = f"false with teacher.loss.method {method.name}, whose strong views are not made of images in files"
+    of = "strong_second_view" if method is IntraClass else f"method {method.name}"
+    wanted = f"false with teacher.loss.{of}, whose strong views are not made of images in files"
     return "data.streaming", streaming, not (streaming and settings.teacher.loss.strong_views()), wanted
 
 

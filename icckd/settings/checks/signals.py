@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from icckd.methods.intra_class import IntraClass
 from icckd.settings.checks.rule import SettingRule
 from icckd.settings.definition import Settings, StrongAugmentationSettings
 
@@ -22,8 +23,14 @@ def signal_rules(settings: Settings, stages: Sequence[str]) -> list[SettingRule]
         wanted = "left out for signals, which are not augmented"
         rules.append((f"data.strong_augmentation.{name}", value, value == usual[name], wanted))
     if "teacher" in stages:
-        loss, wanted = settings.teacher.loss, "one without strong views for signals, which are not augmented"
-        rules.append(("teacher.loss.method", loss.method_class().name, not loss.strong_views(), wanted))
+        loss, method = settings.teacher.loss, settings.teacher.loss.method_class()
+        strong = loss.strong_views() > 0
+        if method is IntraClass:
+            wanted = "false for signals, which are not augmented"
+            rules.append(("teacher.loss.strong_second_view", strong, not strong, wanted))
+        else:
+            wanted = "one without strong views for signals, which are not augmented"
+            rules.append(("teacher.loss.method", method.name, not strong, wanted))
     if "student" in stages and (procedure := settings.student.loss.procedure()) is not None:
         wanted = "one that takes signals, which are no pixels in [0, 1]"
         rules.append(("student.loss.method", procedure.name, not procedure.of_pixels, wanted))

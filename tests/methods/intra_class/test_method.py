@@ -94,6 +94,8 @@ def test_the_second_view_is_strong_where_there_is_one():
     check(Settings(teacher=teacher))
     with pytest.raises(UserError, match=r"data\.streaming is true; it should be false with teacher\.loss"):
         check(Settings(data=streamed, teacher=teacher))
+    with pytest.raises(UserError, match=r"teacher\.loss\.strong_second_view is true; it should be false for signals"):
+        check(Settings(data=DataSettings(name="signals"), teacher=teacher))
 
 
 def with_loss(positive="second-view", capacity=0, **loss):
