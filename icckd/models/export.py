@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from icckd.errors import UserError
+from icckd.errors import UserError, reason
 from icckd.files import write_whole
 from icckd.models.files import ModelDescription, load_model
 from icckd.models.model import Model
@@ -142,8 +142,7 @@ def _onnx(network: WithNormalisation, description: ModelDescription) -> tuple[by
             verbose=False,
         )
     except Exception as error:  # Of any kind, as where onnxscript is too old for this PyTorch.
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{network.model.arch} cannot be written as ONNX by these packages: {reason}") from error
+        raise UserError(f"{network.model.arch} cannot be written as ONNX by these packages: {reason(error)}") from error
     assert program is not None
     program.model.metadata_props.update(metadata(description))
     program.model.producer_name, program.model.producer_version = "icckd", __version__
@@ -167,8 +166,7 @@ def _program(network: WithNormalisation) -> "ExportedProgram":
             network, (_images(network, _EXAMPLES),), dynamic_shapes={"images": {0: batch}}, strict=False
         )
     except Exception as error:  # Of any kind: it is the network's own.
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{network.model.arch} cannot be exported for batches of any size: {reason}") from error
+        raise UserError(f"{network.model.arch} cannot be exported for batches of any size: {reason(error)}") from error
 
 
 def _images(network: WithNormalisation, count: int) -> Tensor:
