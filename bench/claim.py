@@ -18,7 +18,6 @@ from icckd.report.comparison.runs import read_runs
 from icckd.report.tables import table
 
 RESULTS = Path(__file__).parent.parent / "results"
-_LEVEL = 0.05
 _TABLE = re.compile(r"(<!-- comparison: (\S+)((?: \S+)+) -->)\n.*?(<!-- end -->)", re.DOTALL)
 
 
@@ -63,8 +62,7 @@ def _cell(results: Results, variant: str, metric: Metric) -> str:
         return f"{metric.value(found.mean)} ± {metric.spread(found.sd)}"
     of = results.differences[variant][metric.name]
     difference = metric.difference(of.estimate.mean)
-    stands = of.adjusted is not None and of.adjusted <= _LEVEL
-    difference = f"**{difference}**" if stands else difference
+    difference = f"**{difference}**" if of.stands else difference
     return f"{metric.value(found.mean)}; {difference} [{metric.between(of.estimate.low, of.estimate.high)}]"
 
 
