@@ -173,8 +173,8 @@ class TeacherLoss(nn.Module):
                 group, and makes all rows travel to the owner of their class.
             anchors: (N,) bool, the rows that may be anchors at all (None: all); the others are negatives still.
             group: Takes the place of the module's own, if given.
-            weight: A number or a 0-dim tensor that takes the place of the module's own λ in `total`, if given and that
-                is above 0.
+            weight: Takes the place of the module's own λ in `total`, if given: a number, or a 0-dim tensor. Unread
+                where the module's own is 0.
 
         Returns:
             total, cross_entropy and intra_class as above; active_fraction, the share of labelled rows that are anchors,
@@ -208,9 +208,7 @@ class TeacherLoss(nn.Module):
             checks.boolean_vector("anchors", anchors, len(labels))
             gate = gate * anchors
         if self.weight > 0:
-            positives = self._positives(features, positive_features, labels, ranks)
-            of_each = [self._contrast(features, x, labels, gate, memory, logits.shape[1], ranks) for x in positives]
-            intra_class = of_each[0] if len(of_each) == 1 else torch.stack(of_each).mean()
+            intra_class = self._intra_class(features, positive_features, labels, gate, memory, logits.shape[1], ranks)
             weight = self.weight if weight is None else weight
             if isinstance(weight, Tensor):
                 total = cross_entropy + weight * intra_class
@@ -229,16 +227,7 @@ class TeacherLoss(nn.Module):
             return soft_gate(margin, labelled, self.margin, self.gate_width)
         return margin > self.margin
 
-    def _positives(self, features: Tensor, positive: Tensor, labels: Tensor, ranks: "Ranks | None") -> list[Tensor]:
-        """The own positives (N, D), and as many more of the same shape as there are to be neighbours."""
-        if not self.neighbours:
-            return [positive]
-        rows, of_rows, first = (positive, labels, 0) if ranks is None else _all_positives(positive, labels, ranks)
-        own = torch.arange(first, first + len(labels), device=labels.device)
-        nearest = nearest_of_class(features, labels, rows, of_rows, own, self.neighbours)
-        return [positive, *(rows[places] for places in nearest.unbind(1))]
-
-    def _contrast(
+    def _intra_class(
         self,
         features: Tensor,
         positive: Tensor,
@@ -248,19 +237,33 @@ class TeacherLoss(nn.Module):
         num_classes: int,
         ranks: "Ranks | None",
     ) -> Tensor:
+        """The loss (), the mean over the own positives and the neighbours."""
         memory_rows, memory_labels = _tensors(memory)
-        return intra_class_contrastive(
-            features,
-            positive,
-            labels,
-            gate=gate,
-            memory=memory_rows,
-            memory_labels=memory_labels,
-            temperature=self.temperature,
-            num_classes=num_classes,
-            group=ranks,
-            backend=self.backend,
-        )
+        of_each = [
+            intra_class_contrastive(
+                features,
+                x,
+                labels,
+                gate=gate,
+                memory=memory_rows,
+                memory_labels=memory_labels,
+                temperature=self.temperature,
+                num_classes=num_classes,
+                group=ranks,
+                backend=self.backend,
+            )
+            for x in self._positives(features, positive, labels, ranks)
+        ]
+        return of_each[0] if len(of_each) == 1 else torch.stack(of_each).mean()
+
+    def _positives(self, features: Tensor, positive: Tensor, labels: Tensor, ranks: "Ranks | None") -> list[Tensor]:
+        """The own positives (N, D), and as many more of the same shape as there are to be neighbours."""
+        if not self.neighbours:
+            return [positive]
+        rows, of_rows, first = (positive, labels, 0) if ranks is None else _all_positives(positive, labels, ranks)
+        own = torch.arange(first, first + len(labels), device=labels.device)
+        nearest = nearest_of_class(features, labels, rows, of_rows, own, self.neighbours)
+        return [positive, *(rows[places] for places in nearest.unbind(1))]
 
     def extra_repr(self) -> str:
         return (
