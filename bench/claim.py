@@ -35,7 +35,11 @@ def comparison_table(path: Path, names: list[str]) -> str:
     comparison = ComparisonFolder(path).read()
     results = results_of(comparison, read_runs(path, comparison))
     metrics = [next(metric for metric in results.metrics if metric.name == name) for name in names]
-    parts = [_by_place(results, metric) for metric in metrics] if results.by_text else [_by_variant(results, metrics)]
+    parts = (
+        [_by_place(results, metric) for metric in metrics]
+        if results.comparison.by_text
+        else [_by_variant(results, metrics)]
+    )
     return "\n\n".join([*parts, _conditions(results)])
 
 

@@ -19,7 +19,7 @@ def against_section(results: Results) -> str:
     setting = results.comparison.against
     if setting is None:
         return ""
-    if results.by_text:
+    if results.comparison.by_text:
         text, drawn = "Means of the seeds with their 95 % intervals, in each group in this order:", _groups
     else:
         text, drawn = "Points are means of the seeds, bands their 95 % intervals.", _curves
@@ -31,7 +31,7 @@ def against_section(results: Results) -> str:
 def _legend(results: Results) -> str:
     """The lines in their colours, where no chart says which they are."""
     lines = (f'<li class="{series(number)}">{html.escape(line.name)}</li>' for number, line in enumerate(results.lines))
-    return f'<ul class="legend">{"".join(lines)}</ul>' if results.by_text else ""
+    return f'<ul class="legend">{"".join(lines)}</ul>' if results.comparison.by_text else ""
 
 
 def _groups(results: Results, metric: Metric) -> str:

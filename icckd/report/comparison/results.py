@@ -71,11 +71,6 @@ class Results:
         return [Line(_line_name(list(line.values())), line) for line in self.comparison.lines()]
 
     @property
-    def by_text(self) -> bool:
-        """Are there lines, and are they over texts rather than numbers?"""
-        return any(isinstance(place, str) for line in self.lines for place in line.variants)
-
-    @property
     def others(self) -> list[str]:
         """The variants that are compared with another."""
         return [name for name, baseline in self.baseline_of.items() if name != baseline]
