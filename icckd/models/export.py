@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -126,8 +127,7 @@ def _torch_export(network: WithNormalisation, description: ModelDescription) -> 
     content = io.BytesIO()
     torch.export.save(_program(network), content, extra_files=metadata(description))
     content.seek(0)
-    read = torch.export.load(content).module()
-    return content.getvalue(), read
+    return content.getvalue(), torch.export.load(content).module()
 
 
 def _onnx(network: WithNormalisation, description: ModelDescription) -> tuple[bytes, Run]:
@@ -219,8 +219,6 @@ def _quietly() -> Iterator[None]:
 
 def _imported(package: str) -> ModuleType:
     """Raises UserError where it is not installed."""
-    from importlib import import_module
-
     try:
         return import_module(package)
     except ImportError as error:
