@@ -21,11 +21,14 @@ class Estimate:
         self._comparison = comparison
         self._seconds: dict[tuple[str, str], float] = {}
         self._beside: list[float] = []
-        self._teachers: set[TeacherKey | None] = set()
+        # A number for each teacher, asked for so often that it is worked out once.
+        self._numbers: dict[TeacherKey, int] = {}
+        self._teacher_of: dict[Run, int | None] = {}
+        self._teachers: set[int | None] = set()
 
     def found(self, run: Run, summary: Mapping[str, Any]) -> None:
         """A run was finished before, with this summary."""
-        self._teachers.add(self._key(run))
+        self._teachers.add(self._teacher(run))
         for stage in self._comparison.stages:
             seconds = summary[stage].get("seconds")
             if isinstance(seconds, (int, float)):
@@ -33,13 +36,13 @@ class Estimate:
 
     def told(self, run: Run, told: Told) -> None:
         if told.stage == "student":
-            self._teachers.add(self._key(run))
+            self._teachers.add(self._teacher(run))
         if told.seconds_per_epoch is not None:
             self._seconds[run.variant, told.stage] = told.seconds_per_epoch
 
     def finished(self, run: Run, seconds: float, trained: float) -> None:
         """A run took `seconds`, `trained` of them in its trainings."""
-        self._teachers.add(self._key(run))
+        self._teachers.add(self._teacher(run))
         self._beside.append(seconds - trained)
 
     def left(self, waiting: Iterable[Run], running: Mapping[Run, Told | None], jobs: int) -> float | None:
@@ -51,22 +54,22 @@ class Estimate:
             return None
         return max([sum(known) / jobs, *known]) if known else 0.0
 
-    def _cost(self, run: Run, told: Told | None, teachers: set[TeacherKey | None]) -> float | None:
+    def _cost(self, run: Run, told: Told | None, teachers: set[int | None]) -> float | None:
         """What is left of one run, whose teacher then is among `teachers`."""
-        key = self._key(run)
+        teacher = self._teacher(run)
         total = fmean(self._beside) if self._beside else 0.0
         epochs = self._epochs(run)
         stages = list(epochs)
         now = stages.index(told.stage) if told is not None and told.stage in stages else 0
         for stage in stages[now:]:
-            if stage != "student" and (key is None or key in teachers):
+            if stage != "student" and (teacher is None or teacher in teachers):
                 continue
             seconds = self._per_epoch(run.variant, stage)
             if seconds is None:
                 return None
             done = told.epoch if told is not None and told.stage == stage else 0.0
             total += (epochs[stage] - done) * seconds
-        teachers.add(key)
+        teachers.add(teacher)
         return total
 
     def _per_epoch(self, variant: str, stage: str) -> float | None:
@@ -86,5 +89,10 @@ class Estimate:
         stages = {stage: getattr(settings, stage).epochs for stage in self._comparison.stages}
         return trial_epochs(settings) | stages
 
-    def _key(self, run: Run) -> TeacherKey | None:
-        return teacher_key(self._comparison.settings(run.variant, run.seed))
+    def _teacher(self, run: Run) -> int | None:
+        """Which teacher the run has, the same as others that share it; None: one that is given."""
+        if run not in self._teacher_of:
+            key = teacher_key(self._comparison.settings(run.variant, run.seed))
+            number = None if key is None else self._numbers.setdefault(key, len(self._numbers))
+            self._teacher_of[run] = number
+        return self._teacher_of[run]
