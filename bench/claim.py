@@ -19,7 +19,6 @@ from icckd.report.comparison.runs import read_runs
 from icckd.report.tables import table
 
 RESULTS = Path(__file__).parent.parent / "results"
-_LEVEL = 0.05
 _TABLE = re.compile(r"(<!-- comparison: (\S+)((?: \S+)+) -->)\n.*?(<!-- end -->)", re.DOTALL)
 
 
@@ -41,7 +40,11 @@ def comparison_table(path: Path, names: list[str]) -> str:
     if missing:
         raise UserError(f"{path} does not compare {missing[0]}; its metrics are {', '.join(known)}")
     metrics = [known[name] for name in names]
-    parts = [_by_place(results, metric) for metric in metrics] if results.by_text else [_by_variant(results, metrics)]
+    parts = (
+        [_by_place(results, metric) for metric in metrics]
+        if results.comparison.by_text
+        else [_by_variant(results, metrics)]
+    )
     return "\n\n".join([*parts, _conditions(results)])
 
 
@@ -68,8 +71,7 @@ def _cell(results: Results, variant: str, metric: Metric) -> str:
         return f"{metric.value(found.mean)} ± {metric.spread(found.sd)}"
     of = results.differences[variant][metric.name]
     difference = metric.difference(of.estimate.mean)
-    stands = of.adjusted is not None and of.adjusted <= _LEVEL
-    difference = f"**{difference}**" if stands else difference
+    difference = f"**{difference}**" if of.stands else difference
     return f"{metric.value(found.mean)}; {difference} [{metric.between(of.estimate.low, of.estimate.high)}]"
 
 

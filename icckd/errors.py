@@ -9,6 +9,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def reason(error: BaseException, longest: int = 200) -> str:
+    """What `error` says, on one line and not endless: libraries' messages have many lines."""
+    return " ".join(str(error).split())[:longest]
+
+
 class BackendUnavailable(RuntimeError):
     """A backend cannot run here; the message says why and what would make it available."""
 
@@ -47,4 +52,4 @@ def ending(error: BaseException) -> tuple[int, str]:
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         return code, f"stopped by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
-    return 1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]} (--debug shows where)"
+    return 1, f"{type(error).__name__}: {reason(error, 300)} (--debug shows where)"

@@ -214,9 +214,7 @@ class TeacherLoss(nn.Module):
             checks.boolean_vector("anchors", anchors, len(labels))
             gate = gate * anchors
         if self.weight > 0:
-            positives = self._positives(features, positive_features, labels, ranks)
-            of_each = [self._contrast(features, x, labels, gate, memory, logits.shape[1], ranks) for x in positives]
-            intra_class = of_each[0] if len(of_each) == 1 else torch.stack(of_each).mean()
+            intra_class = self._intra_class(features, positive_features, labels, gate, memory, logits.shape[1], ranks)
             weight = self.weight if weight is None else weight
             if isinstance(weight, Tensor):
                 total = cross_entropy + weight * intra_class
@@ -235,6 +233,35 @@ class TeacherLoss(nn.Module):
             return soft_gate(margin, labelled, self.margin, self.gate_width)
         return margin > self.margin
 
+    def _intra_class(
+        self,
+        features: Tensor,
+        positive: Tensor,
+        labels: Tensor,
+        gate: Tensor,
+        memory: ClassMemory | None,
+        num_classes: int,
+        ranks: "Ranks | None",
+    ) -> Tensor:
+        """The loss (), the mean over the own positives and the neighbours."""
+        memory_rows, memory_labels = _tensors(memory)
+        of_each = [
+            intra_class_contrastive(
+                features,
+                x,
+                labels,
+                gate=gate,
+                memory=memory_rows,
+                memory_labels=memory_labels,
+                temperature=self.temperature,
+                num_classes=num_classes,
+                group=ranks,
+                backend=self.backend,
+            )
+            for x in self._positives(features, positive, labels, ranks)
+        ]
+        return of_each[0] if len(of_each) == 1 else torch.stack(of_each).mean()
+
     def _positives(self, features: Tensor, positive: Tensor, labels: Tensor, ranks: "Ranks | None") -> list[Tensor]:
         """The own positives (N, D), and as many more of the same shape as there are to be neighbours."""
         if not self.neighbours:
@@ -245,30 +272,6 @@ class TeacherLoss(nn.Module):
         own = torch.arange(first, first + len(labels), device=labels.device)
         nearest = nearest_of_class(features, labels, rows, of_rows, own, self.neighbours)
         return [positive, *(rows[places] for places in nearest.unbind(1))]
-
-    def _contrast(
-        self,
-        features: Tensor,
-        positive: Tensor,
-        labels: Tensor,
-        gate: Tensor,
-        memory: ClassMemory | None,
-        num_classes: int,
-        ranks: "Ranks | None",
-    ) -> Tensor:
-        memory_rows, memory_labels = _tensors(memory)
-        return intra_class_contrastive(
-            features,
-            positive,
-            labels,
-            gate=gate,
-            memory=memory_rows,
-            memory_labels=memory_labels,
-            temperature=self.temperature,
-            num_classes=num_classes,
-            group=ranks,
-            backend=self.backend,
-        )
 
     def extra_repr(self) -> str:
         return (

@@ -4,6 +4,7 @@ import sys
 import time
 from dataclasses import dataclass
 from difflib import get_close_matches
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,16 @@ from icckd.experiment import (
 from icckd.methods.spectrum import Spectrum
 from icckd.report.comparison import Results, write_comparison
 from icckd.settings import Comparison, Settings
+from icckd.settings.names import shown
 from icckd.training import StopSignal
 
 _PATIENCE_SECONDS = 0.2
+# Numbers that runs with a certain value of a setting do not have, and what to give in its place.
+_MISSING = (
+    (FINE_NUMBERS, "data.labels", "fine", "coarse"),
+    (TRAINING_NUMBERS, "evaluation.training_images", 0, "a number of images"),
+    (ROBUST_NUMBERS, "evaluation.attack", None, "fgsm or pgd"),
+)
 
 
 @dataclass(frozen=True)
@@ -97,25 +105,17 @@ def _check_metrics(comparison: Comparison) -> None:
             near = get_close_matches(name, NUMBERS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(NUMBERS)}"
             raise UserError(f"metrics holds {metric}, which no summary has; {hint}")
-        fine = [variant for variant, settings in comparison.variants.items() if settings.data.labels == "fine"]
-        if name in FINE_NUMBERS and fine:
-            raise UserError(
-                f"metrics holds {metric}, which only runs with data.labels coarse have; {fine[0]} has fine: give coarse"
-            )
-        blind = [v for v, settings in comparison.variants.items() if not settings.evaluation.training_images]
-        if name in TRAINING_NUMBERS and blind:
-            raise UserError(
-                f"metrics holds {metric}, which only runs with evaluation.training_images have; {blind[0]} has 0: "
-                "give a number of images"
-            )
         if name in TAUGHT_NUMBERS and stage != "student":
             raise UserError(f"metrics holds {metric}, which only students have; give student.{name}")
-        spared = [variant for variant, settings in comparison.variants.items() if settings.evaluation.attack is None]
-        if name in ROBUST_NUMBERS and spared:
-            raise UserError(
-                f"metrics holds {metric}, which only runs with evaluation.attack have; {spared[0]} has null: give fgsm "
-                "or pgd"
-            )
+        for numbers, setting, value, wanted in _MISSING:
+            lacking = [
+                variant for variant, settings in comparison.variants.items() if attrgetter(setting)(settings) == value
+            ]
+            if name in numbers and lacking:
+                raise UserError(
+                    f"metrics holds {metric}, which runs with {setting} {shown(value)}, such as {lacking[0]}, do not "
+                    f"have: give {wanted}"
+                )
         others = any(settings.teacher.loss.method != Spectrum.name for settings in comparison.variants.values())
         if name in SWAP_NUMBERS and (stage != "teacher" or others):
             raise UserError(

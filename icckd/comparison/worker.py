@@ -11,7 +11,7 @@ from typing import Any
 
 from icckd.data import ImageData, load_data
 from icckd.distributed import ALONE, World
-from icckd.errors import Interrupted, TrainingDiverged, UserError, printable
+from icckd.errors import Interrupted, TrainingDiverged, UserError, printable, reason
 from icckd.experiment import Experiment, RunFolder
 from icckd.experiment.requirements import needs_training_images
 from icckd.settings import DataSettings, Settings
@@ -190,5 +190,5 @@ class _Telling:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return printable(f"{error.filename}: {error.strerror}")
-    text = " ".join(str(error).split())[:300]
+    text = reason(error, 300)
     return printable(text if isinstance(error, (UserError, TrainingDiverged)) else f"{type(error).__name__}: {text}")

@@ -138,12 +138,9 @@ def training_measures(predictions: Predictions) -> dict[str, float]:
     training_soft_label_entropy are of these images what `measure` says of the test images. Raises ValueError as
     `measure` does.
     """
-    measured = measure(predictions) | {"accuracy": _accuracy(predictions)}
+    measured = measure(predictions)
+    measured["accuracy"] = measured["test_accuracy"]
     return {name: measured[name.removeprefix("training_")] for name in TRAINING_NUMBERS}  # type: ignore[misc]
-
-
-def _accuracy(predictions: Predictions) -> float:
-    return (predictions.logits.argmax(dim=1) == predictions.labels).double().mean().item()
 
 
 def accuracy_by_class(correct: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from icckd.errors import UserError
+from icckd.errors import UserError, reason
 from icckd.settings import Settings
 
 
@@ -58,8 +58,8 @@ def summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except Exception as error:  # Of any kind, as a TypeError where protobuf is none that it was made for.
-        reason = " ".join(str(error).split())[:120]
         raise UserError(
-            f"--tensorboard is given, but TensorBoard cannot be imported ({reason}): pip install 'icckd[tensorboard]'"
+            f"--tensorboard is given, but TensorBoard cannot be imported ({reason(error)}): "
+            "pip install 'icckd[tensorboard]'"
         ) from error
     return SummaryWriter

@@ -1,7 +1,7 @@
 """The stages of a run: data → trials of class augmentation, if wanted → teacher → student → report."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -286,65 +286,72 @@ class Experiment:
 
         Raises TrainingDiverged where training or those answers are not finite.
         """
-        world, epochs = self.world, training.settings.epochs
-        checkpoint = folder.checkpoint(stage, world)
+        checkpoint = folder.checkpoint(stage, self.world)
+        with self._records(folder, stage) as write:
+            if checkpoint.exists():
+                training.restore(checkpoint.load())
+                write(training.history)
+            test = self._examination.test_batches(self.data.mean, self.data.std)
+            seen = self._examination.training_sample(stage, self.data.mean, self.data.std)
+
+            def on_epoch(history: list[Results]) -> None:
+                write(history)
+                progress.epoch(history[-1])
+
+            try:
+                with (
+                    self._stop() as stop,
+                    self._progress(stage, training.settings.epochs, len(training.batches)) as progress,
+                ):
+                    training.fit(
+                        checkpoint,
+                        self.settings.checkpoint_every,
+                        evaluate=partial(self._after_epoch, training, test, seen),
+                        on_step=progress.step,
+                        on_epoch=on_epoch,
+                        stop=stop,
+                    )
+                predictions = predict(training.model, test, self.world)
+                _check_answers(predictions)
+            except TrainingDiverged as error:
+                raise TrainingDiverged(
+                    f"the {stage}'s training diverged: {error}; start again, with a lower {stage}.learning_rate or a "
+                    f"longer {stage}.warmup_epochs"
+                ) from error
+        return predictions
+
+    @contextmanager
+    def _records(self, folder: RunFolder, stage: str) -> Iterator[Callable[[list[Results]], None]]:
+        """What keeps the history of a training, a record an epoch, in the files that are wanted."""
         events = EventFiles(folder.events(stage), self.settings) if self._tensorboard else None
 
-        def write_metrics(history: list[Results]) -> None:
-            if world.first:
+        def write(history: list[Results]) -> None:
+            if self.world.first:
                 folder.write_metrics(stage, history)
             if events is not None:
                 events.write(history)
 
-        if checkpoint.exists():
-            training.restore(checkpoint.load())
-            write_metrics(training.history)
-        test = self._examination.test_batches(self.data.mean, self.data.std)
-        seen = self._examination.training_sample(stage, self.data.mean, self.data.std)
-
-        def evaluate() -> Results:
-            done = training.epoch + 1
-            if done % self.settings.evaluation.every and done < epochs:
-                return {}
-            predictions = predict(training.model, test, world)
-            of_seen = None if seen is None else predict(training.model, seen, world)
-
-            def measured() -> Results:
-                if done == epochs:  # An epoch before may still come right.
-                    _check_answers(predictions)
-                measures = {k: value for k, value in measure(predictions).items() if not k.startswith("per_class")}
-                return measures | ({} if of_seen is None else training_measures(of_seen))
-
-            return world.from_first(measured)
-
-        def on_epoch(history: list[Results]) -> None:
-            write_metrics(history)
-            progress.epoch(history[-1])
-
         try:
-            with (
-                self._stop() as stop,
-                self._progress(stage, epochs, len(training.batches)) as progress,
-            ):
-                training.fit(
-                    checkpoint,
-                    self.settings.checkpoint_every,
-                    evaluate=evaluate,
-                    on_step=progress.step,
-                    on_epoch=on_epoch,
-                    stop=stop,
-                )
-            predictions = predict(training.model, test, world)
-            _check_answers(predictions)
-        except TrainingDiverged as error:
-            raise TrainingDiverged(
-                f"the {stage}'s training diverged: {error}; start again, with a lower {stage}.learning_rate or a "
-                f"longer {stage}.warmup_epochs"
-            ) from error
+            yield write
         finally:
             if events is not None:
                 events.close()
-        return predictions
+
+    def _after_epoch(self, training: Trainable, test: Batches, seen: Batches | None) -> Results:
+        """The measures of the network on test images and on training ones, if it is to be measured after this epoch."""
+        done, epochs = training.epoch + 1, training.settings.epochs
+        if done % self.settings.evaluation.every and done < epochs:
+            return {}
+        predictions = predict(training.model, test, self.world)
+        of_seen = None if seen is None else predict(training.model, seen, self.world)
+
+        def measured() -> Results:
+            if done == epochs:  # An epoch before may still come right.
+                _check_answers(predictions)
+            measures = {k: value for k, value in measure(predictions).items() if not k.startswith("per_class")}
+            return measures | ({} if of_seen is None else training_measures(of_seen))
+
+        return self.world.from_first(measured)
 
     def _prepared(self, task: Task, settings: TrainingSettings) -> Task:
         """`task` on the device, its networks laid out, compiled and shared among processes as `settings` say."""

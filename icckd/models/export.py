@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from icckd.errors import UserError
+from icckd.errors import UserError, reason
 from icckd.files import write_whole
 from icckd.models.files import ModelDescription, load_model
 from icckd.models.model import Model
@@ -128,8 +129,7 @@ def _torch_export(network: WithNormalisation, description: ModelDescription) -> 
     content = io.BytesIO()
     torch.export.save(_program(network), content, extra_files=metadata(description))
     content.seek(0)
-    read = torch.export.load(content).module()
-    return content.getvalue(), read
+    return content.getvalue(), torch.export.load(content).module()
 
 
 def _onnx(network: WithNormalisation, description: ModelDescription) -> tuple[bytes, Run]:
@@ -144,8 +144,7 @@ def _onnx(network: WithNormalisation, description: ModelDescription) -> tuple[by
             verbose=False,
         )
     except Exception as error:  # Of any kind, as where onnxscript is too old for this PyTorch.
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{network.model.arch} cannot be written as ONNX by these packages: {reason}") from error
+        raise UserError(f"{network.model.arch} cannot be written as ONNX by these packages: {reason(error)}") from error
     assert program is not None
     program.model.metadata_props.update(metadata(description))
     program.model.producer_name, program.model.producer_version = "icckd", __version__
@@ -169,8 +168,7 @@ def _program(network: WithNormalisation) -> "ExportedProgram":
             network, (_images(network, _EXAMPLES),), dynamic_shapes={"images": {0: batch}}, strict=False
         )
     except Exception as error:  # Of any kind: it is the network's own.
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{network.model.arch} cannot be exported for batches of any size: {reason}") from error
+        raise UserError(f"{network.model.arch} cannot be exported for batches of any size: {reason(error)}") from error
 
 
 def _images(network: WithNormalisation, count: int) -> Tensor:
@@ -223,12 +221,9 @@ def _quietly() -> Iterator[None]:
 
 def _imported(package: str) -> ModuleType:
     """Raises UserError where it is not installed, or cannot be imported."""
-    from importlib import import_module
-
     try:
         return import_module(package)
     except Exception as error:  # Of any kind, as a TypeError where protobuf is none that it was made for.
         missing = isinstance(error, ModuleNotFoundError) and error.name == package
-        reason = " ".join(str(error).split())[:120]
-        why = "is not installed" if missing else f"cannot be imported ({type(error).__name__}: {reason})"
+        why = "is not installed" if missing else f"cannot be imported ({type(error).__name__}: {reason(error)})"
         raise UserError(f"ONNX needs {package}, which {why}: pip install 'icckd[export]'") from error

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from icckd.environment import versions
-from icckd.errors import UserError
+from icckd.errors import UserError, reason
 from icckd.files import is_utf8, write_json, write_whole
 from icckd.models.model import Model, build_model, not_finite
 from icckd.models.published import load_published
@@ -85,8 +85,7 @@ def _load_weights(model: Model, path: Path) -> None:
     try:
         model.load_state_dict(load_file(path))
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} does not hold the weights that {DESCRIPTION} describes: {reason}") from error
+        raise UserError(f"{path} does not hold the weights that {DESCRIPTION} describes: {reason(error)}") from error
 
 
 def file_digest(path: Path) -> str:

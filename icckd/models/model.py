@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from icckd.errors import UserError
+from icckd.errors import UserError, reason
 from icckd.models.registry import ARCHITECTURES
 
 
@@ -194,9 +194,9 @@ def _try(model: Model) -> None:
         with torch.no_grad():
             model.eval()(torch.zeros(1, *model.image_shape))
     except Exception as error:  # Of any kind: it is the network's own.
-        shape, reason = "×".join(map(str, model.image_shape)), " ".join(str(error).split())[:200]
+        shape = "×".join(map(str, model.image_shape))
         raise UserError(
-            f"{model.arch} does not take signals or images of {shape} ({reason}); signal-convnet does"
+            f"{model.arch} does not take signals or images of {shape} ({reason(error)}); signal-convnet does"
         ) from error
     finally:
         model.train()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icckd.errors import UserError
+from icckd.errors import UserError, reason
 from icckd.models.model import Trunk
 from icckd.models.registry import register
 
@@ -61,8 +61,9 @@ def timm_network(arch: str, channels: int, image_size: int) -> TimmTrunk:
         with torch.no_grad():
             features = network.eval()(torch.zeros(1, channels, image_size, image_size))
     except Exception as error:  # Of any kind: each network of timm has a failure of its own.
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"timm's {name} does not take {channels} channels of {image_size} pixels: {reason}") from error
+        raise UserError(
+            f"timm's {name} does not take {channels} channels of {image_size} pixels: {reason(error)}"
+        ) from error
     return TimmTrunk(network.train(), features.shape[1])
 
 
@@ -78,8 +79,8 @@ def _timm(arch: str) -> ModuleType:
     try:
         import timm
     except Exception as error:  # Beside a torchvision that does not fit torch, it is no ImportError.
-        reason = " ".join(str(error).split())[:120]
         raise UserError(
-            f"arch is {arch!r}, which needs timm, and that cannot be imported ({reason}): pip install 'icckd[timm]'"
+            f"arch is {arch!r}, which needs timm, and that cannot be imported ({reason(error)}): "
+            "pip install 'icckd[timm]'"
         ) from error
     return timm

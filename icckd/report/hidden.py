@@ -2,29 +2,24 @@
 
 import html
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from icckd.report.reading import number
 from icckd.report.results import Results
 from icckd.report.shell import paragraphs
 from icckd.report.tables import escaped, table
-from icckd.report.wording import decimal, formatted, has_fine_numbers, images, percent, unit
+from icckd.report.wording import Measure, decimal, formatted, has_fine_numbers, images, percent, unit
 
 _HEADING = "What classes hide"
 
 
 @dataclass(frozen=True)
-class Hidden:
-    """A row: its number in summary.json, what it is called and means, and what is nothing and all of it.
+class Hidden(Measure):
+    """A measure whose values lie between `nothing` and `everything`.
 
-    `nothing` and `everything` are None where the run does not tell how many classes there are.
+    These are None where the run does not tell how many classes there are.
     """
 
-    key: str
-    label: str
-    meaning: str
-    form: Callable[[float], str]
     nothing: float | None
     everything: float | None
 

@@ -15,7 +15,7 @@ UNKNOWN = "–"
 
 @dataclass(frozen=True)
 class Measure:
-    """A row of the main table: its name in summary.json or model.json, and how to read it."""
+    """A row of a table: its name in summary.json or model.json, and how to read it."""
 
     key: str
     label: str

@@ -71,15 +71,19 @@ class Comparison:
         """Where each variant lies on `against`, in the order of the file: at numbers if all have one, else at texts."""
         values = {variant: settings[str(self.against)] for variant, settings in self.differing().items()}
         numbers = {variant: place_of(value) for variant, value in values.items()}
-        known = {variant: place for variant, place in numbers.items() if place is not None}
-        return (
-            dict(known) if len(known) == len(values) else {variant: shown(value) for variant, value in values.items()}
-        )
+        if None in numbers.values():
+            return {variant: shown(value) for variant, value in values.items()}
+        return {variant: number for variant, number in numbers.items() if number is not None}
+
+    @property
+    def by_text(self) -> bool:
+        """Are the metrics drawn against texts?"""
+        return self.against is not None and any(isinstance(place, str) for place in self.places().values())
 
     def order(self) -> list[Place]:
         """The places that there are: numbers by size, texts in the order of the file."""
         order = list(dict.fromkeys(self.places().values()))
-        return order if any(isinstance(place, str) for place in order) else sorted(order, key=float)
+        return order if self.by_text else sorted(order, key=float)
 
     def lines(self) -> list[dict[Place, str]]:
         """The variants of each line by their value of `against`, the baseline's line first; none without `against`.
@@ -90,7 +94,7 @@ class Comparison:
         if self.against is None:
             return []
         places, order, own = self.places(), self.order(), {self.against}
-        if any(isinstance(place, str) for place in order):
+        if self.by_text:
             own |= _going_with(places, self.differing())
         found: dict[str, dict[Place, str]] = {}
         for variant, settings in self.differing().items():

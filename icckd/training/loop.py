@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from icckd.data import Batch, Epochs
 from icckd.distributed import ALONE, World
 from icckd.distributed.parts import own_gradient, own_part
-from icckd.errors import Interrupted, TrainingDiverged, UserError
+from icckd.errors import Interrupted, TrainingDiverged, UserError, reason
 from icckd.models import not_finite
 from icckd.settings import TrainingSettings
 from icckd.training.accumulation import accumulate
@@ -271,5 +271,4 @@ class Training:
             self.counts.restore(state["steps"])
             set_random_state(state["rng"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"the checkpoint does not fit this training: {reason}") from error
+            raise UserError(f"the checkpoint does not fit this training: {reason(error)}") from error

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from icckd.distributed.parts import own_gradient, own_part, part_of, whole
-from icckd.errors import UserError
+from icckd.errors import UserError, reason
 from icckd.settings import TrainingSettings
 
 
@@ -166,9 +166,8 @@ def layer_wise_library(setting: str, optimizer: str) -> ModuleType:
     try:
         import pytorch_optimizer
     except Exception as error:  # Of any kind: it, or a part of it, may be of another version than this PyTorch.
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{setting} is {optimizer}, which needs pytorch_optimizer, and that cannot be imported ({reason}): "
+            f"{setting} is {optimizer}, which needs pytorch_optimizer, and that cannot be imported ({reason(error)}): "
             "pip install 'icckd[large-batch]'"
         ) from error
     return pytorch_optimizer

@@ -182,9 +182,15 @@ def test_a_folder_with_runs_is_refused_and_left_as_it_is(finished, tmp_path, cap
     [
         ("student.test_accurcy", "did you mean test_accuracy?"),
         ("teacher.x", "it has test_accuracy,"),
-        ("teacher.fine_probe", "which only runs with data.labels coarse have; kd has fine: give coarse"),
-        ("student.robust_accuracy", "which only runs with evaluation.attack have; kd has null: give fgsm or pgd"),
-        ("teacher.training_accuracy", "which only runs with evaluation.training_images have; kd has 0: give a number"),
+        ("teacher.fine_probe", "which runs with data.labels fine, such as kd, do not have: give coarse"),
+        (
+            "student.robust_accuracy",
+            "which runs with evaluation.attack null, such as kd, do not have: give fgsm or pgd",
+        ),
+        (
+            "teacher.training_accuracy",
+            "which runs with evaluation.training_images 0, such as kd, do not have: give a number",
+        ),
         ("teacher.neighbour_agreement", "which only students have; give student.neighbour_agreement"),
         ("teacher.swap_accuracy", "which only teachers with teacher.loss.method spectrum have"),
     ],

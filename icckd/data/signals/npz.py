@@ -8,7 +8,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from icckd.data.signals.part import LARGEST_FILE, Part, check_size, out_of_range, wanted_of
-from icckd.errors import UserError
+from icckd.errors import UserError, reason
 
 _ARRAYS = ("signals", "activity", "person")
 _KINDS = {
@@ -35,8 +35,7 @@ def read_npz(path: Path) -> Part:
     except (UserError, PermissionError):
         raise
     except Exception as error:  # Of a file from anywhere, any part of the reader may fail in any way.
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path} is no whole .npz file ({reason}); write it with numpy.savez") from error
+        raise UserError(f"{path} is no whole .npz file ({reason(error)}); write it with numpy.savez") from error
     if signals.ndim == 2 and activity.ndim == person.ndim == 0:
         signals, activity, person = signals[None], activity[None], person[None]
     if signals.ndim != 3:

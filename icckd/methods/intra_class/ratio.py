@@ -77,15 +77,9 @@ class RatioControl(nn.Module):
         """
         if self.images is None:
             raise ValueError("images is None; it should be the number of training images, which prepare() is told")
-        rows, classes = unit(features.to(self.sums.dtype)), len(self.sums)
-        rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
-        # index_put adds in the same order every time, which index_add does not on a GPU.
-        batch = rows.new_zeros(classes, rows.shape[1]).index_put((labels,), rows, accumulate=True)
-        if ranks is not None:
-            together = ranks.mean(torch.cat([batch.flatten(), active.to(batch.dtype).reshape(1)])) * ranks.size
-            batch, active = together[:-1].view_as(batch), together[-1]
-        new, kept = batch[:, -1:], _KEPT ** batch[:, -1:]
-        sums = kept * self.sums + batch[:, :-1]
+        added, new, active = _of_batch(unit(features.to(self.sums.dtype)), labels, active, len(self.sums), ranks)
+        kept = _KEPT**new
+        sums = kept * self.sums + added
         counts = kept * self.counts + new
         squares = kept.square() * self.squares + new
         ratio, known = _distance_ratio(sums, counts, squares)
@@ -98,6 +92,19 @@ class RatioControl(nn.Module):
         self.ratio.copy_(torch.where(taken & known, ratio, self.ratio))
         for buffer, value in ((self.sums, sums), (self.counts, counts), (self.squares, squares)):
             buffer.copy_(torch.where(taken, value, buffer))
+
+
+def _of_batch(
+    rows: Tensor, labels: Tensor, active: Tensor, classes: int, ranks: "Ranks | None"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """By class the sums (C, D) of rows (B, D) and how many there are (C, 1), and `active`: the sums over all ranks."""
+    rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
+    # index_put adds in the same order every time, which index_add does not on a GPU.
+    sums = rows.new_zeros(classes, rows.shape[1]).index_put((labels,), rows, accumulate=True)
+    if ranks is not None:
+        together = ranks.mean(torch.cat([sums.flatten(), active.to(sums.dtype).reshape(1)])) * ranks.size
+        sums, active = together[:-1].view_as(sums), together[-1]
+    return sums[:, :-1], sums[:, -1:], active
 
 
 def _within_bounds(weight: Tensor) -> Tensor:

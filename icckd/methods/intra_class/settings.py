@@ -23,15 +23,15 @@ class IntraClassSettings(MethodSettings):
         space: What the intra-class loss compares: the features, a projection of them that is trained and dropped
             after training, or what the logits say of the other classes.
         projection_dim: Width of the projection.
-        gate: Which samples are anchors: those above the margin, the share of the batch with the largest margins, or
-            all, with weights that rise smoothly around the margin.
-        gate_share: The share of the batch's samples that are anchors where the gate is quantile.
-        gate_width: Over which difference of margins the weights rise where the gate is soft.
+        gate: Which samples are anchors: those above the margin, the quantile of the batch with the largest margins, or
+            all, with soft weights that rise from 0 to 1 around the margin.
+        gate_share: The share of the batch's samples that are anchors with gate quantile.
+        gate_width: How gradually weights rise with gate soft: they are sigmoid((a sample's margin - margin) / this).
         weight_warmup: The first share of the training, over which the weight rises linearly from 0.
         weight_decline: The last share of the training, over which the weight falls linearly to 0.
         target_ratio: Adjust the weight, from where it starts, so that the ratio of intra- to inter-class distance of
             the training images' features settles here (null: the weight is as given).
-        neighbours: Further positives of each sample: the nearest second views of so many others of its class.
+        neighbours: How many further positives each sample has: the nearest second views of others of its class.
         strong_second_view: Vary the second view by data.strong_augmentation.
     """
 

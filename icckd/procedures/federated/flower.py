@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import ModuleType
 from typing import Any
 
-from icckd.errors import Interrupted, UserError
+from icckd.errors import Interrupted, UserError, reason
 from icckd.procedures.federated.clients import Client, OnStep
 from icckd.procedures.federated.messages import Answer, Question, state_of
 from icckd.procedures.federated.wire import (
@@ -47,9 +47,8 @@ def flower() -> ModuleType:
         from flwr.client import start_client  # noqa: F401
         from flwr.server import start_server  # noqa: F401
     except Exception as error:  # Of any kind: it, or a part of it, may be of another version than is wanted.
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"icckd federated needs flwr, and that cannot be imported ({reason}): pip install 'icckd[federated]'"
+            f"icckd federated needs flwr, and that cannot be imported ({reason(error)}): pip install 'icckd[federated]'"
         ) from error
     logging.getLogger("flwr").setLevel(logging.CRITICAL)  # What there is to say is said here.
     return flwr

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from icckd.errors import Interrupted, UserError
+from icckd.errors import Interrupted, UserError, reason
 from icckd.methods.pkd import Group, PkdSettings, confusion_groups, weak_classes
 from icckd.models import Model
 from icckd.procedures.federated.clients import Clients
@@ -191,5 +191,4 @@ class Rounds:
             if len(self._experts) != len(self.groups):
                 raise ValueError(f"{len(self._experts)} experts for {len(self.groups)} groups")
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"the checkpoint does not fit this training: {reason}") from error
+            raise UserError(f"the checkpoint does not fit this training: {reason(error)}") from error

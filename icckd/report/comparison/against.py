@@ -1,7 +1,6 @@
 """Each metric against a setting in which the variants differ: curves over its numbers, intervals by its texts."""
 
 import html
-from dataclasses import replace
 
 from icckd.report.comparison.curves import series
 from icckd.report.comparison.intervals import Axis, axis_head, axis_of, interval_group
@@ -20,7 +19,7 @@ def against_section(results: Results) -> str:
     setting = results.comparison.against
     if setting is None:
         return ""
-    if results.by_text:
+    if results.comparison.by_text:
         text, drawn = "Means of the seeds with their 95 % intervals, in each group in this order:", _groups
     else:
         text, drawn = "Points are means of the seeds, bands their 95 % intervals.", _curves
@@ -32,7 +31,7 @@ def against_section(results: Results) -> str:
 def _legend(results: Results) -> str:
     """The lines in their colours, where no chart says which they are."""
     lines = (f'<li class="{series(number)}">{html.escape(line.name)}</li>' for number, line in enumerate(results.lines))
-    return f'<ul class="legend">{"".join(lines)}</ul>' if results.by_text else ""
+    return f'<ul class="legend">{"".join(lines)}</ul>' if results.comparison.by_text else ""
 
 
 def _groups(results: Results, metric: Metric) -> str:
@@ -40,7 +39,7 @@ def _groups(results: Results, metric: Metric) -> str:
     known = [of[metric.name] for of in results.estimates.values()]
     if not any(of.n for of in known):
         return ""
-    axis = axis_of([_without_seeds(of) for of in known])
+    axis = axis_of(known, seeds=False)
     rows = "\n".join(_group(metric, axis, *group) for group in _members(results, metric).items())
     cut = "Lines that reach the edge go on." if axis.cut else ""
     return f"""<figure><h3>{html.escape(metric.label)}</h3>
@@ -65,23 +64,17 @@ def _members(results: Results, metric: Metric) -> dict[str, list[_Member]]:
         {str(place): member(number, variant) for place, variant in line.variants.items()}
         for number, line in enumerate(results.lines)
     ]
-    if all(members == [members[0]] * len(members) for members in (list(line.values()) for line in lines)):
-        return {"all": [next(iter(line.values())) for line in lines]}
+    first = [next(iter(line.values())) for line in lines]
+    if all(member == of for line, of in zip(lines, first, strict=True) for member in line.values()):
+        return {"all": first}
     places = map(str, results.comparison.order())
     return {place: [line[place] for line in lines if place in line] for place in places}
 
 
 def _group(metric: Metric, axis: Axis, name: str, members: list[_Member]) -> str:
     words = "; ".join(f"{line} {_words(metric, of)}" for line, _, of in members)
-    marks = [(_without_seeds(of), colour) for _, colour, of in members]
-    drawing = interval_group(axis, marks, f"{name}: {words}")
+    drawing = interval_group(axis, [(of, colour) for _, colour, of in members], f"{name}: {words}")
     return f'<tr><th scope="row">{html.escape(name)}</th><td>{drawing}</td></tr>'
-
-
-def _without_seeds(of: Estimate) -> Estimate:
-    """`of`, around which the axis is made to have room for its interval, unless that is of two seeds and endless."""
-    values = (of.low, of.high) if of.n > 2 else of.values.values()
-    return replace(of, values={number: value for number, value in enumerate(values) if value is not None})
 
 
 def _words(metric: Metric, of: Estimate) -> str:

@@ -3,7 +3,6 @@
 import html
 
 from icckd.report.comparison.curves import looks
-from icckd.report.comparison.findings import is_apart, is_hint
 from icckd.report.comparison.metrics import Metric
 from icckd.report.comparison.results import Difference, Results
 
@@ -58,6 +57,5 @@ def _cells(results: Results, variant: str) -> str:
 
 
 def _cell(metric: Metric, difference: Difference) -> str:
-    text, hint = metric.difference(difference.estimate.mean), is_hint(difference)
-    kind = " quiet" if not is_apart(difference) else "" if hint else " changed"
-    return f'<td class="number{kind}">{text}{"*" if hint else ""}</td>'
+    kind, star = (" changed", "") if difference.stands else ("", "*") if difference.is_apart else (" quiet", "")
+    return f'<td class="number{kind}">{metric.difference(difference.estimate.mean)}{star}</td>'

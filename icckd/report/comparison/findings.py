@@ -8,7 +8,6 @@ from icckd.report.comparison.results import Difference, Results
 from icckd.report.comparison.statistics import LEVEL, MOST_SEEDS, POWER, Needed
 from icckd.report.wording import UNKNOWN
 
-_SIGNIFICANT = 1 - LEVEL
 _NAMED_RUNS = 5
 _NAMED_VARIANTS = 3
 _NAMED = 5  # Of lines, and of variants of which one verdict holds.
@@ -46,26 +45,16 @@ def at_a_glance(results: Results, metric: Metric) -> str:
     """
     verdicts: dict[tuple[int, str], list[str]] = {}
     for variant, of in results.differences.items():
-        apart, hint = is_apart(of[metric.name]), is_hint(of[metric.name])
+        difference = of[metric.name]
         baseline = results.baseline_of[variant] if len(results.baselines) == 1 else "their baselines"
-        verdict = _finding(variant, metric, of[metric.name], baseline, results.tests).verdict
-        verdict += ", though not after Holm's correction" if hint else ""
-        verdicts.setdefault((2 - apart - (apart and not hint), verdict), []).append(variant)
+        verdict = _finding(variant, metric, difference, baseline, results.tests).verdict
+        verdict += ", though not after Holm's correction" if difference.is_apart and not difference.stands else ""
+        verdicts.setdefault((2 - difference.is_apart - difference.stands, verdict), []).append(variant)
     sentences = [
         f"{verdict}: {_counted(variants) if doubt == 2 else _sized(variants, results, metric)}"
         for (doubt, verdict), variants in sorted(verdicts.items(), key=lambda of: of[0][0])
     ]
     return f"{'; '.join(sentences)}.{_at_least(results, metric)}"
-
-
-def is_apart(difference: Difference) -> bool:
-    """Does its p say that it is not chance?"""
-    return difference.p is not None and difference.p <= _SIGNIFICANT
-
-
-def is_hint(difference: Difference) -> bool:
-    """Does it say so, but no longer after Holm's correction?"""
-    return is_apart(difference) and (difference.adjusted or 0.0) > _SIGNIFICANT
 
 
 def _counted(variants: list[str]) -> str:
@@ -168,7 +157,7 @@ def _finding(variant: str, metric: Metric, difference: Difference, baseline: str
     direction = "higher" if found.mean > 0 else "lower"
     interval = f"95 % interval {metric.between(found.low, found.high)} {metric.unit}".rstrip()
     numbers = f"{interval}, {_equals(difference.p)}, {found.n} pairs"
-    if is_apart(difference):
+    if difference.is_apart:
         reasons = f" by {metric.size(found.mean)} ({numbers}){_corrected(difference, tests)}"
         return Finding((variant,), f"{direction} than {baseline}", reasons)
     reasons = (
@@ -195,7 +184,7 @@ def _equals(p: float) -> str:
 def _corrected(difference: Difference, tests: int) -> str:
     if difference.adjusted is None or tests < 2:
         return "."
-    if not is_hint(difference):
+    if difference.stands:
         return f". It stands after Holm's correction ({_equals(difference.adjusted)})."
     return (
         f". It does not stand after Holm's correction ({_equals(difference.adjusted)}): a hint that further seeds "

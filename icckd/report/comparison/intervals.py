@@ -33,10 +33,10 @@ class Axis:
         return f"{100 * min(max(share, -0.1), 1.1):.2f}%"
 
 
-def axis_of(estimates: Iterable[Estimate], zero: bool = False) -> Axis:
-    """An axis for all `estimates`; with `zero` also for 0."""
+def axis_of(estimates: Iterable[Estimate], *, zero: bool = False, seeds: bool = True) -> Axis:
+    """An axis for all `estimates`, and for those of their `seeds` if these are drawn; with `zero` also for 0."""
     known = list(estimates)
-    values = [value for of in known for value in of.values.values()] + [0.0] * zero
+    values = [value for of in known for value in _in_full(of, seeds)] + [0.0] * zero
     if not values:
         values = [0.0, 1.0]
     low, high = min(values), max(values)
@@ -49,6 +49,13 @@ def axis_of(estimates: Iterable[Estimate], zero: bool = False) -> Axis:
         low, high = low - span / 2, high + span / 2
     ticks = [float(tick) for tick in MaxNLocator(nbins=4, steps=[1, 2, 5, 10]).tick_values(low, high)]
     return Axis(low, high, [tick for tick in ticks if low <= tick <= high], zero, cut)
+
+
+def _in_full(of: Estimate, seeds: bool) -> Iterable[float]:
+    """What the axis has to reach: the seeds, or the interval, unless that is of two seeds and endless."""
+    if not seeds and of.n > 2 and of.low is not None and of.high is not None:
+        return of.low, of.high
+    return of.values.values()
 
 
 def axis_head(axis: Axis, form: Callable[[float], str]) -> str:

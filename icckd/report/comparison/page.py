@@ -78,11 +78,11 @@ def _findings(results: Results, metric: Metric) -> str:
 def _means(results: Results, metric: Metric) -> str:
     by_variant = {variant: of[metric.name] for variant, of in results.estimates.items()}
     axis = axis_of(by_variant.values())
-    rows = []
+    rows, colours = [], looks(results)
     for variant, of in by_variant.items():
         interval = metric.range(of.low, of.high)
         words = f"{variant}: mean {metric.value(of.mean)}, 95 % interval {interval}, {of.n} seeds"
-        drawing = interval_row(axis, of, looks(results)[variant].colour, words)
+        drawing = interval_row(axis, of, colours[variant].colour, words)
         rows.append(
             f'<tr><th scope="row">{html.escape(variant)}</th><td>{drawing}</td>'
             f"{_cell(metric.value(of.mean), interval)}{_cell(metric.spread(of.sd))}{_cell(str(of.n))}</tr>"
@@ -97,11 +97,11 @@ def _differences(results: Results, metric: Metric) -> str:
     if not by_variant:
         return ""
     axis = axis_of([of.estimate for of in by_variant.values()], zero=True)
-    rows = []
+    rows, colours = [], looks(results)
     for variant, of in by_variant.items():
         interval = metric.between(of.estimate.low, of.estimate.high)
         words = f"{variant}: {metric.difference(of.estimate.mean)} {metric.unit}, 95 % interval {interval}"
-        drawing = interval_row(axis, of.estimate, looks(results)[variant].colour, words)
+        drawing = interval_row(axis, of.estimate, colours[variant].colour, words)
         rows.append(
             f'<tr><th scope="row">{html.escape(variant)}</th><td>{drawing}</td>'
             f"{_cell(metric.difference(of.estimate.mean), interval)}{_tests(of, metric)}</tr>"
@@ -196,14 +196,15 @@ def _differing(results: Results) -> str:
     names = list(next(iter(by_variant.values())))
     if not names:
         return ""
-    cells = {(name, variant): shown(of[name]) for variant, of in by_variant.items() for name in names}
-    rows, columns = (names, list(by_variant)) if len(names) >= len(by_variant) else (list(by_variant), names)
-    heads = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
+    rows = by_variant
+    if len(names) >= len(by_variant):
+        rows = {name: {variant: of[name] for variant, of in by_variant.items()} for name in names}
+    heads = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in next(iter(rows.values())))
     body = "\n".join(
         f'<tr><th scope="row">{html.escape(row)}</th>'
-        + "".join(f"<td>{html.escape(cells.get((row, of)) or cells[of, row])}</td>" for of in columns)
+        + "".join(f"<td>{html.escape(shown(value))}</td>" for value in cells.values())
         + "</tr>"
-        for row in rows
+        for row, cells in rows.items()
     )
     return f"""<div class="scroll"><table class="pairs"><caption>What the variants differ in</caption>
 <thead><tr><td></td>{heads}</tr></thead>

@@ -7,7 +7,7 @@ from typing import Any
 
 from icckd.report.comparison.metrics import Metric, metric_of
 from icckd.report.comparison.runs import Run, RunKey
-from icckd.report.comparison.statistics import Estimate, Needed, estimate, holm, needed, p_value, paired
+from icckd.report.comparison.statistics import LEVEL, Estimate, Needed, estimate, holm, needed, p_value, paired
 from icckd.settings.comparison import Comparison, Place
 
 _NAMED = 3  # Baselines that are listed.
@@ -25,6 +25,16 @@ class Difference:
     p: float | None
     adjusted: float | None
     needed: Needed | None
+
+    @property
+    def is_apart(self) -> bool:
+        """Does p say that it is not chance?"""
+        return self.p is not None and self.p <= 1 - LEVEL
+
+    @property
+    def stands(self) -> bool:
+        """Does p say so after Holm's correction too?"""
+        return self.adjusted is not None and self.adjusted <= 1 - LEVEL
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,6 @@ class Results:
     def lines(self) -> list[Line]:
         """Those of the comparison, the baseline's first."""
         return [Line(_line_name(list(line.values())), line) for line in self.comparison.lines()]
-
-    @property
-    def by_text(self) -> bool:
-        """Are there lines, and are they over texts rather than numbers?"""
-        return any(isinstance(place, str) for line in self.lines for place in line.variants)
 
     @property
     def others(self) -> list[str]:

@@ -50,33 +50,20 @@ def _positive_rules(teacher: TeacherSettings, method: type[TeacherMethod]) -> li
 
 def _intra_class_rules(teacher: TeacherSettings) -> list[SettingRule]:
     """What the intra-class loss's settings have to do with the positives and the memory."""
-    loss, capacity = teacher.loss, teacher.memory.capacity
+    loss, capacity, positive = teacher.loss, teacher.memory.capacity, teacher.positive
     remembers = f"features where teacher.memory.capacity is {capacity}: the memory holds features"
     rules: list[SettingRule] = [
         ("teacher.loss.space", loss.space, loss.space == "features" or capacity == 0, remembers)
     ]
-    if teacher.positive == "second-view":
+    if positive == "second-view":
         return rules
-    of_positive = f"where teacher.positive is {teacher.positive}"
-    no_gradient = f"{of_positive}: there is no second view with a gradient"
-    unseen = teacher.positive == "previous-epoch"
-    return [
-        *rules,
-        *(
-            (f"teacher.loss.{name}", value, value == usual, f"{usual} {no_gradient}")
-            for name, value, usual in (
-                ("cross_entropy_views", loss.cross_entropy_views, "first"),
-                ("space", loss.space, "features"),
-                ("neighbours", loss.neighbours, 0),
-            )
-        ),
-        (
-            "teacher.loss.strong_second_view",
-            loss.strong_second_view,
-            not (loss.strong_second_view and unseen),
-            f"false {of_positive}: there is no second view",
-        ),
-    ]
+    nothing = f"where teacher.positive is {positive}: there is no second view"
+    for name, usual in {"cross_entropy_views": "first", "space": "features", "neighbours": 0}.items():
+        value = getattr(loss, name)
+        rules.append((f"teacher.loss.{name}", value, value == usual, f"{usual} {nothing} with a gradient"))
+    unseen = loss.strong_second_view and positive == "previous-epoch"
+    rules.append(("teacher.loss.strong_second_view", loss.strong_second_view, not unseen, f"false {nothing}"))
+    return rules
 
 
 def student_rules(student: StudentSettings) -> list[SettingRule]:

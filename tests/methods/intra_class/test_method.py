@@ -26,11 +26,8 @@ def test_the_loss_is_of_the_views_that_it_names(weight, of, views, smoothing):
     losses = teacher(outputs, samples)
     torch.testing.assert_close(losses["cross_entropy"].double(), expected, rtol=1e-5, atol=1e-6)
     if weight:
-        probabilities = logits[:ROWS].softmax(1)
-        own = probabilities.gather(1, samples.labels[:, None])[:, 0]
-        margin = own - probabilities.scatter(1, samples.labels[:, None], -1).amax(1)
-        anchor, positive = outputs.features[:ROWS].double(), outputs.features[ROWS:].double()
-        expected = expected + weight * intra_class_contrastive(anchor, positive, samples.labels, gate=margin > 0.3)
+        gate = margins(logits[:ROWS], samples.labels) > 0.3
+        expected = expected + weight * intra_class_contrastive(*halves(outputs), samples.labels, gate=gate)
     torch.testing.assert_close(losses["loss"].double(), expected, rtol=1e-5, atol=1e-6)
 
 
