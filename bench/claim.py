@@ -3,7 +3,8 @@
 `python -m bench.claim FILE.md …` replaces what stands between `<!-- comparison: FOLDER METRIC … -->` and
 `<!-- end -->`. FOLDER is one of results/; of it no more is read than compare.yaml and the runs' summaries. Where the
 comparison is against texts, as students' methods are, a table has a row for each of them and a column for each line,
-metric by metric; else a row for each variant and a column for each metric.
+metric by metric, but one row where a metric is the same at all, as those of shared teachers are; else a row for each
+variant and a column for each metric.
 """
 
 import re
@@ -40,11 +41,7 @@ def comparison_table(path: Path, names: list[str]) -> str:
     if missing:
         raise UserError(f"{path} does not compare {missing[0]}; its metrics are {', '.join(known)}")
     metrics = [known[name] for name in names]
-    parts = (
-        [_by_place(results, metric) for metric in metrics]
-        if results.comparison.by_text
-        else [_by_variant(results, metrics)]
-    )
+    parts = _by_places(results, metrics) if results.comparison.by_text else [_by_variant(results, metrics)]
     return "\n\n".join([*parts, _conditions(results)])
 
 
@@ -53,15 +50,26 @@ def _by_variant(results: Results, metrics: list[Metric]) -> str:
     return table([results.comparison.baseline + " and others", *(metric.label for metric in metrics)], rows)
 
 
-def _by_place(results: Results, metric: Metric) -> str:
-    rows = [
+def _by_places(results: Results, metrics: list[Metric]) -> list[str]:
+    """A table a metric, and one of those that are the same at every place, as of teachers that are shared."""
+    by_metric = {metric.label: _by_place(results, metric) for metric in metrics}
+    shared = {label: rows[0][1:] for label, rows in by_metric.items() if all(row[1:] == rows[0][1:] for row in rows)}
+    lines = [line.name for line in results.lines]
+    tables = [table([label, *lines], rows) for label, rows in by_metric.items() if label not in shared]
+    if shared:
+        tables.append(table(["", *lines], [[label, *cells] for label, cells in shared.items()]))
+    return tables
+
+
+def _by_place(results: Results, metric: Metric) -> list[list[str]]:
+    """A row for each place: its name, and a cell for each line."""
+    return [
         [
             str(place),
             *(_cell(results, line.variants[place], metric) if place in line.variants else "" for line in results.lines),
         ]
         for place in results.comparison.order()
     ]
-    return table([metric.label, *(line.name for line in results.lines)], rows)
 
 
 def _cell(results: Results, variant: str, metric: Metric) -> str:
