@@ -117,7 +117,7 @@ _TAUGHT_MEASURES = (
     Measure(
         "neighbour_agreement",
         "Neighbours as the teacher's",
-        "of the 5 nearest in an image's class; 0: as by chance, 1: the same",
+        "of the 5 nearest of the same class; 0: as by chance, 1: the same",
         decimal,
     ),
 )

@@ -52,7 +52,7 @@ def test_a_miniature_answers_with_two_seeds(name, tmp_path, monkeypatch):
     whole = read_comparison(CONFIGS / f"{name}.yaml", SMALL | OWN.get(name, {}), seeds=[0, 1])
     system, metric = SYSTEMS[name]
     assert metric in whole.metrics
-    baseline = whole.baseline_of(system)
+    baseline = whole.baselines()[system]
     assert baseline != system
     variants = {variant: whole.variants[variant] for variant in (baseline, system)}
     small = replace(whole, variants=variants, baseline=baseline, against=None)

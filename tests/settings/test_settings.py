@@ -102,16 +102,18 @@ def test_a_method_that_learns_from_its_second_view_keeps_it(monkeypatch):
         check(Settings(teacher=TeacherSettings(positive="previous-epoch")))
 
 
-def test_strong_views_are_not_made_of_images_in_files(monkeypatch):
-    streamed = Settings(data=DataSettings(name="image-folder", streaming=True))
-    check(streamed)
-    monkeypatch.setattr("icckd.methods.intra_class.IntraClass.strong_views", 1)
-    check(Settings())
-    check(streamed, ["student"])
-    with pytest.raises(
-        UserError, match=r"data\.streaming is true; it should be false with teacher\.loss\.method intra-"
-    ):
-        check(streamed)
+@pytest.mark.parametrize(
+    ("loss", "named"),
+    [({"method": "wsc"}, "method wsc"), ({"strong_second_view": True}, "strong_second_view")],
+)
+def test_strong_views_are_not_made_of_images_in_files(loss, named):
+    streamed = DataSettings(name="image-folder", streaming=True)
+    check(Settings(data=streamed))
+    teacher = TeacherSettings(loss=TeacherLossSettings(**loss))
+    check(Settings(teacher=teacher))
+    check(Settings(data=streamed, teacher=teacher), ["student"])
+    with pytest.raises(UserError, match=rf"data\.streaming is true; it should be false with teacher\.loss\.{named}, "):
+        check(Settings(data=streamed, teacher=teacher))
 
 
 @pytest.mark.parametrize(
