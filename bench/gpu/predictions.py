@@ -49,8 +49,9 @@ PREDICTIONS = [
 
 
 def table(rows: list[Row]) -> str:
-    """Every prediction, and what each recorded run measured beside it: empty where it did not come to it."""
-    commits = list(dict.fromkeys(row["commit"] for row in sorted(rows, key=lambda row: row["date"])))
+    """Every prediction, and what each run with recorded times measured beside it: empty where it did not come to it."""
+    timed = sorted((row for row in rows if "median_ms" in row), key=lambda row: row["date"])
+    commits = list(dict.fromkeys(row["commit"] for row in timed))
     header = ["step in bfloat16, µs", "backend", "floor", "predicted of 7011dc5", "predicted of the changes"]
     header += [f"measured at {commit[:7]}" for commit in commits] or ["measured"]
     lines = [header, ["---", "---", *["--:"] * (len(header) - 2)]]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from icckd import backends
+from icckd.compiling import assume_constant_result
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -34,7 +35,12 @@ def gather_sides(
 def full_precision(x: Tensor) -> AbstractContextManager:
     """No autocast, which would round products to half precision, on the device of `x`."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if _has_autocast(kind) else nullcontext()
+
+
+@assume_constant_result  # The compiler of PyTorch 2.11 cannot look into it.
+def _has_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind)
 
 
 def norm(x: Tensor, dim: int = 1) -> Tensor:

@@ -45,7 +45,7 @@ def compare_classes(
     size = size[:count]
     # One bag a class, in one order: a scatter on a GPU would add in any. The first has the ignored rows too, zeros.
     begins = (len(rows) - size.sum() + size.cumsum(0) - size).long()
-    begins[0] = 0
+    begins[:1].zero_()  # begins[0] = 0 would copy the number from the host, which waits for a GPU.
     size = size.to(rows.dtype)
     sums = embedding_bag(order, rows, begins, mode="sum")
     squares = embedding_bag(order, rows.square().sum(1, keepdim=True), begins, mode="sum").squeeze(1)
