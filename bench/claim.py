@@ -32,10 +32,15 @@ def fill(text: str, folder: Path = RESULTS) -> str:
     return _TABLE.sub(made, text)
 
 
+def read_results(path: Path) -> Results:
+    """The comparison in `path`, by its definition and its runs' summaries."""
+    comparison = ComparisonFolder(path).read()
+    return results_of(comparison, read_runs(path, comparison))
+
+
 def comparison_table(path: Path, names: list[str]) -> str:
     """The table of the metrics `names` of the comparison in `path`, and how its numbers came about."""
-    comparison = ComparisonFolder(path).read()
-    results = results_of(comparison, read_runs(path, comparison))
+    results = read_results(path)
     known = {metric.name: metric for metric in results.metrics}
     missing = [name for name in names if name not in known]
     if missing:
@@ -90,7 +95,7 @@ def _conditions(results: Results) -> str:
     return (
         f"{overview(results)[0]} After a semicolon: less {results.baseline_in_words}, paired by seed, with its 95 % "
         f"interval; bold where it stands after Holm's correction over {results.tests} differences. "
-        f"{where.get('processor', '')}, torch {where.get('torch', '')}, {when}."
+        f"{where.get('device', '').replace('cpu: ', '').replace('cuda: ', '')}, torch {where.get('torch', '')}, {when}."
     )
 
 
