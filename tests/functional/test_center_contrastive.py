@@ -249,3 +249,13 @@ def test_wrong_arguments(change, error, message):
     arguments = {"features": torch.zeros(4, 5), "centers": torch.zeros(3, 5), "labels": torch.zeros(4).long(), **change}
     with pytest.raises(error, match=message):
         center_contrastive(**arguments)
+
+
+def test_compiled_code_need_not_look_into_what_a_device_has(monkeypatch):
+    # As with PyTorch 2.11, whose compiler cannot follow this function.
+    monkeypatch.setattr(torch.amp, "is_autocast_available", torch.compiler.disable(lambda kind: kind == "cpu"))
+    torch.compiler.reset()
+    features, centers, labels = torch.randn(6, 4), torch.randn(3, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    compiled = torch.compile(center_contrastive, fullgraph=True, backend="eager")
+    expected = center_contrastive(features, centers, labels, backend="reference")
+    assert compiled(features, centers, labels, backend="reference") == expected
