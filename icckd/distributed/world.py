@@ -1,5 +1,6 @@
 """The processes of a run: who this one is among them, what they agree on, and how they end together."""
 
+import importlib
 import json
 import os
 import signal
@@ -70,6 +71,9 @@ class World:
             backend = "cpu:gloo,cuda:nccl"
         if self.group is None:
             assert self._store is not None
+            # It takes the default group as the default of arguments: imported later, as by torch._dynamo, it would keep
+            # this one and its threads, which abort a process where they still let go of tensors as it ends.
+            importlib.import_module("torch.distributed.nn")
             dist.init_process_group(
                 backend,
                 store=dist.PrefixStore("groups", self._store),

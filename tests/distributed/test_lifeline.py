@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -71,6 +73,37 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     world = World(Launch(rank=6, size=8, local_rank=2, launcher="torchrun"))
     with pytest.raises(UserError, match="3 processes or more were started on this host, which has 2 GPUs"):
         world.connect(torch.device("cuda"))
+
+
+LEAVES = """
+import sys
+from pathlib import Path
+import torch
+from torch.distributed import FileStore
+from icckd.distributed import Launch, World
+
+rank = int(sys.argv[1])
+world = World(Launch(rank, 2, rank), FileStore(sys.argv[2], 2))
+world.connect(torch.device("cpu"))
+__import__("torch._dynamo")
+assert world.most(rank) == 1
+threads = Path("/proc/self/task").glob
+assert any("gloo" in path.read_text() for path in threads("*/comm"))
+world.disconnect()
+assert not any("gloo" in path.read_text() for path in threads("*/comm"))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="threads' names are read as Linux tells them")
+def test_the_groups_threads_end_with_the_groups(tmp_path):
+    # In a fresh interpreter: whether they do depends on what is imported, and when.
+    command = [sys.executable, "-c", LEAVES]
+    started = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stderr=subprocess.PIPE) for rank in (0, 1)
+    ]
+    for process in started:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()
 
 
 # --- one dies --------------------------------------------------------------------------------------------------------
