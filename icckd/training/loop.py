@@ -16,6 +16,7 @@ from icckd.settings import TrainingSettings
 from icckd.training.accumulation import accumulate
 from icckd.training.capture import CapturedSteps
 from icckd.training.checkpoint import Checkpoint
+from icckd.training.heap import trim_heap
 from icckd.training.optimizers import make_optimizer
 from icckd.training.randomness import random_state, set_random_state
 from icckd.training.schedule import learning_rate
@@ -112,6 +113,7 @@ class Training:
                 self._finish_epoch(evaluate())
                 self._save(checkpoint)
                 on_epoch(self.history)
+                trim_heap()
                 stopped_by = self.world.most(stop.received or 0)
                 if stopped_by:  # During the evaluation.
                     raise Interrupted(stopped_by)
