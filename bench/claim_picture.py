@@ -21,7 +21,7 @@ PANELS = {
     "student.fine_probe_soft_labels": "what classes hide, probe\nof soft labels, points",
     "student.neighbour_agreement": "the teacher's neighbours\nkept, of 100",
 }
-COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"]
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"]
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def _seeds(words: list[str]) -> Iterator[int]:
     for word in words:
         match = re.fullmatch(r"(\d{1,18})(?:-(\d{1,18}))?", word, re.ASCII)
         if match is None:
-            raise UserError(f"--seeds holds {word!r}; it should be whole numbers, or ranges as 0-9")
+            raise UserError(f"--seeds holds {word!r}; give numbers or ranges, as in --seeds 0 1 2 or --seeds 0-9")
         first, last = int(match[1]), int(match[2] or match[1])
         if not 0 <= last - first < _MOST_SEEDS:
             raise UserError(f"--seeds holds {word}; a range should have 1 to {_MOST_SEEDS} seeds")

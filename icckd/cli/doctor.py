@@ -8,7 +8,7 @@ import torch
 from icckd import backends
 from icckd.backends import native
 from icckd.environment import package_versions, processor, versions
-from icckd.methods import METHODS, StudentMethod, TeacherMethod
+from icckd.methods import METHODS, StudentMethod, StudentProcedure, TeacherMethod
 from icckd.models import ARCHITECTURES
 from icckd.settings import methods_of
 
@@ -32,7 +32,8 @@ def diagnose() -> str:
         lines += _automatic_lines(device)
     lines += ["", "networks", *_listed(ARCHITECTURES), *_indented(ARCHITECTURES.problems())]
     lines += ["", "teacher's methods", *_listed(methods_of(TeacherMethod))]
-    lines += ["", "student's methods", *_listed(methods_of(StudentMethod)), *_indented(METHODS.problems())]
+    lines += ["", "student's methods", *_listed((*methods_of(StudentMethod), *methods_of(StudentProcedure)))]
+    lines += _indented(METHODS.problems())
     return "\n".join(lines)
 
 

@@ -68,7 +68,7 @@ def charts(results: Results, metric: Metric) -> Iterator[Chart]:
         values = _merged({variant: by_variant[variant] for variant in shown if by_variant[variant]})
         name = f"{metric.name.replace('.', '-').replace('_', '-')}-{number}"
         if values:
-            yield _means(results, metric, values, name)
+            yield _means(results, metric, values, baseline, name)
         others = {names: of for names, of in values.items() if baseline not in names}
         apart = {names: _later(_paired(of, by_variant[baseline])) for names, of in others.items()}
         if any(apart.values()):
@@ -85,12 +85,13 @@ def _together(results: Results) -> list[list[str]]:
     return charts
 
 
-def _means(results: Results, metric: Metric, values: dict[tuple[str, ...], ByEpoch], name: str) -> Chart:
+def _means(results: Results, metric: Metric, values: dict[tuple[str, ...], ByEpoch], baseline: str, name: str) -> Chart:
+    title = f"{metric.label}, {baseline} and others" if len(results.baselines) > 1 else metric.label
     curves = [
         _curve(results, names, {epoch: estimate(seeds) for epoch, seeds in of.items()}, _extremes)
         for names, of in values.items()
     ]
-    return Chart(name, metric.label, "After each epoch.", curves, percent=metric.percent)
+    return Chart(name, title, "After each epoch.", curves, percent=metric.percent)
 
 
 def _apart(

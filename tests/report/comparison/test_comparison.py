@@ -431,6 +431,8 @@ def test_variants_are_drawn_against_a_setting_and_compared_at_the_same_value(mak
     assert "<h2>Against data.train_fraction</h2>" in page
     assert "their baseline of the same data.train_fraction (plain-0, plain-40)" in page
     assert "robust-40: higher than plain-40" in text
+    # A chart of learning curves says which baseline it shows.
+    assert all(f"test accuracy, {name} and others" in page for name in ("plain-0", "plain-40"))
 
 
 def test_lines_of_which_nothing_is_finished_are_not_drawn(make_runs):
