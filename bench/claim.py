@@ -13,6 +13,7 @@ from pathlib import Path
 
 from icckd.comparison.folder import ComparisonFolder
 from icckd.errors import UserError
+from icckd.files import write_text
 from icckd.report.comparison.findings import overview
 from icckd.report.comparison.metrics import Metric
 from icckd.report.comparison.results import Results, results_of
@@ -20,15 +21,24 @@ from icckd.report.comparison.runs import read_runs
 from icckd.report.tables import table
 
 RESULTS = Path(__file__).parent.parent / "results"
-_TABLE = re.compile(r"(<!-- comparison: (\S+)((?: \S+)+) -->)\n.*?(<!-- end -->)", re.DOTALL)
+_BEGIN, _END = "<!-- comparison: ", "<!-- end -->"
+_TABLE = re.compile(rf"({_BEGIN}(\S+)((?: \S+)+) -->)\n(?:(?!{_BEGIN}).)*?({_END})", re.DOTALL)
 
 
 def fill(text: str, folder: Path = RESULTS) -> str:
-    """`text` with every table made anew from what there is below `folder`."""
+    """`text` with every table made anew from what there is below `folder`.
+
+    Raises UserError where a table has no end, or is no comparison's.
+    """
 
     def made(match: re.Match[str]) -> str:
         return f"{match[1]}\n{comparison_table(folder / match[2], match[3].split())}\n{match[4]}"
 
+    ended = {match.start() for match in _TABLE.finditer(text)}
+    for match in re.finditer(_BEGIN, text):
+        if match.start() not in ended:
+            line = text.count("\n", 0, match.start()) + 1
+            raise UserError(f"line {line} begins a table, but names no metric, or {_END} does not end it")
     return _TABLE.sub(made, text)
 
 
@@ -101,7 +111,10 @@ def _conditions(results: Results) -> str:
 
 def main() -> None:
     for path in map(Path, sys.argv[1:]):
-        path.write_text(fill(path.read_text(encoding="utf-8")), encoding="utf-8")
+        try:
+            write_text(path, fill(path.read_text(encoding="utf-8")))
+        except (OSError, UserError) as error:
+            sys.exit(f"{path}: {error}")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ they stand after Holm's correction over all differences of that comparison. NAME
 compare.yaml and the runs' summaries alone.
 """
 
-import sys
+import argparse
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.claim import RESULTS, read_results
+from icckd.errors import UserError
 from icckd.report.comparison.results import Difference, Results
 
 PANELS = {
@@ -66,8 +67,10 @@ def picture(given: list[tuple[str, str, str]]) -> Figure:
 
 def _rows(folder: str, line: str, name: str, colour: str) -> list[Row]:
     results = read_results(RESULTS / folder)
-    variants = next(each.variants for each in results.lines if each.name == line)
-    return [Row(name, results, variant, str(place), colour) for place, variant in variants.items()]
+    lines = {each.name: each.variants for each in results.lines}
+    if line not in lines:
+        raise UserError(f"{folder} has no line {line}; its lines are {', '.join(lines)}")
+    return [Row(name, results, variant, str(place), colour) for place, variant in lines[line].items()]
 
 
 def _bar(axes: Axes, place: int, of: Difference | None, colour: str) -> None:
@@ -81,9 +84,19 @@ def _bar(axes: Axes, place: int, of: Difference | None, colour: str) -> None:
 
 
 def main() -> None:
-    path, *given = sys.argv[1:]
-    pairs = [each.split(":") for each in given]
-    picture([(folder, line, name) for folder, line, name in pairs]).savefig(path, dpi=120)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("figure", metavar="FIGURE.png")
+    parser.add_argument("rows", metavar="FOLDER:LINE:NAME", nargs="+", type=_row)
+    options = parser.parse_args()
+    try:
+        picture(options.rows).savefig(options.figure, dpi=120)
+    except (OSError, UserError) as error:
+        parser.error(str(error))
+
+
+def _row(text: str) -> tuple[str, str, str]:
+    folder, line, name = text.split(":", 2)  # Its ValueError is argparse's to tell.
+    return folder, line, name
 
 
 if __name__ == "__main__":

@@ -22,6 +22,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
+    except OSError as error:
+        if error.filename != str(temporary):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # The temporary name tells nobody anything.
     except Exception as error:
         # So do torch.save and safetensors, which is not loaded for that, say that a disk is full.
         if not isinstance(error, RuntimeError) and type(error).__name__ != "SafetensorError":

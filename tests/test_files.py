@@ -23,6 +23,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_the_file_is_named_and_not_the_temporary_one(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"/folder'$"):
+        write_text(tmp_path / "folder", "text")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
 @pytest.mark.parametrize("save", [torch.save, save_file])
 def test_that_a_disk_is_full_is_said_in_one_way(tmp_path, save):
     resource = pytest.importorskip("resource")

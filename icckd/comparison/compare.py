@@ -28,6 +28,7 @@ from icckd.experiment import (
 )
 from icckd.methods.spectrum import Spectrum
 from icckd.report.comparison import Results, write_comparison
+from icckd.report.comparison.runs import read_runs
 from icckd.settings import Comparison, Settings
 from icckd.settings.names import shown
 from icckd.training import StopSignal
@@ -88,6 +89,8 @@ def compare(
     own = shard.of(runs)
     folder.check(comparison, own, resume=resume, overwrite=overwrite)
     finished = [] if overwrite else folder.finished(comparison, runs)
+    if finished:
+        read_runs(path, comparison)  # What is broken in them is found now, and not after all the training.
     waiting = [run for run in own if run not in finished]
     failures: dict[Run, Failed] = {}
     if waiting:

@@ -62,6 +62,7 @@ class ComparisonFolder:
                 f"--output {self.path} holds runs of a comparison; add --resume to continue it, --overwrite to replace "
                 "it, or give another folder"
             )
+        self._check_kept(comparison)
         done = set(self.finished(comparison, runs_of(comparison)))
         for run in runs_of(comparison):
             folder = self.run(run)
@@ -82,6 +83,20 @@ class ComparisonFolder:
 
     def _run_folders(self) -> list[RunFolder]:
         return [RunFolder(path) for path in sorted(self.path.glob("runs/*/*")) if path.name.isdecimal()]
+
+    def _check_kept(self, comparison: Comparison) -> None:
+        """Raise UserError where results would lose runs that the folder's own definition has, and that are there."""
+        try:
+            before = runs_of(self.read())
+        except UserError:  # There is none, or none that names runs.
+            return
+        named = set(runs_of(comparison))
+        lost = [run for run in before if run not in named and self.run(run).holds_results()]
+        if lost:
+            raise UserError(
+                f"the results in {self.path} would lose {lost[0]}, which is there: --resume goes on with the seeds and "
+                "variants that were there before; name them too, or remove their folders in runs/"
+            )
 
     def _check_spared(self, comparison: Comparison) -> None:
         runs = self.path / "runs"

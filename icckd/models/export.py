@@ -191,6 +191,8 @@ def _compare(network: WithNormalisation, run: Run, name: str) -> tuple[float, fl
         images = _images(network, count)
         own, exported = network(images), run(images)
         for output, expected in own.items():
+            if not expected.isfinite().all():
+                raise UserError(f"{name} is not written: the network's own {output} of random images are not finite")
             difference = (exported[output] - expected).abs().max().item()
             scale = max(expected.abs().max().item(), 1.0)
             if not difference <= TOLERANCE * scale:

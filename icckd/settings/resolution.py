@@ -82,7 +82,7 @@ def one_line(text: str) -> str:
     text = re.sub(r"Expected a <class '(\w+)'>", r"expected \1", text)
     text = re.sub(r"Expected a typing\.Literal\[(.*?)\]", r"expected one of \1", text)
     text = re.sub(r"\. Got value: ", ", got ", text)
-    text = re.sub(r"Group '([\w.]+)' does not accept option '([\w.]+)'", r"\2 is no setting", text)
+    text = re.sub(r"Group '([\w.]+)' does not accept option '([\w.]+)'", r"\1.\2 is no setting", text)
     text = re.sub(
         r"Subcommand '(\w+)' does not accept option '([^']+)'", r"\2 is no setting; icckd \1 --help has all", text
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from bench import claim, claim_picture
 from bench.claim import RESULTS, comparison_table, fill
 from bench.claim_picture import PANELS, picture
 from icckd.errors import UserError
@@ -58,6 +59,33 @@ def test_what_is_not_there_is_told(tmp_path):
     assert "days that are unknown" in comparison_table(tmp_path, ["student.test_accuracy"])  # No run is finished.
     with pytest.raises(UserError, match=r"does not compare student\.seconds; its metrics are student\.test_accuracy"):
         comparison_table(tmp_path, ["student.seconds"])
+
+
+def test_a_table_without_an_end_changes_nothing(tmp_path, monkeypatch):
+    begin = "<!-- comparison: claim/digits-pilot student.fine_probe -->"
+    page = tmp_path / "page.md"
+    page.write_text(f"A\n{begin}\nold\n\nProse.\n\n{begin}\nold\n<!-- end -->\n")
+    monkeypatch.setattr("sys.argv", ["claim", str(page)])
+    with pytest.raises(SystemExit, match=r"page\.md: line 2 begins a table, but .* does not end it"):
+        claim.main()
+    assert "Prose." in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([], "the following arguments are required: FIGURE.png, FOLDER:LINE:NAME"),
+        (["a.png", "claim/digits-pilot"], "invalid _row value"),
+        (["a.png", "claim/digits-pilot:best:digits"], "claim/digits-pilot has no line best; its lines are plain, "),
+        (["/nowhere/a.png", "claim/digits-pilot:weight-0.1:digits: even"], "No such file or directory"),
+    ],
+)
+def test_what_the_picture_cannot_be_of(given, words, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["claim_picture", *given])
+    with pytest.raises(SystemExit) as stopped:
+        claim_picture.main()
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

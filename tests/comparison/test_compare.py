@@ -202,6 +202,26 @@ def test_a_metric_that_no_summary_has_is_refused_before_anything_is_trained(tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("fewer", [["--seeds", "1"], ["--config", "one.yaml"]])
+def test_a_comparison_loses_no_run_that_is_there(summaries, fewer, tmp_path, capsys):
+    variants = {name: of for name, of in DEFINITION["variants"].items() if name != "kd"}
+    write(tmp_path / "one.yaml", variants={**variants, "new": {"student.loss.method": "dkd"}})
+    fewer = [str(tmp_path / word) if word.endswith(".yaml") else word for word in fewer]
+    before = contents(summaries)
+    assert run("--output", summaries, "--resume", *fewer) == 2
+    assert "would lose kd/0, which is there" in error_line(capsys)
+    assert contents(summaries) == before
+
+
+def test_what_is_broken_in_a_finished_run_is_found_before_anything_is_trained(summaries, capsys):
+    shutil.rmtree(summaries / "runs/none/1")
+    (summaries / "runs/kd/0/metrics.jsonl").write_text('{"bro')
+    before = contents(summaries)
+    assert run("--output", summaries, "--resume") == 2
+    assert "metrics.jsonl: line 1 is not readable JSON" in error_line(capsys)
+    assert contents(summaries) == before
+
+
 def test_the_numbers_of_a_summary_are_those_that_can_be_compared(finished):
     summary = json.loads((ComparisonFolder(finished[0]).run(Run("kd", 0)).summary).read_text())
     for stage in ("teacher", "student"):

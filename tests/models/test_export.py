@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from icckd.cli import main
 from icckd.errors import UserError
@@ -131,6 +132,15 @@ def test_outputs_that_are_no_numbers_are_not_written(tmp_path, monkeypatch):
 
     monkeypatch.setitem(export._WRITERS, ".pt2", broken)
     with pytest.raises(UserError, match="differ from the network's by nan"):
+        export_model(weights, path)
+    assert not path.exists()
+
+
+def test_a_network_whose_own_outputs_are_not_finite(tmp_path):
+    weights, path = saved(tmp_path / "model", "convnet-small", 8), tmp_path / "network.pt2"
+    file = weights / "model.safetensors"
+    save_file({name: x * 1e30 if x.is_floating_point() else x for name, x in load_file(file).items()}, file)
+    with pytest.raises(UserError, match="not written: the network's own features of random images are not finite"):
         export_model(weights, path)
     assert not path.exists()
 

@@ -42,7 +42,8 @@ def test_nested_and_dotted_names_are_the_same():
     ("values", "words"),
     [
         ({"teacher.epochs": "many"}, "teacher.epochs: expected int, got many"),
-        ({"teacher": {"epoch": 3}}, "epoch is no setting"),
+        ({"teacher": {"epoch": 3}}, "the file: teacher.epoch is no setting"),
+        ({"student.loss.kd.tempreature": 3}, "student.loss.kd.tempreature is no setting"),
         ({"teacher": None}, "teacher is null"),
         ({"seed": None}, "seed is null"),
         ({"seed.x": 1, "seed": 1}, "one of them"),

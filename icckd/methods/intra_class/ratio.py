@@ -32,8 +32,9 @@ class RatioControl(nn.Module):
         v_c = m_c / √((|m_c|² − q_c) / (1 − q_c)),  |Σ v_c|² − Σ |v_c|² = Σ over pairs of the cosine, so
         inter = 1 − (|Σ v_c|² − Σ |v_c|²) / (C (C − 1))
 
-    over the classes that have been met twice. The corrections by q make both free of how few images were seen. Then,
-    with e = log R − log(intra / inter) in [−1, 1], a level l and the share B/N of the training images in this step,
+    over the classes with q_c ≤ 1/2, those met three times, or twice in one step. The corrections by q make both free of
+    how few images were seen. Then, with e = log R − log(intra / inter) in [−1, 1], a level l and the share B/N of the
+    training images in this step,
 
         log l ← log l + B/N · e,    log λ = log l + 8 e,    l and λ in [1e-4, 10],
 

@@ -45,7 +45,11 @@ def _positive_rules(teacher: TeacherSettings, method: type[TeacherMethod]) -> li
     if positive == "second-view":
         return []
     wanted = f"second-view with teacher.loss.method {method.name}, which learns from its second view"
-    return [("teacher.positive", positive, method.takes_positives, wanted)]
+    earlier = positive != "previous-epoch" or teacher.epochs > 1
+    return [
+        ("teacher.positive", positive, method.takes_positives, wanted),
+        ("teacher.positive", positive, earlier, "another where teacher.epochs is 1: there is no epoch before"),
+    ]
 
 
 def _intra_class_rules(teacher: TeacherSettings) -> list[SettingRule]:

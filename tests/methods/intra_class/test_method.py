@@ -114,6 +114,8 @@ def with_loss(positive="second-view", capacity=0, **loss):
         (with_loss(gate_share=0.0), r"gate_share is 0.0; it should be in \(0, 1\]"),
         (with_loss(gate_width=0.0), "gate_width is 0.0; it should be a finite number above 0"),
         (with_loss(weight_warmup=1.5), r"weight_warmup is 1.5; it should be in \[0, 1\]"),
+        (with_loss(weight=1e300, weight_warmup=0.5), r"weight is 1e\+300; it should be in \[0, 3\.4e\+38\]"),
+        (Settings(teacher=TeacherSettings(positive="previous-epoch", epochs=1)), "there is no epoch before"),
         (with_loss(weight_warmup=0.7, weight_decline=0.5), "weight_decline is 0.5; it should be in .* 1 at most"),
         (with_loss(neighbours=-1), "neighbours is -1; it should be a finite number, 0 or more"),
         (with_loss(target_ratio=0.0), "target_ratio is 0.0; it should be null, or a finite number above 0"),
