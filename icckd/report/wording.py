@@ -144,8 +144,8 @@ def unit(results: Results) -> str:
 
 def data_name(results: Results) -> str:
     """What the data set is called."""
-    name, root = (results.settings.get(f"data.{of}") for of in ("name", "root"))
-    return "unknown data" if name is None else shown_name(str(name), root)
+    name, root, labels = (results.settings.get(f"data.{of}") for of in ("name", "root", "labels"))
+    return "unknown data" if name is None else shown_name(str(name), root, labels)
 
 
 def findings(results: Results) -> list[str]:

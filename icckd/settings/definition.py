@@ -71,9 +71,11 @@ class ClassAugmentationSettings:
         return [low, *sorted({area for area in self.areas if low < area <= high})]
 
 
-def shown_name(name: str, root: str | None) -> str:
-    """What the data set `name` is called where people read of it: signals that are made up are called so."""
-    return "synthetic signals" if name == "signals" and root is None else name
+def shown_name(name: str, root: str | None, labels: str | None) -> str:
+    """What people read of the data set `name`: made-up signals, and coarse classes, are called so."""
+    if name == "signals" and root is None:
+        return "synthetic signals"
+    return f"the coarse classes of {name}" if labels == "coarse" else name
 
 
 @dataclass
@@ -150,8 +152,8 @@ class DataSettings:
 
     @property
     def shown_name(self) -> str:
-        """What the data set is called where people read of it: signals that are made up are called so."""
-        return shown_name(self.name, self.root)
+        """What the data set is called where people read of it."""
+        return shown_name(self.name, self.root, self.labels)
 
 
 @dataclass

@@ -435,6 +435,13 @@ def test_variants_are_drawn_against_a_setting_and_compared_at_the_same_value(mak
     assert all(f"test accuracy, {name} and others" in page for name in ("plain-0", "plain-40"))
 
 
+def test_coarse_classes_are_named_in_the_title(make_runs):
+    runs = make_runs(variants=("plain", "intra"))
+    for settings in runs.comparison.variants.values():
+        settings.data.labels = "coarse"
+    assert "# intra against plain on the coarse classes of digits" in runs.pages()[1]
+
+
 def test_lines_of_which_nothing_is_finished_are_not_drawn(make_runs):
     names = ("plain-0", "plain-40", "robust-0", "robust-40")
     runs = make_runs(variants=names, seeds=(0,), metrics=["teacher.test_accuracy"], against="data.train_fraction")
