@@ -47,7 +47,7 @@ class Row:
 def picture(given: list[tuple[str, str, str]]) -> Figure:
     """Of folders, lines and names: a panel for each number, in it a row for each comparison and students' method."""
     rows = [row for n, each in enumerate(given) for row in _rows(*each, COLOURS[n % len(COLOURS)])]
-    figure = Figure(figsize=(11, 1.3 + 0.25 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(13, 1.3 + 0.25 * len(rows)), layout="constrained")
     for axes, (metric, title) in zip(figure.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True):
         for place, row in enumerate(rows):
             _bar(axes, place, row.difference(metric), row.colour)
