@@ -20,7 +20,7 @@ PANELS = {
     "student.test_accuracy": "accuracy,\npoints",
     "student.fine_probe": "what classes hide, probe\nof features, points",
     "student.fine_probe_soft_labels": "what classes hide, probe\nof soft labels, points",
-    "student.neighbour_agreement": "the teacher's neighbours\nkept, of 100",
+    "student.neighbour_agreement": "the teacher's neighbours\nkept (1: always), × 100",
 }
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"]
 
