@@ -95,7 +95,10 @@ def main() -> None:
 
 
 def _row(text: str) -> tuple[str, str, str]:
-    folder, line, name = text.split(":", 2)  # Its ValueError is argparse's to tell.
+    folder, _, rest = text.partition(":")
+    line, colon, name = rest.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"{text!r} should be FOLDER:LINE:NAME")
     return folder, line, name
 
 

@@ -82,6 +82,5 @@ def _root(settings: DataSettings) -> Path | None:
         return None
     root = Path(settings.root).expanduser()
     if not root.exists():
-        package = " (Debian's package dataset-fashion-mnist has it)" if settings.name == "fashion-mnist" else ""
-        raise UserError(f"data.root {root} does not exist; it should be where {settings.name} is{package}")
+        raise UserError(f"data.root {root} does not exist; it should be where {settings.name} is")
     return root

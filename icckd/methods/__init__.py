@@ -5,6 +5,7 @@ group "icckd.methods", makes its method known with `register`; settings, help, t
 """
 
 from icckd.methods.base import (
+    LARGEST_FACTOR,
     METHODS,
     EvaluationSet,
     Findings,
@@ -27,6 +28,7 @@ from icckd.methods.base import (
 )
 
 __all__ = [
+    "LARGEST_FACTOR",
     "METHODS",
     "EvaluationSet",
     "Findings",

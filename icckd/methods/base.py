@@ -15,6 +15,8 @@ from icckd.registry import Registry
 if TYPE_CHECKING:
     from icckd.exchange import Ranks
 
+LARGEST_FACTOR = (2 - 2**-23) * 2.0**127  # The largest float32: PyTorch and its optimisers multiply by no more.
+
 
 class Outputs(NamedTuple):
     """What a network says about B images.

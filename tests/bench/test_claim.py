@@ -75,7 +75,7 @@ def test_a_table_without_an_end_changes_nothing(tmp_path, monkeypatch):
     ("given", "words"),
     [
         ([], "the following arguments are required: FIGURE.png, FOLDER:LINE:NAME"),
-        (["a.png", "claim/digits-pilot"], "invalid _row value"),
+        (["a.png", "claim/digits-pilot"], "'claim/digits-pilot' should be FOLDER:LINE:NAME"),
         (["a.png", "claim/digits-pilot:best:digits"], "claim/digits-pilot has no line best; its lines are plain, "),
         (["/nowhere/a.png", "claim/digits-pilot:weight-0.1:digits: even"], "No such file or directory"),
     ],

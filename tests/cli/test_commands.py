@@ -156,10 +156,10 @@ def test_report_is_made_again_from_the_files(finished, capsys):
     assert "|" in capsys.readouterr().out
 
 
-def test_doctor_names_every_backend(capsys):
+def test_doctor_names_every_backend_and_kind_of_method(capsys):
     assert run("doctor") == 0
     out = capsys.readouterr().out
-    for word in ("torch", "reference", "cuda", "triton", "convnet-small"):
+    for word in ("torch", "reference", "cuda", "triton", "convnet-small", "supcon", "similarity-preserving", "absld"):
         assert word in out
 
 

@@ -4,10 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from icckd.methods.base import MethodSettings, Rule, above_zero
+from icckd.methods.base import LARGEST_FACTOR, MethodSettings, Rule, above_zero
 from icckd.methods.intra_class.ratio import LARGEST_WEIGHT, SMALLEST_WEIGHT
-
-_LARGEST_FACTOR = (2 - 2**-23) * 2.0**127  # The largest float32: PyTorch multiplies by no more.
 
 
 @dataclass
@@ -58,7 +56,7 @@ class IntraClassSettings(MethodSettings):
         warmup, decline = self.weight_warmup, self.weight_decline
         rules = {
             **super().rules(),
-            "weight": Rule(0 <= self.weight <= _LARGEST_FACTOR, f"in [0, {_LARGEST_FACTOR:.3g}]"),
+            "weight": Rule(0 <= self.weight <= LARGEST_FACTOR, f"in [0, {LARGEST_FACTOR:.3g}]"),
             "margin": Rule(self.margin == self.margin, "a number"),
             "temperature": above_zero(self.temperature),
             "label_smoothing": Rule(0 <= self.label_smoothing <= 1, "in [0, 1]"),

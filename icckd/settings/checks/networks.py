@@ -1,6 +1,6 @@
 """Rules of both networks: how they are trained, by which losses, and how they are measured."""
 
-from icckd.methods import MethodSettings, TeacherMethod, not_negative
+from icckd.methods import LARGEST_FACTOR, MethodSettings, TeacherMethod, not_negative
 from icckd.methods.intra_class import IntraClass
 from icckd.settings.checks.rule import SettingRule
 from icckd.settings.definition import (
@@ -13,10 +13,8 @@ from icckd.settings.definition import (
 )
 from icckd.settings.losses import setting_name
 
-# The largest float32: PyTorch's optimisers take no larger factor.
-_LARGEST_FACTOR = (2 - 2**-23) * 2.0**127
 # The largest learning rate that stays one beside rate_scaling: fewer than 2⁶³ images multiply it by 2⁵⁵ at most.
-_LARGEST_SCALED_RATE = _LARGEST_FACTOR * 2.0**-55
+_LARGEST_SCALED_RATE = LARGEST_FACTOR * 2.0**-55
 
 
 def teacher_rules(teacher: TeacherSettings) -> list[SettingRule]:
@@ -111,7 +109,7 @@ def _method_rules(prefix: str, settings: MethodSettings) -> list[SettingRule]:
 
 
 def _training_rules(name: str, stage: TrainingSettings) -> list[SettingRule]:
-    largest_rate = _LARGEST_FACTOR if stage.rate_scaling == "none" else _LARGEST_SCALED_RATE
+    largest_rate = LARGEST_FACTOR if stage.rate_scaling == "none" else _LARGEST_SCALED_RATE
     rules: list[SettingRule] = [
         (f"{name}.epochs", stage.epochs, stage.epochs >= 1, "1 or more"),
         (f"{name}.batch_size", stage.batch_size, stage.batch_size >= 2, "2 or more"),
@@ -125,8 +123,8 @@ def _training_rules(name: str, stage: TrainingSettings) -> list[SettingRule]:
         (f"{name}.learning_rate", stage.learning_rate, 0 < stage.learning_rate <= largest_rate,
          f"above 0, and {largest_rate:.3g} at most with {name}.rate_scaling {stage.rate_scaling}"),
         (f"{name}.momentum", stage.momentum, 0 < stage.momentum < 1, "between 0 and 1"),
-        (f"{name}.weight_decay", stage.weight_decay, 0 <= stage.weight_decay <= _LARGEST_FACTOR,
-         f"in [0, {_LARGEST_FACTOR:.3g}]"),
+        (f"{name}.weight_decay", stage.weight_decay, 0 <= stage.weight_decay <= LARGEST_FACTOR,
+         f"in [0, {LARGEST_FACTOR:.3g}]"),
         (f"{name}.warmup_epochs", stage.warmup_epochs, 0 <= stage.warmup_epochs <= stage.epochs,
          "between 0 and the number of epochs"),
         (f"{name}.decay", stage.decay, 0 < stage.decay <= 1, "in (0, 1]"),

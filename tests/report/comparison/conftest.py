@@ -10,6 +10,19 @@ from icckd.settings import Settings
 from icckd.settings.comparison import Comparison
 
 CLASSES = [f"class-{index:02d}" for index in range(20)]
+ACCURACY = "student.test_accuracy"
+TEACHER = "teacher.test_accuracy"
+
+
+def values_of(runs, variant, metric, seeds=None):
+    stage, name = metric.split(".")
+    return [runs.summaries[variant, seed][stage][name] for seed in seeds or runs.comparison.seeds]
+
+
+def change(runs, variant, metric, values):
+    stage, name = metric.split(".")
+    for seed, value in zip(runs.comparison.seeds, values, strict=True):
+        runs.summaries[variant, seed][stage][name] = value
 
 
 class Runs:
